@@ -1,0 +1,1 @@
+"""Where prompts and rollouts come from: types, tasks, rendering, engines, budgets, allocation."""

@@ -1,0 +1,1 @@
+"""Allocators: one file each, generators of asks."""

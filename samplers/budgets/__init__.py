@@ -1,0 +1,1 @@
+"""Budget policies: one file each, prompt -> plans."""

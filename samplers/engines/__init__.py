@@ -1,0 +1,1 @@
+"""Engines: continuous batching behind one contract (see base.py)."""

@@ -1,0 +1,89 @@
+"""The seam: a component is one file, found by its name, with its config beside its function.
+
+`algorithm: brpo` imports `trainer.algorithms.brpo` and nothing else; a dotted name imports a
+user's own module. There is no registry.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Component(BaseModel):
+    """Base of every component's `Config`: frozen, and unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def names(package: str) -> list[str]:
+    """Names of the components that ship in `package`."""
+    folder = importlib.import_module(package).__path__
+    return sorted(m.name for m in pkgutil.iter_modules(folder) if not m.name.startswith("_"))
+
+
+def find(package: str, name: str) -> ModuleType:
+    """The module of component `name`: ours if plain, a user's if dotted.
+
+    Raises:
+        ValueError: no such component, with the nearest that exist.
+    """
+    kind = package.rsplit(".", 1)[-1]
+    target = name if "." in name else f"{package}.{name}"
+    try:
+        return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (target == error.name or target.startswith(error.name + ".")):
+            raise  # the component exists and lacks a dependency of its own
+        known = names(package)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(
+            f"{kind}: no component named '{name}'. Allowed: {', '.join(known)}, "
+            f"or the import path of your own module (my_pkg.my_file){hint}"
+        ) from None
+
+
+def split(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """('grpo' | {'name': 'grpo', ...}) -> (name, settings)."""
+    if isinstance(spec, str):
+        return spec, {}
+    settings = dict(spec)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(f"a component is a name or a mapping with a 'name'; got {dict(spec)!r}")
+    return name, settings
+
+
+def resolve(package: str, spec: str | Mapping[str, Any]) -> tuple[ModuleType, Any]:
+    """The module that `spec` names and its validated config (None where it has no `Config`)."""
+    name, settings = split(spec)
+    module = find(package, name)
+    if not hasattr(module, "Config"):
+        if settings:
+            raise ValueError(f"{name}: takes no settings; got {', '.join(settings)}")
+        return module, None
+    return module, module.Config(**settings)
+
+
+def function(path: str) -> Any:
+    """Import `my_pkg.my_file:fn`.
+
+    Raises:
+        ValueError: the module or the name in it does not exist.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"'{path}' cannot be imported ({error}); write my_pkg.my_file:fn and make sure that "
+            "its folder is on PYTHONPATH"
+        ) from None

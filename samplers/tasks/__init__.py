@@ -1,0 +1,1 @@
+"""Procedural tasks: one file each, deterministic by seed."""

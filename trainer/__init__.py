@@ -1,0 +1,1 @@
+"""The loop, credit, losses, learners, weights, checkpoints, tracking, evaluation, reports."""

@@ -1,0 +1,1 @@
+"""GRPO variants: one file each, groups -> rows with per-token advantages."""

@@ -1,0 +1,1 @@
+"""Evaluation at budgets: estimators, statistics, the code that serves."""
