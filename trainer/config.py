@@ -1,0 +1,341 @@
+"""Recipes: a YAML file of a few fields, resolved into a list of fully specified stages.
+
+Fields at the top of a recipe hold for every stage; a stage's own fields win. A recipe may
+`extends:` another. Components (budget, algorithm, ...) are validated by their own files.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from samplers import seam
+from samplers.data import DataConfig
+from samplers.engines.base import Config as EngineConfig
+from samplers.render import ThinkingConfig
+from samplers.seam import Component
+from trainer.eval.budgets import EvalConfig
+from trainer.learner import LearnerConfig
+from trainer.losses import LossConfig
+from trainer.optim import OptimConfig
+from trainer.tracking import TrackingConfig
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+Spec = str | dict[str, Any]
+
+
+class ModelConfig(Component):
+    path: str
+    """A folder, a folder shipped under recipes/ (`base/find`), or a hub name."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Off: such a model is refused."""
+    add_markers: bool = False
+    """Add missing thinking markers to the vocabulary and resize the embeddings."""
+
+
+class RolloutConfig(Component):
+    engine: EngineConfig = EngineConfig()
+    workers: int = Field(1, ge=1)
+    """Rollout workers, one engine each."""
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = Field(192, ge=1)
+    """Cap of a whole response: thought and answer."""
+
+    @model_validator(mode="after")
+    def _whole_distribution(self) -> RolloutConfig:
+        if self.top_p != 1.0 or self.top_k != 0:
+            raise ValueError(
+                f"top_p={self.top_p}, top_k={self.top_k}: training samples from the whole "
+                "distribution, or its logprobs are wrong; set top_p: 1.0 and top_k: 0"
+            )
+        return self
+
+
+class GraderConfig(Component):
+    workers: int = Field(1, ge=1)
+    """Reward workers (Ray actors)."""
+    processes: int = Field(0, ge=0)
+    """Killable verifier processes in each; 0 grades inside the worker (exact verifiers only)."""
+    deadline: float = Field(10.0, gt=0)
+    """Seconds an answer may take before its process is killed and the verdict is unknown."""
+
+
+class CheckpointConfig(Component):
+    every: int = Field(0, ge=0)
+    """Steps between checkpoints; 0: only at the end of a stage."""
+    keep: int = Field(2, ge=1)
+    """How many of the newest to keep."""
+
+
+class GuardConfig(Component):
+    """Bounds above which a run stops instead of going on wrongly."""
+
+    engine_gap: float | None = None
+    """Mean |learner - engine| logprob gap; None: 1e-4 in float32, 1e-2 in bfloat16."""
+    truncated: float = Field(0.95, gt=0, le=1)
+    """Share of rollouts that hit the cap in the first step: above it nothing can be learned."""
+    bad_steps: int = Field(3, ge=1)
+    """Steps in a row with a non-finite loss or gradient."""
+
+
+class Stage(Component):
+    """Everything one stage of a run needs. Three sizes; the rest follows from them."""
+
+    kind: Literal["rl", "sft"] = "rl"
+    steps: int = Field(30, ge=1)
+    """Optimisation steps of this stage (batches; see updates_per_batch)."""
+    model: ModelConfig
+    thinking: ThinkingConfig | Literal["none"] = ThinkingConfig()
+    data: DataConfig
+    verifier: Spec = "exact"
+    shaping: tuple[Spec, ...] = ()
+    """Reward components added to `correct`."""
+    budget: Spec = "unlimited"
+    allocation: Spec = "uniform"
+    algorithm: Spec = "grpo"
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    prompts_per_step: int = Field(32, ge=1)
+    rollouts_per_prompt: int = Field(8, ge=1)
+    tokens_per_micro_batch: int = Field(4096, ge=1)
+    updates_per_batch: int = Field(1, ge=1)
+    """Optimiser steps a batch is split into."""
+    epochs: int = Field(1, ge=1)
+    """How often each of them is used."""
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig()
+    grader: GraderConfig = GraderConfig()
+    evaluation: EvalConfig | None = None
+    guard: GuardConfig = GuardConfig()
+    supervised: Spec | None = None
+    """Where an sft stage's examples come from (trainer/supervised.py)."""
+
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "none" if value is None else value
+
+    @property
+    def markers(self) -> ThinkingConfig | None:
+        return None if isinstance(self.thinking, str) else self.thinking
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Stage:
+        if self.prompts_per_step % self.updates_per_batch:
+            raise ValueError(
+                f"prompts_per_step={self.prompts_per_step} does not divide into "
+                f"updates_per_batch={self.updates_per_batch} equal updates; make it a multiple"
+            )
+        for kind, package in COMPONENTS.items():
+            for spec in _specs(getattr(self, kind)):
+                if kind == "verifier" and isinstance(spec, str) and ":" in spec:
+                    seam.function(spec)
+                else:
+                    seam.resolve(package, spec)
+        return self
+
+    @property
+    def budget_spec(self) -> dict[str, Any]:
+        """The budget with the response cap filled in where the recipe leaves it out."""
+        name, settings = seam.split(self.budget)
+        return {"name": name, "max_tokens": self.rollout.max_tokens, **settings}
+
+
+COMPONENTS = {
+    "verifier": "rewards.verifiers",
+    "shaping": "rewards.shaping",
+    "budget": "samplers.budgets",
+    "allocation": "samplers.allocation",
+    "algorithm": "trainer.algorithms",
+}
+
+
+class Recipe(Component):
+    """One run: its stages in order, and what belongs to the run as a whole."""
+
+    name: str
+    seed: int = 0
+    deterministic: bool = True
+    """Same recipe and seed, same metrics (times excepted): plans go to engines by index."""
+    output: str = "runs"
+    """Folder of run folders."""
+    tracking: TrackingConfig = TrackingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    stages: tuple[Stage, ...]
+
+    @property
+    def folder(self) -> Path:
+        """This run's folder: output/name-seed (`/` in a name becomes `-`)."""
+        return Path(self.output) / f"{self.name.replace('/', '-')}-seed{self.seed}"
+
+
+def _specs(value: Any) -> Sequence[Spec]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.glob("*/*.yaml"))
+
+
+def read(name: str | Path) -> dict[str, Any]:
+    """A recipe's own fields with what it extends merged below them.
+
+    Raises:
+        ValueError: no such recipe, or its YAML is broken (with the line).
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(str(name), shipped(), n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(
+            f"recipe '{name}' is neither a file nor shipped. Shipped: {', '.join(shipped())}{hint}"
+        )
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: broken YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of fields; got {type(raw).__name__}")
+    if "extends" in raw:
+        parent = read(raw.pop("extends"))
+        return merge(parent, raw)
+    return raw
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings merge; anything else is replaced. A component with another name replaces."""
+    out = dict(below)
+    for key, value in above.items():
+        old = out.get(key)
+        renamed = isinstance(value, Mapping) and "name" in value and isinstance(old, Mapping)
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and not (
+            renamed and old.get("name") != value["name"]
+        ):
+            out[key] = merge(old, value)
+        else:
+            out[key] = value
+    return out
+
+
+def override(raw: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply `a.b=c` settings (values are YAML); `stages.0.steps=5` reaches into one stage.
+
+    Raises:
+        ValueError: not of that form, or every stage sets the field itself.
+    """
+    for text in assignments:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise ValueError(f"'{text}': settings are written key=value, e.g. optim.lr=1e-3")
+        keys = path.split(".")
+        parsed = _number(yaml.safe_load(value))
+        if keys[0] == "stages" and len(keys) > 2 and keys[1].isdigit():
+            stages = raw.get("stages") or [{}]
+            if int(keys[1]) >= len(stages):
+                raise ValueError(f"'{text}': the recipe has {len(stages)} stages, counted from 0")
+            stages[int(keys[1])] = merge(stages[int(keys[1])], _nest(keys[2:], parsed))
+            raw["stages"] = stages
+            continue
+        for i, stage in enumerate(raw.get("stages") or []):
+            if keys[0] in stage and _has(stage, keys):
+                raise ValueError(
+                    f"'{path}' is set by stage {i} itself; write stages.{i}.{path}={value}"
+                )
+        raw = merge(raw, _nest(keys, parsed))
+    return raw
+
+
+def resolve(raw: Mapping[str, Any]) -> Recipe:
+    """Check every field and fill in every default.
+
+    Raises:
+        ValueError: one line per mistake: field, value, what is allowed, the nearest known field.
+    """
+    run = {k: v for k, v in raw.items() if k in Recipe.model_fields and k != "stages"}
+    shared = {k: v for k, v in raw.items() if k not in Recipe.model_fields}
+    stages = [merge(shared, stage) for stage in raw.get("stages") or [{}]]
+    try:
+        return Recipe(**run, stages=tuple(stages))
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
+
+
+def load(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
+    """The recipe `name` (a file, or shipped) with settings applied."""
+    raw = read(name)
+    raw.setdefault("name", Path(name).with_suffix("").as_posix().removeprefix("./"))
+    return resolve(override(raw, assignments))
+
+
+def explain(error: ValidationError) -> str:
+    """pydantic's report as one line per mistake, with the nearest known field."""
+    lines = []
+    for item in error.errors():
+        where = [str(part) for part in item["loc"]]
+        if where[:1] == ["stages"]:  # the stage number only matters where there are several
+            where = where[2:] if where[1:2] == ["0"] else where
+        field = ".".join(p for p in where if "-" not in p and "[" not in p) or "recipe"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            message = f"unknown field; did you mean '{near[0]}'?" if near else (
+                f"unknown field; known here: {', '.join(sorted(known))}"
+            )
+        elif item["type"] == "missing":
+            message = "is required and has no default"
+        elif item["type"] != "value_error":
+            message = f"{message}; got {item['input']!r}"
+        lines.append(f"{field}: {message}")
+    return "\n".join(lines)
+
+
+def _fields_at(loc: Sequence[Any]) -> list[str]:
+    """Field names of the model that a pydantic location points into."""
+    model: Any = Recipe
+    for part in loc:
+        fields = getattr(model, "model_fields", {})
+        if part in fields:
+            model = _model_in(fields[part].annotation)
+    names = list(getattr(model, "model_fields", {}))
+    return names + list(Recipe.model_fields) if model is Stage else names
+
+
+def _model_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for a in get_args(annotation) if (m := _model_in(a)) is not None), None)
+
+
+def _nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    return {keys[0]: _nest(keys[1:], value) if len(keys) > 1 else value}
+
+
+def _has(tree: Any, keys: Sequence[str]) -> bool:
+    for key in keys:
+        if not isinstance(tree, Mapping) or key not in tree:
+            return False
+        tree = tree[key]
+    return True
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a string; people mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
