@@ -1,0 +1,211 @@
+"""Estimators of evaluation: intervals, tests, pass@k, ratios, any-time accuracy.
+
+The unit of inference is the problem: samples of one problem are averaged first, and only problems
+are counted (M below). Shape suffixes: M problems, S samples of a problem, J budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
+
+Floats = NDArray[np.float64]
+Prior = Literal["equal", "uniform", "log", "linear", "final"]
+EXACT_FLIPS = 12
+"""Up to this many units all 2^M sign flips are enumerated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its interval; `low` and `high` are NaN where one unit says nothing of spread."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """Units (problems, or seeds) behind it."""
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """a - b over the same units, with two p-values of 'no difference'."""
+
+    difference: Estimate
+    p_t: float
+    p_flip: float
+
+
+def mean(values_M: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """Mean over problems with a t interval of M - 1 degrees of freedom; NaN units are left out."""
+    kept = _finite(values_M)
+    if not kept.size:
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    centre = float(kept.mean())
+    if kept.size == 1:
+        return Estimate(centre, float("nan"), float("nan"), 1)
+    error = kept.std(ddof=1) / np.sqrt(kept.size)
+    half = float(stats.t.ppf(0.5 + confidence / 2, kept.size - 1) * error)
+    return Estimate(centre, centre - half, centre + half, int(kept.size))
+
+
+def fixed_set_error(correct_MS: ArrayLike) -> float:
+    """Standard error of the mean over these very problems: sampling noise alone.
+
+    (1/M) sqrt(sum_i p_i (1 - p_i) / (n_i - 1)); NaN samples (unknown verdicts) are left out.
+
+    Raises:
+        ValueError: a problem has fewer than two samples.
+    """
+    correct_MS = np.asarray(correct_MS, dtype=np.float64)
+    counts_M = (~np.isnan(correct_MS)).sum(axis=1)
+    if counts_M.min(initial=2) < 2:
+        raise ValueError("samples: the fixed-set error needs at least 2 samples of every problem")
+    rates_M = np.nanmean(correct_MS, axis=1)
+    return float(np.sqrt((rates_M * (1 - rates_M) / (counts_M - 1)).sum()) / len(rates_M))
+
+
+def pass_at_k(samples: ArrayLike, correct: ArrayLike, k: int) -> Floats:
+    """P(at least one of k samples drawn without replacement is right), per problem.
+
+    1 - C(n - c, k) / C(n, k), unbiased (Chen et al. 2021, arXiv:2107.03374).
+
+    Raises:
+        ValueError: k is not in 1..n.
+    """
+    n, c = np.broadcast_arrays(np.asarray(samples), np.asarray(correct))
+    if k < 1 or n.min() < k:
+        raise ValueError(f"k: {k} is not in 1..{n.min()}, the samples of a problem; lower k")
+    return 1.0 - special.binom(n - c, k) / special.binom(n, k)
+
+
+def paired(a_M: ArrayLike, b_M: ArrayLike, seed: int = 0) -> Comparison:
+    """a - b over the same problems (or seeds): t interval, t test and sign-flip test."""
+    differences_M = _finite(np.asarray(a_M, dtype=np.float64) - np.asarray(b_M, dtype=np.float64))
+    difference = mean(differences_M)
+    return Comparison(difference, paired_t(differences_M), sign_flip(differences_M, seed=seed))
+
+
+def paired_t(differences_M: ArrayLike) -> float:
+    """Two-sided p of the paired t test; NaN with fewer than two units, 1 where all are zero."""
+    d_M = np.asarray(differences_M, dtype=np.float64)
+    if d_M.size < 2:
+        return float("nan")
+    error = d_M.std(ddof=1) / np.sqrt(d_M.size)
+    if error == 0:
+        return 1.0 if d_M[0] == 0 else 0.0
+    return float(2 * stats.t.sf(abs(d_M.mean() / error), d_M.size - 1))
+
+
+def sign_flip(differences_M: ArrayLike, draws: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p of the sign-flip permutation test of the mean difference.
+
+    Exact (every flip) up to `EXACT_FLIPS` units, else `draws` random flips with the +1 rule, so
+    that p is never 0. With M units p cannot be below 2^(1-M).
+    """
+    d_M = np.asarray(differences_M, dtype=np.float64)
+    if not d_M.size:
+        return float("nan")
+    observed = abs(d_M.sum()) * (1 - 1e-12)
+    if d_M.size <= EXACT_FLIPS:
+        bits = np.arange(2**d_M.size)[:, None] >> np.arange(d_M.size) & 1
+        return float((np.abs((1 - 2 * bits) @ d_M) >= observed).mean())
+    rng, hits = np.random.default_rng(seed), 0
+    for block in np.array_split(np.arange(draws), max(1, draws * d_M.size // 2_000_000)):
+        signs = rng.integers(0, 2, (len(block), d_M.size)) * 2 - 1
+        hits += int((np.abs(signs @ d_M) >= observed).sum())
+    return (1 + hits) / (1 + draws)
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.intp]], Floats],
+    units: int,
+    draws: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Percentile bootstrap over problems.
+
+    `statistic` maps indices [draws, M] to values [draws]; it is called with the identity too.
+    """
+    value = float(statistic(np.arange(units)[None])[0])
+    if units < 2:
+        return Estimate(value, float("nan"), float("nan"), units)
+    indices = np.random.default_rng(seed).integers(0, units, (draws, units))
+    edges = [0.5 - confidence / 2, 0.5 + confidence / 2]
+    # Ratios may be infinite in a resample: an order statistic stays one, interpolation gives NaN.
+    low, high = np.quantile(statistic(indices), edges, method="inverted_cdf")
+    return Estimate(value, float(low), float(high), units)
+
+
+def ratio(above_M: ArrayLike, below_M: ArrayLike, draws: int = 2000, seed: int = 0) -> Estimate:
+    """Ratio of sums with a bootstrap interval over problems.
+
+    Tokens per solve is ratio(mean tokens, mean accuracy): finite as soon as anything is solved.
+    """
+    above = np.asarray(above_M, dtype=np.float64)
+    below = np.asarray(below_M, dtype=np.float64)
+    assert above.shape == below.shape, (above.shape, below.shape)
+
+    def statistic(index: NDArray[np.intp]) -> Floats:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return above[index].sum(axis=1) / below[index].sum(axis=1)
+
+    return bootstrap(statistic, len(above), draws, seed)
+
+
+def quantile(values_MS: ArrayLike, q: float, draws: int = 500, seed: int = 0) -> Estimate:
+    """Quantile of all samples, with a bootstrap interval over problems."""
+    values = np.asarray(values_MS, dtype=np.float64)
+
+    def statistic(index: NDArray[np.intp]) -> Floats:
+        return np.quantile(values[index].reshape(len(index), -1), q, axis=1)
+
+    return bootstrap(statistic, len(values), draws, seed)
+
+
+def prior_weights(budgets: Sequence[int], prior: Prior) -> Floats:
+    """Weight of each budget, [J], summing to 1.
+
+    equal: 1/J. uniform, log: the trapezoid rule over the span of the grid, in B or in log2 B (a
+    budget of 0 then sits one octave below the smallest other one). linear: in proportion to B.
+    final: the largest alone.
+
+    Raises:
+        ValueError: unknown prior, or budgets that do not ascend.
+    """
+    grid = np.asarray(budgets, dtype=np.float64)
+    if not grid.size or (np.diff(grid) <= 0).any() or grid[0] < 0:
+        raise ValueError(f"budgets: {list(budgets)} must be ascending numbers of 0 or more")
+    if prior not in get_args(Prior):
+        raise ValueError(f"prior: '{prior}' is not one of {', '.join(get_args(Prior))}")
+    if prior == "equal":
+        return np.full(grid.size, 1 / grid.size)
+    if prior == "final" or grid.size == 1:
+        return np.eye(grid.size)[-1]
+    if prior == "linear":
+        return grid / grid.sum()
+    if prior == "log":
+        positive = grid[grid > 0]
+        grid = np.log2(np.maximum(grid, positive[0] / 2))
+    gaps = np.diff(grid)
+    weights = np.append(gaps, 0) + np.append(0, gaps)
+    return weights / weights.sum()
+
+
+def anytime(accuracy_J: ArrayLike, budgets: Sequence[int], prior: Prior = "equal") -> Floats:
+    """Any-time accuracy: sum_j P_j acc(b_j) over the last axis (Qi et al., arXiv:2505.13438)."""
+    return np.asarray(accuracy_J, dtype=np.float64) @ prior_weights(budgets, prior)
+
+
+def _finite(values: ArrayLike) -> Floats:
+    array = np.asarray(values, dtype=np.float64).ravel()
+    return array[~np.isnan(array)]
