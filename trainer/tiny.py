@@ -1,0 +1,80 @@
+"""The tiny reasoner of task find: a fresh 0.3 M parameter Qwen3 and its tokenizer, on disk.
+
+Small enough to learn the task in minutes on one core, and an ordinary transformers folder: every
+other part of the library treats it like any model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from samplers.tasks import find
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role == 'assistant' %}<think>{{ message.content }}<eos>"
+    "{% else %}{{ message.content }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<think>{% endif %}"
+)
+
+
+def tokenizer() -> Any:
+    """One token per character. The thinking markers are not special, so decoding keeps them."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate(find.VOCABULARY)}
+    core = Tokenizer(models.WordLevel(vocabulary))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    core.decoder = decoders.Fuse()
+    core.add_special_tokens([find.PAD, find.EOS])
+    markers = [t for t in find.VOCABULARY if len(t) > 1 and t not in (find.PAD, find.EOS)]
+    core.add_tokens([AddedToken(t, special=False, normalized=False) for t in markers])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=find.PAD,
+        eos_token=find.EOS,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def model(seed: int = 0) -> Any:
+    """A fresh model: 3 layers, width 96, 3 query heads that share one key head, fp32.
+
+    The global random state of torch is left as it was.
+    """
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=len(find.VOCABULARY),
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=32,
+        intermediate_size=256,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        initializer_range=0.05,
+        max_position_embeddings=1024,
+        bos_token_id=None,
+        eos_token_id=find.VOCABULARY.index(find.EOS),
+        pad_token_id=find.VOCABULARY.index(find.PAD),
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
+
+
+def build(folder: str | Path, seed: int = 0) -> Path:
+    """Write a fresh model and its tokenizer to `folder`; returns the folder."""
+    folder = Path(folder)
+    model(seed).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
