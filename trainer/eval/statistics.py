@@ -12,7 +12,6 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 Floats = NDArray[np.float64]
 Prior = Literal["equal", "uniform", "log", "linear", "final"]
@@ -53,6 +52,8 @@ def mean(values_M: ArrayLike, confidence: float = 0.95) -> Estimate:
     if kept.size == 1:
         return Estimate(centre, float("nan"), float("nan"), 1)
     error = kept.std(ddof=1) / np.sqrt(kept.size)
+    from scipy import stats  # here, so that reading a recipe stays quick
+
     half = float(stats.t.ppf(0.5 + confidence / 2, kept.size - 1) * error)
     return Estimate(centre, centre - half, centre + half, int(kept.size))
 
@@ -84,7 +85,10 @@ def pass_at_k(samples: ArrayLike, correct: ArrayLike, k: int) -> Floats:
     n, c = np.broadcast_arrays(np.asarray(samples), np.asarray(correct))
     if k < 1 or n.min() < k:
         raise ValueError(f"k: {k} is not in 1..{n.min()}, the samples of a problem; lower k")
-    return 1.0 - special.binom(n - c, k) / special.binom(n, k)
+    # C(n - c, k) / C(n, k) as k draws that all miss: no overflow, and 0 where k > n - c.
+    drawn = np.arange(k)
+    misses = np.maximum((n - c)[..., None] - drawn, 0) / (n[..., None] - drawn)
+    return 1.0 - misses.prod(axis=-1)
 
 
 def paired(a_M: ArrayLike, b_M: ArrayLike, seed: int = 0) -> Comparison:
@@ -102,6 +106,8 @@ def paired_t(differences_M: ArrayLike) -> float:
     error = d_M.std(ddof=1) / np.sqrt(d_M.size)
     if error == 0:
         return 1.0 if d_M[0] == 0 else 0.0
+    from scipy import stats
+
     return float(2 * stats.t.sf(abs(d_M.mean() / error), d_M.size - 1))
 
 

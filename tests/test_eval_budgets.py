@@ -1,0 +1,215 @@
+"""Risk: an accuracy-budget curve that counts a cut, a cap or an unknown verdict wrongly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rewards.verdict import Verdict
+from samplers.types import Answer, Job, Plan, Prompt, Rollout, Tokens
+from trainer.eval import budgets
+from trainer.eval.budgets import EvalConfig, evaluate
+
+CAP = 40
+PLAN = Plan(max_tokens=CAP)
+
+
+def tokens(count: int, finish: str = "stop", forced: int = 0) -> Tokens:
+    logprobs = np.full(count, -0.1, dtype=np.float32)
+    logprobs[:forced] = np.nan
+    return Tokens(np.zeros(count, np.int32), logprobs, finish)  # type: ignore[arg-type]
+
+
+@dataclass
+class Scripted:
+    """A model that needs `need` thinking tokens, thinks `length`, and may hit the cap.
+
+    Prompt i of sample s: see `facts`. Its answer is right once cut at `need` or later.
+    """
+
+    unknown: set[str] = field(default_factory=set)
+    jobs: list[Job] = field(default_factory=list)
+    graded: int = 0
+
+    @staticmethod
+    def facts(job: Job) -> tuple[int, int, bool]:
+        """(need, length of the thought, closes itself)."""
+        need = 4 + 5 * job.prompt.index + job.index
+        length = need + 3
+        return need, min(length, CAP), length < CAP
+
+    def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
+        self.jobs = list(jobs)
+        return [self._one(job) for job in jobs]
+
+    def _one(self, job: Job) -> Rollout:
+        need, length, closed = self.facts(job)
+        thought = tokens(length + closed, "stop" if closed else "length")
+        cuts = job.plan.cuts or (CAP,)
+        answers = []
+        for cut in cuts:
+            right = "right" if cut >= need else "wrong"
+            if closed and cut >= length:
+                answers.append((Answer(len(thought), tokens(2), "right"),))
+            elif job.plan.cuts:
+                answers.append((Answer(cut, tokens(3, forced=1), right),))
+            else:
+                answers.append((Answer(length, tokens(0, "length"), None),))
+        return Rollout(
+            job.prompt.index, job.group, job.index, job.seed, job.plan,
+            np.zeros(3, np.int32), thought, closed, tuple(answers),
+        )  # fmt: skip
+
+    def grade(self, items: Sequence[budgets.Item]) -> list[Verdict]:
+        self.graded += len(items)
+        return [self._verdict(text, meta["id"]) for text, _, meta in items]
+
+    def _verdict(self, text: str | None, name: str) -> Verdict:
+        if name in self.unknown:
+            return Verdict(False, 0.0, "timeout")
+        if text is None:
+            return Verdict(False, 0.0, "no_answer")
+        right = text == "right"
+        return Verdict(right, float(right), "ok" if right else "wrong", answer=text)
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return [f"{len(i)} tokens" for i in ids]
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [
+        Prompt(
+            i, f"p{i}", (), f"question {i}", "right", "exact", {"difficulty": i % 3, "id": f"p{i}"}
+        )
+        for i in range(count)
+    ]
+
+
+def run(
+    config: EvalConfig, count: int = 9, **script: set[str]
+) -> tuple[budgets.EvalResult, Scripted]:
+    workers = Scripted(**script)
+    return evaluate(workers, prompts(count), config, PLAN, step=3), workers
+
+
+def test_every_metric_by_hand() -> None:
+    grid, samples = (0, 8, 20, 39), 2
+    result, workers = run(EvalConfig(budgets=(*grid, "inf"), samples=samples))
+    truth = [Scripted.facts(job) for job in workers.jobs]
+    value = {name: e.value for name, e in result.metrics.items()}
+    assert len(truth) == 18
+    assert sum(closed for *_, closed in truth) not in (0, 18)
+    for b in grid:
+        assert value[f"accuracy@{b}"] == pytest.approx(np.mean([b >= n for n, *_ in truth]))
+        cap = [closed and length <= b for _, length, closed in truth]
+        assert value[f"cap_accuracy@{b}"] == pytest.approx(np.mean(cap))
+        cut = [not (closed and length <= b) for _, length, closed in truth]
+        assert value[f"forced@{b}"] == pytest.approx(np.mean(cut))
+        spent = [min(length, b) + 2 for _, length, _ in truth]
+        assert value[f"tokens@{b}"] == pytest.approx(np.mean(spent))
+    assert value["accuracy"] == pytest.approx(np.mean([closed for *_, closed in truth]))
+    assert value["truncated"] == value["no_answer"] == pytest.approx(1 - value["accuracy"])
+    lengths = [length for _, length, _ in truth]
+    assert value["think_tokens/mean"] == pytest.approx(np.mean(lengths))
+    assert value["think_tokens/p95"] == pytest.approx(np.quantile(lengths, 0.95))
+    assert value["anytime"] == pytest.approx(np.mean([value[f"accuracy@{b}"] for b in grid]))
+    spent = sum(length + 2 * closed for _, length, closed in truth)
+    assert value["tokens_per_solve"] == pytest.approx(spent / sum(c for *_, c in truth))
+    hard = [length for job, (_, length, _) in zip(workers.jobs, truth, strict=True)
+            if job.prompt.index % 3 == 2]  # fmt: skip
+    assert value["difficulty-2/think_tokens"] == pytest.approx(np.mean(hard))
+
+
+def test_uncut_values_do_not_depend_on_the_budgets() -> None:
+    """The nested run's own answer is the plain run's, unclosed thoughts included."""
+    plain, workers = run(EvalConfig(budgets=("inf",)))
+    assert all(job.plan.cuts == () for job in workers.jobs)
+    cut, _ = run(EvalConfig(budgets=(4, 16, 32)))
+    for name, estimate in plain.metrics.items():
+        assert cut.metrics[name].value == estimate.value, name
+    assert [r for r in cut.rows if r["budget"] == "inf"] == plain.rows
+
+
+def test_unknown_verdicts_are_counted_and_in_no_accuracy() -> None:
+    clean, _ = run(EvalConfig(budgets=(16,)), count=8)
+    # p8 is beyond the cap, so it would pull accuracy down if it counted.
+    dirty, _ = run(EvalConfig(budgets=(16,)), count=9, unknown={"p8"})
+    assert clean.metrics["unknown"].value == 0
+    assert dirty.metrics["unknown"].value == pytest.approx(1 / 9)
+    for name in ("accuracy", "accuracy@16", "cap_accuracy@16", "anytime"):
+        assert dirty.metrics[name].value == pytest.approx(clean.metrics[name].value)
+        assert dirty.metrics[name].n == 8
+
+
+def test_the_unit_is_the_problem() -> None:
+    result, _ = run(EvalConfig(budgets=(16,), samples=4))
+    assert result.metrics["accuracy@16"].n == 9
+
+
+def test_seeds_repeat_over_steps_and_differ_over_samples_and_problems() -> None:
+    config = EvalConfig(budgets=(8,), samples=3)
+    first, again = run(config)[1], run(config)[1]
+    keys = [job.seed for job in first.jobs]
+    assert keys == [job.seed for job in again.jobs]
+    assert len(set(keys)) == len(keys)
+    other = run(EvalConfig(budgets=(8,), samples=3, seed=1))[1]
+    assert not set(keys) & {job.seed for job in other.jobs}
+
+
+def test_a_shared_answer_is_graded_once() -> None:
+    _, workers = run(EvalConfig(budgets=(0, 1, 2, 3, 39), samples=2))
+    assert workers.graded <= 9 * 3  # right, wrong, none
+
+
+def test_saved_rows_give_the_metrics_back(tmp_path: Path) -> None:
+    result, _ = run(EvalConfig(budgets=(8, 20), samples=2, shown=4))
+    result.save(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "step-3.jsonl").read_text().splitlines()]
+    again = budgets.measure(rows, (8, 20), "equal")
+    summary = json.loads((tmp_path / "step-3.json").read_text())
+    assert {k: v["value"] for k, v in summary["metrics"].items()} == {
+        k: e.value for k, e in again.items()
+    }
+    assert summary["budgets"] == [8, 20, "inf"]
+    shown = [json.loads(line) for line in (tmp_path / "shown-3.jsonl").read_text().splitlines()]
+    assert len(shown) == 4
+    assert {row["difficulty"] for row in shown} == {0, 1, 2}
+    assert shown[0]["thought"] == "8 tokens"
+    assert shown[0]["id"] == "p0"  # needs 4 tokens and thinks 7
+    assert shown[1]["answers"] == {
+        "8": ["wrong", False],
+        "20": ["wrong", False],
+        "inf": ["right", True],
+    }
+
+
+def test_no_interval_is_null_and_not_nan(tmp_path: Path) -> None:
+    result, _ = run(EvalConfig(budgets=(8,)), count=1)
+    result.save(tmp_path)
+    metrics = json.loads((tmp_path / "step-3.json").read_text())["metrics"]
+    assert metrics["accuracy"] == {"value": 1.0, "low": None, "high": None, "n": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [((8, 8), "different numbers"), ((-1,), "0 or more"), (("deep",), "inf")],
+)
+def test_refused_budgets(given: tuple[object, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        EvalConfig(budgets=given)  # type: ignore[arg-type]
+
+
+def test_budgets_stay_below_the_cap() -> None:
+    with pytest.raises(
+        ValueError, match=r"evaluation\.budgets: 40 is not below the response cap of 40"
+    ):
+        run(EvalConfig(budgets=(8, 40)))
+    assert EvalConfig().grid(192) == (0, 12, 24, 48, 96)
+    assert EvalConfig(budgets=("inf", 20, 4)).grid(192) == (4, 20)
+    with pytest.raises(ValueError, match=r"evaluation\.problems"):
+        evaluate(Scripted(), [], EvalConfig(), PLAN)
