@@ -38,9 +38,7 @@ class DataConfig(Component):
     """Name of a hub dataset (needs `pip install 'laconic[hub]'`)."""
     subset: str | None = None
     """Configuration of the hub dataset."""
-    split: str | dict[Split, str] = Field(
-        default_factory=lambda: {"train": "train", "test": "test"}
-    )
+    split: str | dict[Split, str] = _SAME_NAMES
     """Hub split of training prompts, or {train: name, test: name}."""
     revision: str | None = None
     """Commit or tag of the hub dataset."""
@@ -106,13 +104,13 @@ def load(config: DataConfig, split: Split = "train", seed: int = 0) -> Dataset:
     if config.task:
         return _task(config, split, seed if split == "train" else 0)
     if config.path:
-        rows = read(_of_split("path", config.path, split))
+        rows = read(of_split("path", config.path, split))
     else:
-        rows = _hub(config, _of_split("split", config.split, split))
+        rows = _hub(config, of_split("split", config.split, split))
     found = prompts(rows, config.columns, config.skip_unanswered)
-    kept = [_dress(config, prompt) for prompt in found[: config.limit]]
+    kept = [dress(config, prompt) for prompt in found[: config.limit]]
     content = "\n".join(repr((p.id, p.messages, p.text, p.answer, p.verifier)) for p in kept)
-    return Dataset(kept.__getitem__, len(kept), _digest(content))
+    return Dataset(kept.__getitem__, len(kept), digest(content))
 
 
 @dataclass(slots=True)
@@ -200,16 +198,16 @@ def _task(config: DataConfig, split: Split, seed: int) -> Dataset:
     module, settings = seam.resolve("samplers.tasks", config.task)
 
     def get(index: int) -> Prompt:
-        return _dress(config, module.prompt(settings, split, index, seed))
+        return dress(config, module.prompt(settings, split, index, seed))
 
     described = settings.model_dump_json() if settings is not None else ""
     words = (config.system, config.suffix, config.chat, config.limit)
     return Dataset(
-        get, config.limit, _digest(repr((module.__name__, described, split, seed, words)))
+        get, config.limit, digest(repr((module.__name__, described, split, seed, words)))
     )
 
 
-def _dress(config: DataConfig, prompt: Prompt) -> Prompt:
+def dress(config: DataConfig, prompt: Prompt) -> Prompt:
     """Add what the config adds to every prompt."""
     if not prompt.messages:
         return replace(prompt, text=prompt.text + config.suffix)
@@ -227,11 +225,11 @@ def _dress(config: DataConfig, prompt: Prompt) -> Prompt:
     return replace(prompt, messages=(*before, {"role": "user", "content": content}))
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _of_split(name: str, value: str | dict[Split, str], split: Split) -> str:
+def of_split(name: str, value: str | dict[Split, str], split: Split) -> str:
     """A bare value means the training prompts: nothing is evaluated on them by accident."""
     named = {"train": value} if isinstance(value, str) else dict(value)
     if split not in named:
