@@ -1,0 +1,142 @@
+"""The live view of a run: a table and a progress bar on a terminal, one plain line a step else."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+COLUMNS = (
+    ("accuracy", "accuracy", "{:.3f}"),
+    ("reward/total", "reward", "{:.3f}"),
+    ("think_tokens/mean", "thinking", "{:.1f}"),
+    ("truncated", "truncated", "{:.1%}"),
+    ("gradient/effective_prompts", "mixed", "{:.0%}"),
+    ("entropy", "entropy", "{:.3f}"),
+    ("loss", "loss", "{:.3g}"),
+    ("time/step", "s", "{:.1f}"),
+)
+"""(metric, heading, format). A column is shown once its metric has appeared."""
+RECENT = 8
+
+
+class Console:
+    """Shows steps as they are logged.
+
+    Args:
+        total: steps of the run; 0 if unknown.
+        done: steps that an earlier process made.
+        terminal: a `rich.console.Console`; by default standard output.
+    """
+
+    def __init__(self, total: int, name: str, done: int = 0, terminal: Any = None) -> None:
+        from rich.console import Console as Terminal
+
+        self._total, self._name, self._done = total, name, done
+        self._terminal = terminal or Terminal(soft_wrap=True, highlight=False)
+        self._recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
+        self._ticks: deque[tuple[float, int]] = deque(maxlen=10)
+        self._doing = ""
+        self._live: Any = None
+        if self._terminal.is_terminal:
+            self._open()
+
+    def step(self, step: int, record: Mapping[str, Any]) -> None:
+        self._done = step
+        self._ticks.append((time.monotonic(), step))
+        self._recent.append(record)
+        if self._live is None:
+            self._terminal.print(self.line(record))
+        else:
+            self._refresh()
+
+    def note(self, text: str) -> None:
+        """What is going on right now. Plain lines leave it out."""
+        self._doing = text
+        if self._live is not None:
+            self._refresh()
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._doing = ""
+            self._refresh()
+            self._live.stop()
+            self._live = None
+
+    def line(self, record: Mapping[str, Any]) -> str:
+        """One step as text: position, main figures, evaluation, time left."""
+        parts = [f"{self._name}  step {record['step']}"]
+        if self._total:
+            parts[0] += f"/{self._total} ({record['step'] / self._total:.0%})"
+        parts += [f"{head} {text}" for head, text in figures(record).items()]
+        parts += evaluation(record)
+        left = self.seconds_left()
+        if left is not None:
+            parts.append(f"left {duration(left)}")
+        return "  ".join(parts)
+
+    def seconds_left(self) -> float | None:
+        """At the pace of the last steps; None before there is one, and after the last."""
+        if len(self._ticks) < 2 or self._done >= self._total:
+            return None
+        (began, first), (now, last) = self._ticks[0], self._ticks[-1]
+        return (now - began) / (last - first) * (self._total - self._done)
+
+    def _open(self) -> None:
+        from rich.live import Live
+
+        self._live = Live(console=self._terminal, refresh_per_second=4, transient=False)
+        self._live.start()
+        self._refresh()
+
+    def _refresh(self) -> None:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        heads = {head: None for record in self._recent for head in figures(record)}
+        table = Table("step", *heads, "evaluation", box=None, header_style="dim", pad_edge=False)
+        for column in table.columns[:-1]:
+            column.justify = "right"
+        for record in self._recent:
+            shown = figures(record)
+            cells = [shown.get(head, "") for head in heads]
+            table.add_row(str(record["step"]), *cells, "  ".join(evaluation(record)))
+        left = self.seconds_left()
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(
+            self._name,
+            ProgressBar(total=self._total or None, completed=self._done, width=32),
+            f"{self._done}/{self._total or '?'}",
+            f"left {duration(left)}" if left is not None else "",
+            self._doing,
+        )
+        self._live.update(Group(table, bar) if self._recent else bar)
+
+
+def figures(record: Mapping[str, Any]) -> dict[str, str]:
+    """The main figures of a step that are there, formatted, by heading."""
+    return {
+        head: form.format(record[key])
+        for key, head, form in COLUMNS
+        if isinstance(record.get(key), int | float)
+    }
+
+
+def evaluation(record: Mapping[str, Any]) -> list[str]:
+    """The evaluation of a step in a few words; empty where there was none."""
+    if record.get("eval/accuracy") is None:
+        return []
+    words = [f"eval accuracy {record['eval/accuracy']:.3f}"]
+    words.append(f"thinking {record['eval/think_tokens/mean']:.1f}")
+    if record.get("eval/anytime") is not None:
+        words.append(f"any-time {record['eval/anytime']:.3f}")
+    return words
+
+
+def duration(seconds: float) -> str:
+    """75 -> '1:15', 3700 -> '1:01:40'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

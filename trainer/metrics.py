@@ -1,0 +1,195 @@
+"""What a step amounts to: figures of its groups, of its optimiser steps, and of its time.
+
+Keys that start with `time/` or `memory/` depend on the machine; all others are a function of
+recipe and seed. Shape suffixes as in samplers/types.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rewards.verdict import UNKNOWN
+from samplers.types import Group, Rollout
+
+MACHINE = ("time/", "memory/")
+"""Prefixes of the metrics that differ between two runs of one recipe and seed."""
+FINISHES = ("stop", "length", "abort", "repetition")
+Number = float | int
+
+
+class Clock:
+    """Time per phase. Phases may nest: a second is counted once, in the innermost.
+
+    Phases that throughput is read from: `generate`, `train`. `lap` is called once a step.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._stack: list[str] = []
+        self._began = self._mark = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._charge()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._stack.pop()
+
+    def lap(self) -> dict[str, float]:
+        """Seconds per phase since the last lap, and `step`: all of them and the rest."""
+        self._charge()
+        now, seconds = self._mark, dict(self._seconds)
+        seconds["step"] = now - self._began
+        self._seconds.clear()
+        self._began = now
+        return seconds
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        if self._stack:
+            self._seconds[self._stack[-1]] += now - self._mark
+        self._mark = now
+
+
+def summarise(
+    groups: Sequence[Group],
+    batch: Mapping[str, Number] | None = None,
+    timings: Mapping[str, float] | None = None,
+) -> dict[str, Number]:
+    """One step as flat figures.
+
+    Args:
+        groups: all that was sampled this step, verified and rewarded.
+        batch: metrics of the optimiser steps (loss, entropy, kl, clip fractions, engine gap, ...);
+            they pass through under their own names. `tokens` among them gives training tokens/s.
+        timings: `Clock.lap()`.
+    """
+    out: dict[str, Number] = {}
+    if groups:
+        rollouts = [r for group in groups for r in group.rollouts]
+        out |= _outcomes(groups) | _lengths(rollouts) | _finishes(rollouts)
+        out |= {
+            "groups": len(groups),
+            "rollouts": len(rollouts),
+            "rollouts_kept": int(sum(_kept(group) for group in groups)),
+            "tokens/sampled": sum(r.sampled_tokens for r in rollouts),
+        }
+    out |= dict(batch or {})
+    if timings:
+        out |= _times(timings, out)
+        out |= _memory()
+    return out
+
+
+def effective_gradient_ratio(outcomes: Sequence[ArrayLike]) -> dict[str, float]:
+    """Share of prompts, and of responses, in groups that are neither all right nor all wrong.
+
+    `outcomes`: per group an array [G] or [G, C, A] of 0 and 1, NaN where unknown. Nested budgets
+    are mixed where any cut is. (Knapsack RL, Li et al. 2025.)
+    """
+    sizes, mixed, right, wrong = [], [], [], []
+    for outcome in outcomes:
+        scores = np.asarray(outcome, dtype=np.float64)
+        scores = scores.reshape(len(scores), scores.shape[1] if scores.ndim > 1 else 1, -1)
+        known = ~np.isnan(scores)
+        some = np.where(known, scores > 0, False).any(axis=(0, 2))
+        none = np.where(known, scores <= 0, False).any(axis=(0, 2))
+        sizes.append(len(scores))
+        mixed.append(bool((some & none).any()))
+        right.append(bool(some.any() and not none.any()))
+        wrong.append(bool(none.any() and not some.any()))
+    return {
+        "prompt_level": float(np.mean(mixed)),
+        "response_level": float(np.average(mixed, weights=sizes)),
+        "all_positive_ratio": float(np.mean(right)),
+        "all_negative_ratio": float(np.mean(wrong)),
+    }
+
+
+def spread(name: str, values: ArrayLike) -> dict[str, float]:
+    """Mean, median and 95th percentile, as name/mean, name/median, name/p95."""
+    array = np.asarray(values, dtype=np.float64)
+    return {
+        f"{name}/mean": float(array.mean()),
+        f"{name}/median": float(np.median(array)),
+        f"{name}/p95": float(np.quantile(array, 0.95)),
+    }
+
+
+def _outcomes(groups: Sequence[Group]) -> dict[str, Number]:
+    """Accuracy at the largest budget, reward components, mixed groups, verdicts by status."""
+    outcomes = [np.where(g.known_GCA, g.correct_GCA, np.nan) for g in groups]
+    final = np.concatenate([o[:, -1].ravel() for o in outcomes])
+    out: dict[str, Number] = {"accuracy": _mean(final)}
+    for name in sorted({name for g in groups for name in g.rewards}):
+        parts = [g.rewards[name].ravel() for g in groups if name in g.rewards]
+        out[f"reward/{name}"] = _mean(np.concatenate(parts))
+    if all(g.rewards for g in groups):
+        out["reward/total"] = _mean(np.concatenate([g.total_GCA.ravel() for g in groups]))
+    gradient = effective_gradient_ratio(outcomes)
+    out |= {
+        "gradient/effective_prompts": gradient["prompt_level"],
+        "gradient/effective_responses": gradient["response_level"],
+        "gradient/all_right": gradient["all_positive_ratio"],
+        "gradient/all_wrong": gradient["all_negative_ratio"],
+    }
+    verdicts = [v for g in groups for r in g.verdicts for cut in r for v in cut]
+    statuses = Counter(v.status for v in verdicts)
+    for status in ("no_answer", "unparseable"):
+        out[status] = statuses[status] / len(verdicts)
+    return out | {f"unknown/{status}": statuses[status] for status in sorted(UNKNOWN)}
+
+
+def _lengths(rollouts: Sequence[Rollout]) -> dict[str, Number]:
+    return spread("think_tokens", [r.think_tokens for r in rollouts]) | spread(
+        "answer_tokens", [r.answer_tokens for r in rollouts]
+    )
+
+
+def _finishes(rollouts: Sequence[Rollout]) -> dict[str, Number]:
+    """Shares by finish reason of the last sampled run, and of thoughts that closed themselves."""
+    last = [r.final.tokens if len(r.final.tokens) else r.thought for r in rollouts]
+    counts: Counter[str] = Counter(tokens.finish for tokens in last)
+    shares: dict[str, Number] = {f"finish/{f}": counts[f] / len(rollouts) for f in FINISHES}
+    truncated = sum(r.truncated for r in rollouts) / len(rollouts)
+    return shares | {
+        "truncated": truncated,
+        "closed": sum(r.closed for r in rollouts) / len(rollouts),
+    }
+
+
+def _times(timings: Mapping[str, float], figures: Mapping[str, Number]) -> dict[str, Number]:
+    out: dict[str, Number] = {f"time/{name}": seconds for name, seconds in timings.items()}
+    step = timings.get("step", 0.0)
+    if step > 0:
+        inside = sum(seconds for name, seconds in timings.items() if name != "step")
+        out["time/other_share"] = max(0.0, 1 - inside / step)
+    for phase, tokens in (("generate", "tokens/sampled"), ("train", "tokens")):
+        if timings.get(phase) and tokens in figures:
+            out[f"time/{phase}_tokens_per_s"] = figures[tokens] / timings[phase]
+    return out
+
+
+def _memory() -> dict[str, Number]:
+    import psutil
+
+    return {"memory/driver_gb": psutil.Process().memory_info().rss / 2**30}
+
+
+def _kept(group: Group) -> int:
+    return len(group) if group.kept_G is None else int(group.kept_G.sum())
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """Mean of what is known; NaN where nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")

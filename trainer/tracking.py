@@ -1,0 +1,272 @@
+"""A run's record. `metrics.jsonl` is the truth; W&B and the console are views of it.
+
+The driver owns it: one process, one writer, one object per step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from pydantic import Field
+
+from samplers.seam import Component
+from samplers.types import Group
+from trainer.console import Console
+
+METRICS = "metrics.jsonl"
+WANDB_ID = "wandb-id.txt"
+Decode = Callable[[Sequence[Sequence[int]]], list[str]]
+
+
+class TrackingConfig(Component):
+    """What is written about a run besides metrics.jsonl."""
+
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Send metrics to Weights & Biases too. offline: into the run folder, for `wandb sync`."""
+    project: str = "laconic"
+    """W&B project."""
+    samples: int = Field(4, ge=0)
+    """Rollouts written to rollouts/step-N.jsonl at each step, to be read by people."""
+    wandb_patience: float = Field(20.0, gt=0)
+    """Seconds W&B may take to start and to finish before the run goes on without it."""
+
+
+class Tracker:
+    """Writes steps to `folder`. Use as a context manager, or call `close`.
+
+    Args:
+        total: steps of the whole run, for progress; 0 if unknown.
+        start: the run goes on after this step: what was logged beyond it is dropped, since it
+            will be made again. None keeps all that is there.
+        settings: the resolved recipe, for W&B.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrackingConfig,
+        *,
+        total: int = 0,
+        start: int | None = None,
+        name: str = "",
+        settings: Mapping[str, Any] | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.folder, self.config = folder, config
+        folder.mkdir(parents=True, exist_ok=True)
+        self.last = _trim(folder / METRICS, start)
+        self._stream: IO[str] = (folder / METRICS).open("a", encoding="utf-8")
+        self._process = os.getpid()
+        self.console = console or Console(total, name or folder.name, done=max(self.last, 0))
+        self._wandb = None if config.wandb == "off" else _Wandb(folder, config, name, settings)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one step. A step that is already there is not written again."""
+        assert os.getpid() == self._process, "the tracker belongs to the driver process"
+        if step <= self.last:
+            return
+        record = {"step": step} | {name: plain(value) for name, value in metrics.items()}
+        self._stream.write(json.dumps(record, allow_nan=False) + "\n")
+        self._stream.flush()
+        self.last = step
+        self.console.step(step, record)
+        if self._wandb:
+            self._wandb.log(step, record)
+
+    def samples(self, step: int, groups: Sequence[Group], decode: Decode) -> None:
+        """Write a few of the step's rollouts with their texts."""
+        rows = sample_rows(groups, decode, self.config.samples)
+        if rows:
+            path = self.folder / "rollouts" / f"step-{step}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def note(self, text: str) -> None:
+        """What is going on right now, beside the progress bar."""
+        self.console.note(text)
+
+    def close(self) -> None:
+        self._stream.close()
+        self.console.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The steps of a run, in order. A last line that a crash cut off is left out.
+
+    Raises:
+        ValueError: another line is broken (file and line).
+    """
+    path = folder / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    steps = []
+    for number, line in enumerate(lines, 1):
+        try:
+            steps.append(json.loads(line))
+        except ValueError:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise ValueError(
+                f"{path}:{number}: broken JSON; remove the line to go on without that step"
+            ) from None
+    return steps
+
+
+def plain(value: Any) -> Any:
+    """A JSON number: 6 significant digits, NaN and infinities as null."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def sample_rows(groups: Sequence[Group], decode: Decode, count: int) -> list[dict[str, Any]]:
+    """Readable rollouts of the first groups: a right and a wrong one of each where there are."""
+    picked: list[tuple[Group, int]] = []
+    for group in groups:
+        right_G = group.correct_GCA[:, -1, 0]
+        firsts = {bool(right): i for i, right in reversed(list(enumerate(right_G)))}
+        picked += [(group, i) for i in sorted(firsts.values())]
+        if len(picked) >= count:
+            break
+    picked = picked[:count]
+    thoughts = decode([group.rollouts[i].thought.ids_T.tolist() for group, i in picked])
+    return [_sample(group, i, text) for (group, i), text in zip(picked, thoughts, strict=True)]
+
+
+def _sample(group: Group, i: int, thought: str) -> dict[str, Any]:
+    rollout, prompt, verdict = group.rollouts[i], group.prompt, group.verdicts[i][-1][0]
+    return {
+        "id": prompt.id,
+        "group": group.serial,
+        "rollout": i,
+        "prompt": prompt.text or "\n".join(m["content"] for m in prompt.messages),
+        "thought": thought,
+        "text": rollout.final.text,
+        "gold": prompt.answer,
+        "answer": verdict.answer,
+        "status": verdict.status,
+        "rewards": {name: plain(r[i, -1, 0]) for name, r in group.rewards.items()},
+        "think_tokens": rollout.think_tokens,
+        "answer_tokens": rollout.answer_tokens,
+        "closed": rollout.closed,
+        "finish": (rollout.final.tokens if len(rollout.final.tokens) else rollout.thought).finish,
+        "version": rollout.oldest_version,
+    }
+
+
+def _trim(path: Path, start: int | None) -> int:
+    """Drop steps beyond `start` and a line cut off by a crash; the last step left, or -1."""
+    steps = read(path.parent)
+    kept = [s for s in steps if start is None or s["step"] <= start]
+    text = "".join(json.dumps(s) + "\n" for s in kept)
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        beside = path.with_suffix(".partial")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    return max((s["step"] for s in kept), default=-1)
+
+
+class _Wandb:
+    """W&B as a sink that can only fail once: then it warns, and the run goes on without it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrackingConfig,
+        name: str,
+        settings: Mapping[str, Any] | None,
+    ) -> None:
+        self._patience = config.wandb_patience
+        self._folder, self._project, self._name = folder, config.project, name or folder.name
+        self._settings = dict(settings or {})
+        self._run: Any = None
+        try:
+            self._run = self._start(config.wandb)
+        except Exception as error:
+            if config.wandb != "online":
+                self._give_up(error)
+                return
+            self._give_up(error, "metrics go to an offline run; send them with `wandb sync`")
+            self._try(self._start_offline)
+
+    def log(self, step: int, record: Mapping[str, Any]) -> None:
+        if self._run is not None:
+            known = {k: v for k, v in record.items() if v is not None and k != "step"}
+            self._try(lambda: self._run.log(known, step=step))
+
+    def finish(self) -> None:
+        """Wait for the upload at most `wandb_patience` seconds; the files stay for `wandb sync`."""
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        closing = threading.Thread(target=_quietly(run.finish), daemon=True)
+        closing.start()
+        closing.join(self._patience)
+        if closing.is_alive():
+            warnings.warn(
+                f"W&B did not finish within {self._patience:g} s; the rest is in {run.dir}: send "
+                "it with `wandb sync`",
+                stacklevel=3,
+            )
+
+    def _start(self, mode: Any) -> Any:
+        import wandb
+
+        kept = self._folder / WANDB_ID
+        known = kept.read_text().strip() if kept.is_file() else None
+        patience = {"init_timeout": self._patience}
+        if "finish_timeout" in getattr(wandb.Settings, "model_fields", {}):  # newer than 0.18
+            patience["finish_timeout"] = self._patience
+        run = wandb.init(
+            project=self._project,
+            name=self._name,
+            id=known,
+            resume="allow" if known else None,
+            dir=str(self._folder),
+            config=self._settings,
+            mode=mode,
+            settings=wandb.Settings(console="off", silent=True, disable_git=True, **patience),
+        )
+        kept.write_text(run.id + "\n")
+        return run
+
+    def _start_offline(self) -> None:
+        self._run = self._start("offline")
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._run = None
+            self._give_up(error)
+
+    @staticmethod
+    def _give_up(error: Exception, then: str = "metrics.jsonl goes on without it") -> None:
+        first = str(error).strip().splitlines()[:1] or [""]
+        warnings.warn(f"W&B: {type(error).__name__}: {first[0]}; {then}", stacklevel=4)
+
+
+def _quietly(action: Callable[[], Any]) -> Callable[[], None]:
+    def run() -> None:
+        try:
+            action()
+        except Exception as error:
+            _Wandb._give_up(error)
+
+    return run
