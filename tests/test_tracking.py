@@ -20,6 +20,8 @@ from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
 from tests import vectors
 from trainer import metrics, tracking
 from trainer.console import Console, duration
+from trainer.eval.budgets import EvalResult
+from trainer.eval.statistics import Estimate
 from trainer.metrics import Clock, effective_gradient_ratio, summarise
 from trainer.tracking import Tracker, TrackingConfig
 
@@ -157,7 +159,7 @@ def test_resuming_drops_what_will_be_made_again(tmp_path: Path) -> None:
             tracker.log(step, {"x": 1})
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 6, "x"')  # killed while writing
-    with Tracker(tmp_path, PLAIN, start=3, console=quiet()) as tracker:
+    with Tracker(tmp_path, PLAIN, first_step=3, console=quiet()) as tracker:
         assert tracker.last == 3
         tracker.log(4, {"x": 2})
     assert [(s["step"], s["x"]) for s in tracking.read(tmp_path)] == [
@@ -167,6 +169,28 @@ def test_resuming_drops_what_will_be_made_again(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(["{broken", *lines]))
     with pytest.raises(ValueError, match=r"metrics\.jsonl:1: broken JSON"):
         tracking.read(tmp_path)
+
+
+def test_an_evaluation_joins_its_step(tmp_path: Path) -> None:
+    def result(step: int, accuracy: float) -> EvalResult:
+        return EvalResult(step, {}, [], {"accuracy": Estimate(accuracy, 0.0, 1.0, 4)}, [])
+
+    with Tracker(tmp_path, PLAIN, console=quiet()) as tracker:
+        tracker.evaluation(result(0, 0.5))
+        for step in (1, 2, 3):
+            tracker.log(step, {"x": step})
+        tracker.evaluation(result(3, 0.75))
+    with Tracker(tmp_path, PLAIN, first_step=3, console=quiet()) as tracker:
+        assert tracker.last == 3
+    with Tracker(tmp_path, PLAIN, first_step=2, console=quiet()) as tracker:
+        tracker.log(3, {"x": 33})
+    assert tracking.read(tmp_path) == [
+        {"step": 0, "eval/accuracy": 0.5},
+        {"step": 1, "x": 1},
+        {"step": 2, "x": 2},
+        {"step": 3, "x": 33},
+    ]
+    assert (tmp_path / "eval" / "step-3.json").is_file()
 
 
 def test_samples_show_a_right_and_a_wrong_rollout(tmp_path: Path) -> None:
@@ -200,7 +224,7 @@ def shown(terminal: bool, records: list[dict[str, Any]]) -> str:
     stream = io.StringIO()
     console = Console(4, "grpo", terminal=Terminal(file=stream, force_terminal=terminal, width=150))
     for record in records:
-        console.step(record["step"], record)
+        console.step(record)
     console.close()
     return stream.getvalue()
 
@@ -290,7 +314,7 @@ def test_wandb_outage_at_the_start_falls_back_to_offline_and_keeps_its_id(
     fake_wandb["refuse"] = ("online",)
     config = TrackingConfig(wandb="online", wandb_patience=0.05)
     with pytest.warns(UserWarning, match="offline run"):
-        tracker = Tracker(tmp_path, config, name="grpo", settings={"seed": 3}, console=quiet())
+        tracker = Tracker(tmp_path, config, console=quiet())
     tracker.log(1, {"x": 1})
     assert fake_wandb["run"].logged == [1]
     assert [i["mode"] for i in fake_wandb["inits"]] == ["online", "offline"]

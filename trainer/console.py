@@ -42,10 +42,15 @@ class Console:
         if self._terminal.is_terminal:
             self._open()
 
-    def step(self, step: int, record: Mapping[str, Any]) -> None:
-        self._done = step
-        self._ticks.append((time.monotonic(), step))
-        self._recent.append(record)
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Show a step, or the evaluation that belongs to the step shown last."""
+        same = self._recent and self._recent[-1]["step"] == record["step"]
+        if same:
+            self._recent[-1] = {**self._recent[-1], **record}
+        else:
+            self._done = record["step"]
+            self._ticks.append((time.monotonic(), self._done))
+            self._recent.append(record)
         if self._live is None:
             self._terminal.print(self.line(record))
         else:

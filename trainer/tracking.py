@@ -12,13 +12,17 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from samplers.seam import Component
 from samplers.types import Group
 from trainer.console import Console
+
+if TYPE_CHECKING:
+    from trainer.config import Recipe
+    from trainer.eval.budgets import EvalResult
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb-id.txt"
@@ -39,44 +43,50 @@ class TrackingConfig(Component):
 
 
 class Tracker:
-    """Writes steps to `folder`. Use as a context manager, or call `close`.
+    """Writes the record of a run to its folder. A context manager; else call `close`.
 
     Args:
-        total: steps of the whole run, for progress; 0 if unknown.
-        start: the run goes on after this step: what was logged beyond it is dropped, since it
+        recipe: the run, for W&B and for progress.
+        first_step: the run goes on after this step: what was logged beyond it is dropped, since it
             will be made again. None keeps all that is there.
-        settings: the resolved recipe, for W&B.
+        console: where progress is shown; by default standard output.
     """
 
     def __init__(
         self,
         folder: Path,
         config: TrackingConfig,
+        recipe: Recipe | None = None,
         *,
-        total: int = 0,
-        start: int | None = None,
-        name: str = "",
-        settings: Mapping[str, Any] | None = None,
+        first_step: int | None = None,
         console: Console | None = None,
     ) -> None:
         self.folder, self.config = folder, config
         folder.mkdir(parents=True, exist_ok=True)
-        self.last = _trim(folder / METRICS, start)
+        self.last = _trim(folder / METRICS, first_step)
         self._stream: IO[str] = (folder / METRICS).open("a", encoding="utf-8")
         self._process = os.getpid()
-        self.console = console or Console(total, name or folder.name, done=max(self.last, 0))
-        self._wandb = None if config.wandb == "off" else _Wandb(folder, config, name, settings)
+        total = sum(stage.steps for stage in recipe.stages) if recipe else 0
+        self.console = console or Console(total, folder.name, done=max(self.last, 0))
+        self._wandb = None if config.wandb == "off" else _Wandb(folder, config, recipe)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one step. A step that is already there is not written again."""
+        if step > self.last:
+            self._write(step, metrics)
+            self.last = step
+
+    def evaluation(self, result: EvalResult) -> None:
+        """Save an evaluation to eval/ and append its values, as a line of its own."""
+        result.save(self.folder / "eval")
+        self._write(result.step, result.flat())
+
+    def _write(self, step: int, metrics: Mapping[str, Any]) -> None:
         assert os.getpid() == self._process, "the tracker belongs to the driver process"
-        if step <= self.last:
-            return
         record = {"step": step} | {name: plain(value) for name, value in metrics.items()}
         self._stream.write(json.dumps(record, allow_nan=False) + "\n")
         self._stream.flush()
-        self.last = step
-        self.console.step(step, record)
+        self.console.step(record)
         if self._wandb:
             self._wandb.log(step, record)
 
@@ -106,24 +116,30 @@ class Tracker:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The steps of a run, in order. A last line that a crash cut off is left out.
+    """The steps of a run, in order, each with its evaluation merged in.
 
     Raises:
-        ValueError: another line is broken (file and line).
+        ValueError: a line is broken (file and line); one that a crash cut off is left out.
     """
-    path = folder / METRICS
+    steps: dict[int, dict[str, Any]] = {}
+    for record in _records(folder / METRICS):
+        steps.setdefault(record["step"], {}).update(record)
+    return [steps[step] for step in sorted(steps)]
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    steps = []
+    records = []
     for number, line in enumerate(lines, 1):
         try:
-            steps.append(json.loads(line))
+            records.append(json.loads(line))
         except ValueError:
             if number == len(lines) and not line.endswith("\n"):
                 break
             raise ValueError(
                 f"{path}:{number}: broken JSON; remove the line to go on without that step"
             ) from None
-    return steps
+    return records
 
 
 def plain(value: Any) -> Any:
@@ -170,31 +186,31 @@ def _sample(group: Group, i: int, thought: str) -> dict[str, Any]:
     }
 
 
-def _trim(path: Path, start: int | None) -> int:
-    """Drop steps beyond `start` and a line cut off by a crash; the last step left, or -1."""
-    steps = read(path.parent)
-    kept = [s for s in steps if start is None or s["step"] <= start]
-    text = "".join(json.dumps(s) + "\n" for s in kept)
+def _trim(path: Path, first_step: int | None) -> int:
+    """Drop what is beyond `first_step` and a line cut off by a crash; the last step, or -1."""
+    records = _records(path)
+    kept = [r for r in records if first_step is None or r["step"] <= first_step]
+    text = "".join(json.dumps(r) + "\n" for r in kept)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         beside = path.with_suffix(".partial")
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
-    return max((s["step"] for s in kept), default=-1)
+    trained = [r["step"] for r in kept if not _is_evaluation(r)]
+    return max(trained, default=-1)
+
+
+def _is_evaluation(record: Mapping[str, Any]) -> bool:
+    return len(record) > 1 and all(name == "step" or name.startswith("eval/") for name in record)
 
 
 class _Wandb:
     """W&B as a sink that can only fail once: then it warns, and the run goes on without it."""
 
-    def __init__(
-        self,
-        folder: Path,
-        config: TrackingConfig,
-        name: str,
-        settings: Mapping[str, Any] | None,
-    ) -> None:
-        self._patience = config.wandb_patience
-        self._folder, self._project, self._name = folder, config.project, name or folder.name
-        self._settings = dict(settings or {})
+    def __init__(self, folder: Path, config: TrackingConfig, recipe: Recipe | None) -> None:
+        self._folder, self._patience = folder, config.wandb_patience
+        self._known: dict[str, Any] = {"project": config.project, "name": folder.name}
+        if recipe is not None:
+            self._known |= {"group": recipe.name, "config": recipe.model_dump(mode="json")}
         self._run: Any = None
         try:
             self._run = self._start(config.wandb)
@@ -234,12 +250,10 @@ class _Wandb:
         if "finish_timeout" in getattr(wandb.Settings, "model_fields", {}):  # newer than 0.18
             patience["finish_timeout"] = self._patience
         run = wandb.init(
-            project=self._project,
-            name=self._name,
+            **self._known,
             id=known,
             resume="allow" if known else None,
             dir=str(self._folder),
-            config=self._settings,
             mode=mode,
             settings=wandb.Settings(console="off", silent=True, disable_git=True, **patience),
         )
