@@ -1,0 +1,25 @@
+"""Dr.GRPO (Liu et al. 2025, 2503.20783): reward minus group mean, no deviation.
+
+Its other half is the loss: `loss: {aggregation: drgrpo, norm_length: ...}`, a constant length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from samplers.types import Group
+from trainer import credit
+from trainer.algorithms import _plain
+from trainer.types import TrainSequence
+
+
+class Config(_plain.Config):
+    singleton: credit.Singleton = "zero"
+    """A group of one: advantage 0 (TRL), or its raw reward (verl)."""
+
+
+def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
+    """Reward - group mean for every token of a rollout."""
+    rewards, counted = _plain.rewards(groups), _plain.counted(groups, config)
+    advantages = credit.grpo(rewards, counted, "none", singleton=config.singleton)
+    return _plain.sequences(groups, advantages, config)

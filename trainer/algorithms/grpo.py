@@ -1,0 +1,28 @@
+"""GRPO (Shao et al. 2024, 2402.03300): reward standardised within the rollouts of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from samplers.types import Group
+from trainer import credit
+from trainer.algorithms import _plain
+from trainer.types import TrainSequence
+
+
+class Config(_plain.Config):
+    std: credit.Std = "group"
+    """Divide by the deviation of the group, of all rewards of the batch (DLER), or not at all."""
+    eps: float = Field(1e-6, ge=0)
+    """Added to the deviation (verl 1e-6, TRL 1e-4)."""
+    singleton: credit.Singleton = "zero"
+    """A group of one: advantage 0 (TRL), or its raw reward (verl)."""
+
+
+def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
+    """(reward - group mean) / (deviation + eps) for every token of a rollout."""
+    rewards, counted = _plain.rewards(groups), _plain.counted(groups, config)
+    advantages = credit.grpo(rewards, counted, config.std, config.eps, config.singleton)
+    return _plain.sequences(groups, advantages, config)

@@ -1,0 +1,20 @@
+"""Max-RL, as in prime-rl: centred reward over the group mean; rare successes weigh more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from samplers.types import Group
+from trainer import credit
+from trainer.algorithms import _plain
+from trainer.types import TrainSequence
+
+
+class Config(_plain.Config):
+    pass
+
+
+def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
+    """(reward - group mean) / group mean for every token of a rollout."""
+    advantages = credit.max_rl(_plain.rewards(groups), _plain.counted(groups, config))
+    return _plain.sequences(groups, advantages, config)
