@@ -237,12 +237,12 @@ def test_console_degrades_to_one_line_a_step() -> None:
     ]
     lines = shown(False, records).splitlines()
     assert len(lines) == 2
-    assert lines[0] == "grpo  step 0/4 (0%)  eval accuracy 0.660  thinking 82.0  any-time 0.410"
+    assert lines[0] == "grpo  step 0/4 (0%)  eval:  accuracy 0.660  thinking 82.0  any-time 0.410"
     assert lines[1].startswith("grpo  step 1/4 (25%)  accuracy 0.656  thinking 82.0  left 0:00")
     assert "\x1b" not in "".join(lines)
     live = shown(True, records)
     assert "\x1b" in live
-    assert "eval accuracy 0.660" in live
+    assert "eval:  accuracy 0.660" in live
     assert "1/4" in live
 
 

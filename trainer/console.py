@@ -18,6 +18,11 @@ COLUMNS = (
     ("time/step", "s", "{:.1f}"),
 )
 """(metric, heading, format). A column is shown once its metric has appeared."""
+EVALUATED = (
+    ("eval/accuracy", "accuracy", "{:.3f}"),
+    ("eval/think_tokens/mean", "thinking", "{:.1f}"),
+    ("eval/anytime", "any-time", "{:.3f}"),
+)
 RECENT = 8
 
 
@@ -131,13 +136,12 @@ def figures(record: Mapping[str, Any]) -> dict[str, str]:
 
 def evaluation(record: Mapping[str, Any]) -> list[str]:
     """The evaluation of a step in a few words; empty where there was none."""
-    if record.get("eval/accuracy") is None:
-        return []
-    words = [f"eval accuracy {record['eval/accuracy']:.3f}"]
-    words.append(f"thinking {record['eval/think_tokens/mean']:.1f}")
-    if record.get("eval/anytime") is not None:
-        words.append(f"any-time {record['eval/anytime']:.3f}")
-    return words
+    shown = [
+        f"{head} {form.format(record[key])}"
+        for key, head, form in EVALUATED
+        if isinstance(record.get(key), int | float)
+    ]
+    return ["eval:", *shown] if shown else []
 
 
 def duration(seconds: float) -> str:

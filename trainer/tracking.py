@@ -36,9 +36,9 @@ class TrackingConfig(Component):
     """Send metrics to Weights & Biases too. offline: into the run folder, for `wandb sync`."""
     project: str = "laconic"
     """W&B project."""
-    samples: int = Field(4, ge=0)
+    samples: int = Field(default=4, ge=0)
     """Rollouts written to rollouts/step-N.jsonl at each step, to be read by people."""
-    wandb_patience: float = Field(20.0, gt=0)
+    wandb_patience: float = Field(default=20.0, gt=0)
     """Seconds W&B may take to start and to finish before the run goes on without it."""
 
 

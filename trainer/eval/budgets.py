@@ -35,22 +35,22 @@ Row = dict[str, Any]
 class EvalConfig(Component):
     """Accuracy at several thinking budgets, on held-out problems."""
 
-    every: int = Field(10, ge=0)
+    every: int = Field(default=10, ge=0)
     """Evaluate every so many steps, and before the first and after the last; 0: never."""
-    problems: int = Field(128, ge=1)
+    problems: int = Field(default=128, ge=1)
     """Held-out problems, the same at every evaluation."""
-    samples: int = Field(1, ge=1)
+    samples: int = Field(default=1, ge=1)
     """Thoughts sampled of each problem."""
     budgets: tuple[int | Literal["inf"], ...] | None = None
     """Thinking tokens at which a thought is cut and answered. The uncut answer (`inf`) is always
     measured. None: 0 and 1/16, 1/8, 1/4 and 1/2 of the response cap."""
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
     """As in training by default; reasoners loop when greedy."""
-    answer_tokens: int | None = Field(None, ge=1)
+    answer_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of an answer; None: what the response cap leaves."""
     prior: Prior = "equal"
     """Weights of the budgets in any-time accuracy (trainer/eval/statistics.py: prior_weights)."""
-    shown: int = Field(6, ge=0)
+    shown: int = Field(default=6, ge=0)
     """Problems whose thoughts are written out, to be read in the report."""
     seed: int = 0
 
