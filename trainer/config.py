@@ -23,6 +23,7 @@ from trainer.eval.budgets import EvalConfig
 from trainer.learner import LearnerConfig
 from trainer.losses import LossConfig
 from trainer.optim import OptimConfig
+from trainer.supervised import SupervisedConfig
 from trainer.tracking import TrackingConfig
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -116,8 +117,8 @@ class Stage(Component):
     grader: GraderConfig = GraderConfig()
     evaluation: EvalConfig | None = None
     guard: GuardConfig = GuardConfig()
-    supervised: Spec | None = None
-    """Where an sft stage's examples come from (trainer/supervised.py)."""
+    supervised: SupervisedConfig = SupervisedConfig()
+    """How an sft stage makes batches of its data."""
 
     @field_validator("thinking", mode="before")
     @classmethod
@@ -220,8 +221,10 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in above.items():
         old = out.get(key)
         renamed = isinstance(value, Mapping) and "name" in value and isinstance(old, Mapping)
-        if isinstance(value, Mapping) and isinstance(old, Mapping) and not (
-            renamed and old.get("name") != value["name"]
+        if (
+            isinstance(value, Mapping)
+            and isinstance(old, Mapping)
+            and not (renamed and old.get("name") != value["name"])
         ):
             out[key] = merge(old, value)
         else:
@@ -291,8 +294,10 @@ def explain(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             known = _fields_at(item["loc"][:-1])
             near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            message = f"unknown field; did you mean '{near[0]}'?" if near else (
-                f"unknown field; known here: {', '.join(sorted(known))}"
+            message = (
+                f"unknown field; did you mean '{near[0]}'?"
+                if near
+                else (f"unknown field; known here: {', '.join(sorted(known))}")
             )
         elif item["type"] == "missing":
             message = "is required and has no default"

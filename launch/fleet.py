@@ -1,0 +1,356 @@
+"""The one file that knows Ray: plain classes become actors, and together they are a World.
+
+Nothing here waits for ever: what cannot be scheduled is told within `SCHEDULE_S` seconds with
+the numbers asked for and available, and an actor that dies is an error that names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.placement import Placement, Role, place
+from rewards.verdict import Verdict
+from samplers import columns
+from samplers.types import Job, Rollout
+from trainer.config import Stage
+from trainer.types import Batch, Floats
+from trainer.world import Item
+
+SCHEDULE_S = 30.0
+BUCKET_BYTES = 64 * 2**20
+
+
+def _environment(device: str, threads: int) -> None:
+    """Set before torch is imported in an actor."""
+    os.environ.update(OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if device == "cpu":
+        os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
+
+
+class LearnerActor:
+    """One data-parallel rank."""
+
+    def address(self) -> tuple[str, int]:
+        """Where rank 0 will listen: asked of its own machine."""
+        import socket
+
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def build(
+        self, stage: Stage, model: str, rank: int, master: tuple[str, int], device: str
+    ) -> None:
+        _environment(device, threads=1)
+        from trainer.learner import Learner
+
+        self.rank = rank
+        sft = stage.kind == "sft"
+        self.learner = Learner(
+            model,
+            stage.learner,
+            stage.optim,
+            stage.loss,
+            total_steps=stage.steps * stage.updates_per_batch * stage.epochs,
+            rank=rank,
+            address=master[0],
+            port=master[1],
+            temperature=1.0 if sft else stage.rollout.temperature,
+            dtype=stage.model.dtype,
+            attention=stage.model.attention,
+            trust_remote_code=stage.model.trust_remote_code,
+            max_bad_steps=stage.guard.bad_steps,
+        )
+
+    def step(self, updates: Any, epochs: int) -> dict[str, float]:
+        return self.learner.step(updates, epochs)
+
+    def score(self, micro_batches: Any, which: str) -> Any:
+        return self.learner.score(micro_batches, which)
+
+    def publish(self) -> list[Any]:
+        """Weights in bounded buckets, in the object store; every rank takes part, rank 0 gives."""
+        import ray
+
+        out = []
+        for bucket in self.learner.buckets(BUCKET_BYTES):
+            if self.rank == 0:
+                out.append(ray.put([(name, _host(tensor)) for name, tensor in bucket]))
+        return out
+
+    def save(self, folder: str) -> None:
+        self.learner.save(Path(folder))
+
+    def load(self, folder: str) -> None:
+        self.learner.load(Path(folder))
+
+    def export(self, folder: str) -> None:
+        self.learner.export(Path(folder))
+
+    def close(self) -> None:
+        self.learner.close()
+
+
+class RolloutActor:
+    """One engine and the rollout worker beside it."""
+
+    def build(self, stage: Stage, model: str, device: str) -> None:
+        _environment(device, threads=1)
+        from samplers.rollout import RolloutWorker
+
+        self.worker = RolloutWorker.from_pretrained(
+            model, stage.rollout.engine, stage.markers, dtype=stage.model.dtype
+        )
+
+    def rollout(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        return columns.pack(self.worker.generate(jobs))
+
+    def load(self, buckets: Sequence[Any], version: int) -> None:
+        import ray
+
+        self.worker.load_weights((pair for ref in buckets for pair in ray.get(ref)), version)
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return [self.worker.renderer.decode(row) for row in ids]
+
+
+class GraderActor:
+    """One verifier pool."""
+
+    def build(self, stage: Stage) -> None:
+        from rewards.pool import VerifierPool
+
+        grader = stage.grader
+        self.pool = VerifierPool(stage.verifier, workers=grader.processes, deadline=grader.deadline)
+
+    def grade(self, items: Sequence[Item]) -> list[Verdict]:
+        return self.pool.grade(items)
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+class Fleet:
+    """A World of Ray actors for one stage."""
+
+    def __init__(self, stage: Stage, model: str, deterministic: bool = True) -> None:
+        self.stage, self.version, self.deterministic = stage, 0, deterministic
+        self.actors: dict[Role, list[Any]] = {"learner": [], "rollout": [], "grader": []}
+        self._groups: list[Any] = []
+        try:
+            self.placement = place(stage, _gpus())
+            self._spawn(self.placement)
+            self._build(model)
+        except BaseException:
+            self.close()
+            raise
+
+    def _spawn(self, placement: Placement) -> None:
+        import ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        classes = {"learner": LearnerActor, "rollout": RolloutActor, "grader": GraderActor}
+        for role, bundles in placement.bundles.items():
+            if not bundles:
+                continue
+            group = placement_group(list(bundles), strategy=placement.strategies[role])
+            self._groups.append(group)
+            if not group.wait(SCHEDULE_S):
+                raise ValueError(
+                    f"{role}: {len(bundles)} x {bundles[0]} could not be placed within "
+                    f"{SCHEDULE_S:.0f} s. Asked in all: {placement.totals}; cluster: "
+                    f"{_numbers(ray.cluster_resources())}; free: "
+                    f"{_numbers(ray.available_resources())}"
+                )
+            for i, bundle in enumerate(bundles):
+                remote = ray.remote(classes[role])
+                strategy = PlacementGroupSchedulingStrategy(group, i)
+                self.actors[role].append(
+                    remote.options(
+                        num_cpus=bundle["CPU"],
+                        num_gpus=bundle.get("GPU", 0),
+                        scheduling_strategy=strategy,
+                    ).remote()
+                )
+
+    def _build(self, model: str) -> None:
+        learners, device = self.actors["learner"], self.placement.device
+        master = _wait([learners[0].address.remote()])[0]
+        building = [
+            actor.build.remote(self.stage, model, rank, master, device)
+            for rank, actor in enumerate(learners)
+        ]
+        building += [a.build.remote(self.stage, model, device) for a in self.actors["rollout"]]
+        building += [a.build.remote(self.stage) for a in self.actors["grader"]]
+        _wait(building)
+
+    def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
+        """Whole groups go to engines by turns, one ordered list each."""
+        engines = self.actors["rollout"]
+        turn = {group: i % len(engines) for i, group in enumerate(dict.fromkeys(j.group for j in jobs))}
+        lists = [[j for j in jobs if turn[j.group] == e] for e in range(len(engines))]
+        busy = [(a, js) for a, js in zip(engines, lists, strict=True) if js]
+        packed = _wait([actor.rollout.remote(js) for actor, js in busy])
+        made = {
+            (r.group, r.index): r
+            for (_, js), got in zip(busy, packed, strict=True)
+            for r in columns.unpack(got, js)
+        }
+        return [made[j.group, j.index] for j in jobs]
+
+    def grade(self, items: Sequence[Item]) -> list[Verdict]:
+        graders = self.actors["grader"]
+        shares = [items[i :: len(graders)] for i in range(len(graders))]
+        graded = _wait([a.grade.remote(s) for a, s in zip(graders, shares, strict=True)])
+        out: list[Any] = [None] * len(items)
+        for i, verdicts in enumerate(graded):
+            out[i :: len(graders)] = verdicts
+        return out
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        text: list[str] = _wait([self.actors["rollout"][0].decode.remote(ids)])[0]
+        return text
+
+    def score(self, batch: Batch, which: str) -> list[Floats]:
+        """Logprobs of each micro-batch's scored tokens: updates, then ranks, then micro-batches."""
+        out: list[Floats] = []
+        for update in batch.updates:
+            scored = _wait([
+                actor.score.remote(micro_batches, which)
+                for actor, micro_batches in zip(self.actors["learner"], update, strict=True)
+            ])
+            out += [logprobs_N for rank in scored for logprobs_N, _ in rank]
+        return out
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        learners, epochs = self.actors["learner"], self.stage.epochs
+        shares = zip(*batch.updates, strict=True)  # by rank instead of by update
+        results = _wait([
+            actor.step.remote(list(updates), epochs)
+            for actor, updates in zip(learners, shares, strict=True)
+        ])
+        metrics: dict[str, float] = dict(results[0])
+        metrics["time/learner"] = max(r["seconds"] for r in results)
+        metrics["memory/learner_mb"] = max(r["peak_memory_mb"] for r in results)
+        return {k: v for k, v in metrics.items() if k not in ("seconds", "peak_memory_mb")}
+
+    def sync(self) -> None:
+        """Every rank takes part in publishing; every engine loads the same buckets."""
+        self.version += 1
+        buckets = _wait([a.publish.remote() for a in self.actors["learner"]])[0]
+        _wait([a.load.remote(buckets, self.version) for a in self.actors["rollout"]])
+
+    def save(self, folder: Path) -> None:
+        _wait([a.save.remote(str(folder / "learner")) for a in self.actors["learner"]])
+        self.export(folder / "model")
+
+    def load(self, folder: Path) -> None:
+        _wait([a.load.remote(str(folder / "learner")) for a in self.actors["learner"]])
+
+    def export(self, folder: Path) -> None:
+        _wait([a.export.remote(str(folder)) for a in self.actors["learner"]])
+
+    def close(self) -> None:
+        """Learners leave their process group cleanly; then every actor is ended."""
+        import ray
+        from ray.util import remove_placement_group
+
+        if not ray.is_initialized():
+            return
+        leaving = [a.close.remote() for role in ("learner", "grader") for a in self.actors[role]]
+        with contextlib.suppress(Exception):  # whatever is already dead need not say goodbye
+            ray.wait(leaving, num_returns=len(leaving), timeout=5) if leaving else None
+        for actors in self.actors.values():
+            for actor in actors:
+                ray.kill(actor)
+            actors.clear()
+        for group in self._groups:
+            remove_placement_group(group)
+        self._groups.clear()
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def cluster(cpus: int, address: str | None = None):
+    """A Ray of our own on this machine, quiet and on loopback, or the one at `address`.
+
+    `cpus` are Ray's logical CPUs: on a CPU machine the plan sets them, because a placement
+    group that asks for more than Ray counts would wait for ever and say nothing.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():  # a notebook's own
+        yield
+        return
+    folder = tempfile.mkdtemp(prefix="laconic-")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        else:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _temp_dir=folder,
+                object_store_memory=512 * 2**20,
+            )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait(refs: list[Any]) -> list[Any]:
+    """Results of all, or the first failure at once: a user's error as itself, a death by name."""
+    import ray
+
+    pending = list(refs)
+    while pending:
+        done, pending = ray.wait(pending, num_returns=1, timeout=5)
+        for ref in done:
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, ValueError) else error from None
+            except ray.exceptions.RayActorError as error:
+                raise RuntimeError(f"a worker process died: {error}") from None
+    return ray.get(refs)
+
+
+def _host(tensor: Any) -> Any:
+    """numpy where numpy has the type (zero-copy in the object store); bf16 stays a tensor."""
+    import torch
+
+    return tensor if tensor.dtype is torch.bfloat16 else tensor.cpu().numpy()
+
+
+def _gpus() -> float:
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0))
+
+
+def _numbers(resources: dict[str, float]) -> dict[str, float]:
+    return {k: v for k, v in resources.items() if k in ("CPU", "GPU")}
+
+

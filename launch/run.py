@@ -1,0 +1,97 @@
+"""One run from a recipe: folder, preflight, stages one after the other, a model at the end."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from launch.fleet import Fleet, cluster
+from launch.placement import place
+from trainer import checkpoint, preflight, runfolder
+from trainer.config import Recipe, load
+from trainer.loop import LOOPS
+from trainer.modelfolder import locate
+from trainer.stage import StageRun
+from trainer.tracking import Tracker
+
+STACK = ("laconic", "torch", "transformers", "deepspeed", "ray", "peft", "vllm", "numpy")
+FRESH = {"stage": 0, "first": 0, "step": -1}
+"""State of a run that has not begun: not even step 0, its first evaluation, is logged."""
+
+
+def train(recipe: str | Path | Recipe, *settings: str, address: str | None = None) -> Path:
+    """Train `recipe` and return its run folder.
+
+    A folder that holds the same run, unfinished, is continued from its newest checkpoint; a
+    finished one is returned as it is.
+
+    Args:
+        recipe: a shipped name (`grpo/find`), a YAML file, or a resolved Recipe.
+        settings: `a.b=c` assignments, as on the command line.
+        address: a running Ray cluster; None starts one on this machine.
+
+    Raises:
+        ValueError: a mistake in the recipe or its files, before any model is loaded.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load(recipe, settings)
+    elif settings:
+        raise ValueError("settings go with a recipe's name; a Recipe is already resolved")
+    preflight.check_all(recipe)
+    folder = recipe.folder
+    with runfolder.claim(folder):
+        if runfolder.finished(recipe):
+            return folder
+        newest = _open(recipe)
+        state = checkpoint.driver_state(newest) if newest else FRESH
+        model = str(newest / "model") if newest else recipe.stages[0].model.path
+        cpus = max(sum(p.totals["CPU"] for p in [place(s, 0)]) for s in recipe.stages)
+        with (
+            cluster(int(cpus), address),
+            Tracker(
+                folder,
+                recipe.tracking,
+                total=sum(stage.steps for stage in recipe.stages),
+                start=state["first"] + state["step"],
+                name=recipe.name,
+                settings=recipe.model_dump(mode="json"),
+            ) as tracker,
+        ):
+            first = state["first"]
+            for index in range(state["stage"], len(recipe.stages)):
+                stage = recipe.stages[index]
+                with Fleet(stage, str(locate(model)), recipe.deterministic) as fleet:
+                    run = StageRun(recipe, index, first, fleet, tracker, folder)
+                    if newest and index == state["stage"]:
+                        run.restore(newest, state)
+                    LOOPS[stage.kind](run)
+                first += stage.steps
+                model = str(checkpoint.newest(folder / "checkpoints") / "model")
+        (folder / runfolder.DONE).touch()
+    return folder
+
+
+def _open(recipe: Recipe) -> Path | None:
+    """Begin the folder, or find where an unfinished run of the same recipe left off.
+
+    Raises:
+        ValueError: the folder holds an unfinished run with another configuration.
+    """
+    folder = recipe.folder
+    runfolder.same(recipe)
+    (folder / runfolder.CONFIG).write_text(runfolder.resolved(recipe))
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
+    return checkpoint.newest(folder / "checkpoints")
+
+
+def environment() -> dict[str, str]:
+    """What moves numbers besides the recipe: versions, interpreter, machine kind."""
+    found = {}
+    for name in STACK:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {**found, "python": platform.python_version(), "machine": platform.machine()}

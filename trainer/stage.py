@@ -1,0 +1,235 @@
+"""A stage in progress: what the driver owns while the loop runs.
+
+Data position, allocation statistics, budgets' memory, shaping state, clock and step: all of it
+can be saved and restored, because workers own nothing that cannot be rebuilt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rewards.apply import Shaping
+from rewards.verify import verify
+from samplers import seam
+from samplers.data import PromptStream
+from samplers.data import load as load_data
+from samplers.types import Group, Job, Plan, Prompt, Rollout
+from trainer import checkpoint, guard
+from trainer.batching import pack, scatter
+from trainer.collect import collect
+from trainer.config import CheckpointConfig, Recipe, Stage
+from trainer.eval.budgets import EvalConfig, evaluate
+from trainer.metrics import Clock, summarise
+from trainer.rows import annotate
+from trainer.rows import rows as plain_rows
+from trainer.supervised import SupervisedStream
+from trainer.tracking import Tracker
+from trainer.types import Batch, TrainSequence
+from trainer.world import World
+
+ANNOTATIONS = {"old_logprobs": ("old", "policy"), "ref_logprobs": ("ref", "reference")}
+"""What a component may need -> (name in Group.annotations, whose logprobs)."""
+
+
+class StageRun:
+    """`step` counts within the stage; `first + step` over the run."""
+
+    def __init__(
+        self, recipe: Recipe, index: int, first: int, world: World, tracker: Tracker, folder: Path
+    ) -> None:
+        self.recipe, self.index, self.first, self.world = recipe, index, first, world
+        self.stage: Stage = recipe.stages[index]
+        self.tracker, self.folder, self.clock = tracker, folder, Clock()
+        self.step = 0
+        stage = self.stage
+        self.stream = PromptStream(
+            load_data(stage.data, "train", recipe.seed), recipe.seed, stage.data.shuffle
+        )
+        module, config = seam.resolve("samplers.allocation", stage.allocation)
+        self.allocation = module.Allocator(
+            config, stage.prompts_per_step, stage.rollouts_per_prompt
+        )
+        self.budget, self.budget_config = seam.resolve("samplers.budgets", stage.budget_spec)
+        self.memory: dict[str, Any] = {}
+        self.shaping = Shaping(stage.shaping)
+        self.algorithm, self.algorithm_config = seam.resolve("trainer.algorithms", stage.algorithm)
+        needs = getattr(self.algorithm, "needs", None)
+        self.needs: set[str] = needs(self.algorithm_config) if needs else set()
+        self.held_out = self._held_out()
+
+    def _held_out(self) -> list[Prompt]:
+        """The test problems of every evaluation: the first ones of the test split."""
+        config = self.stage.evaluation
+        if config is None or not config.every:
+            return []
+        dataset = load_data(self.stage.data, "test", self.recipe.seed)
+        size = config.problems if dataset.size is None else min(config.problems, dataset.size)
+        return [dataset[i] for i in range(size)]
+
+    @property
+    def unfinished(self) -> bool:
+        return self.step < self.stage.steps
+
+    # one line of the loop each
+
+    def begin(self) -> None:
+        """Measure what the stage starts from."""
+        if self.step == 0 and self.held_out:
+            evaluated = self._evaluate()
+            self.tracker.log(self.at, evaluated | summarise([], {}, self.clock.lap()))
+
+    def sample(self) -> list[Group]:
+        def make(jobs: list[Job]) -> list[Rollout]:
+            with self.clock.phase("generate"):
+                return self.world.rollout(jobs)
+
+        def judge(groups: list[Group]) -> list[Group]:
+            with self.clock.phase("verify"):
+                return verify(groups, self.world.grade)
+
+        groups = collect(
+            self.allocation,
+            self.stream,
+            self.plans,
+            make,
+            judge,
+            lambda group, what: self._annotate([group], {what})[0],
+            seed=self.recipe.seed,
+            temperature=self.stage.rollout.temperature,
+        )
+        self.allocation.observe(groups)
+        return groups
+
+    def plans(self, prompt: Prompt, n: int) -> Sequence[Plan]:
+        plans: Sequence[Plan] = self.budget.plans(
+            self.budget_config, prompt, n, self.step, self.memory
+        )
+        return plans
+
+    def reward(self, groups: list[Group]) -> list[Group]:
+        return self.shaping.apply(groups)
+
+    def annotate(self, groups: list[Group]) -> list[Group]:
+        return self._annotate(groups, self.needs) if self.needs else groups
+
+    def credit(self, groups: list[Group]) -> list[TrainSequence]:
+        sequences: list[TrainSequence] = self.algorithm.sequences(groups, self.algorithm_config)
+        return sequences
+
+    def examples(self) -> list[TrainSequence]:
+        assert self.supervised is not None
+        return self.supervised.next()
+
+    def pack(self, sequences: list[TrainSequence]) -> Batch:
+        stage = self.stage
+        return pack(
+            sequences,
+            stage.loss,
+            tokens_per_micro_batch=stage.tokens_per_micro_batch,
+            ranks=stage.learner.ranks,
+            updates=stage.updates_per_batch,
+        )
+
+    def learn(self, batch: Batch) -> dict[str, float]:
+        with self.clock.phase("train"):
+            return self.world.step(batch)
+
+    def sync(self) -> None:
+        with self.clock.phase("sync"):
+            self.world.sync()
+
+    def finish(self, groups: list[Group], learned: Mapping[str, float]) -> None:
+        """Close the step: evaluation, figures, bounds, samples one can read, checkpoint."""
+        first, self.step = self.step == 0, self.step + 1
+        evaluated = self._evaluate() if self._due(self.stage.evaluation) else {}
+        metrics = summarise(groups, learned, self.clock.lap())
+        metrics |= self.allocation.metrics() | evaluated
+        self.tracker.log(self.at, metrics)
+        guard.check(self.stage, first, metrics)
+        if groups:
+            self.tracker.samples(self.at, groups, self.world.decode)
+        if self._due(self.recipe.checkpoint):
+            self._checkpoint()
+
+    @property
+    def at(self) -> int:
+        """Steps of the run so far, all stages counted."""
+        return self.first + self.step
+
+    def _due(self, config: EvalConfig | CheckpointConfig | None) -> bool:
+        """Every so many steps, and at the stage's end."""
+        if config is None:
+            return False
+        return not self.unfinished or bool(config.every and self.step % config.every == 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "stage": self.index,
+            "first": self.first,
+            "step": self.step,
+            "weight_version": self.world.version,
+            "stream": self.stream.state_dict(),
+            "allocation": self.allocation.state_dict(),
+            "memory": self.memory,
+            "shaping": self.shaping.state_dict(),
+        }
+
+    def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint of this stage: driver's state, learners, then the engines."""
+        self.step = state["step"]
+        self.stream.load_state_dict(state["stream"])
+        self.allocation.load_state_dict(state["allocation"])
+        self.memory = dict(state["memory"])
+        self.shaping.load_state_dict(state["shaping"])
+        self.world.load(folder)
+        self.world.version = state["weight_version"] - 1  # the sync below makes it this again
+        self.world.sync()
+
+    def _annotate(self, groups: list[Group], needs: set[str]) -> list[Group]:
+        """Score every rollout of `groups` under the policies that `needs` names."""
+        unknown = needs - set(ANNOTATIONS)
+        if unknown:
+            raise ValueError(
+                f"needs: {', '.join(sorted(unknown))} cannot be computed; "
+                f"allowed: {', '.join(sorted(ANNOTATIONS))}"
+            )
+        for need in sorted(needs):
+            name, whose = ANNOTATIONS[need]
+            rows = [row for group in groups for row in plain_rows(replace(group, kept_G=None))]
+            batch = pack(
+                rows,
+                None,
+                tokens_per_micro_batch=self.stage.tokens_per_micro_batch,
+                ranks=self.stage.learner.ranks,
+            )
+            micro_batches = list(chain(*(chain(*ranks) for ranks in batch.updates)))
+            scored = scatter(micro_batches, self.world.score(batch, whose), rows)
+            groups = annotate(groups, name, scored)
+        return groups
+
+    def _evaluate(self) -> dict[str, float]:
+        """Accuracy at the stage's budgets on held-out problems, by the code that serves."""
+        config = self.stage.evaluation
+        if config is None or not self.held_out:
+            return {}
+        if self.stage.kind == "sft" and self.step:  # supervised steps leave the engines behind
+            self.sync()
+        with self.clock.phase("evaluate"):
+            plan = self.plans(self.held_out[0], 1)[0]
+            result = evaluate(self.world, self.held_out, config, plan, self.at)
+            result.save(self.folder / "eval")
+        return result.flat()
+
+    def _checkpoint(self) -> None:
+        with self.clock.phase("checkpoint"):
+            checkpoint.save(
+                self.folder / "checkpoints",
+                self.at,
+                self.world.save,
+                self.state_dict(),
+                self.recipe.checkpoint.keep,
+            )

@@ -1,0 +1,52 @@
+"""What the loop needs of the machines that run a stage. Ray provides it in launch/fleet.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rewards.verdict import Verdict
+from samplers.types import Job, Rollout
+from trainer.types import Batch, Floats
+
+Item = tuple[str | None, str, Mapping[str, Any]]
+"""(answer text, gold, meta): what a verifier is asked."""
+
+
+class World(Protocol):
+    """Engines, graders and learners. Every call returns when it is done, or raises."""
+
+    version: int
+    """Weight version that the engines hold: 0 before the first update."""
+
+    def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
+        """Finished rollouts in the order of their jobs."""
+        ...
+
+    def grade(self, items: Sequence[Item]) -> list[Verdict]: ...
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
+
+    def score(self, batch: Batch, which: str) -> list[Floats]:
+        """Logprobs of the scored tokens of every micro-batch, updates then ranks then
+        micro-batches; `which`: policy or reference."""
+        ...
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Take the batch's optimiser steps on the learners."""
+        ...
+
+    def sync(self) -> None:
+        """Bring the learners' weights to the engines, under a new version."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Everything the learners need to go on: weights, optimiser, random state."""
+        ...
+
+    def load(self, folder: Path) -> None: ...
+
+    def export(self, folder: Path) -> None:
+        """A model folder that transformers loads."""
+        ...
