@@ -1,0 +1,82 @@
+"""What the torch engine knows of its rows: arrays for each step's work, objects for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from samplers.engines._slots import KV
+from samplers.types import Floats, Ids, Request
+
+_PREFILL_TOKENS = 8192
+"""Padded tokens of one prefill forward: bounds its mask and activations."""
+
+STATE = np.dtype(
+    [
+        ("length", np.int64),  # tokens whose KV is in the slot
+        ("token", np.int64),  # next token to feed
+        ("left", np.int64),  # forced tokens still to feed after it: nothing is sampled yet
+        ("count", np.int64),  # tokens sampled
+        ("limit", np.int64),
+        ("seed", np.uint64),
+        ("temperature", np.float32),
+        ("stops", np.int64),  # row of the table of stop sets
+        ("bias", np.int64),  # row of the table of logit biases
+    ]
+)
+
+
+@dataclass(slots=True)
+class Kept:
+    """A kept prefix. Without `kv` (dropped by a weight load) forks prefill its ids."""
+
+    ids: Ids
+    kv: list[KV] | None
+    length: int
+    forks: int = 0
+    released: bool = False
+
+
+@dataclass(slots=True)
+class Row:
+    request: Request
+    context: Ids
+    """Everything before the first sampled token: reused prefix, then the request's ids."""
+    kept: Kept | None = None
+    """Prefix to copy KV from; None prefills the context."""
+    ids: Ids = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Sampled before a weight load sent the row back to the queue."""
+    logprobs: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Table:
+    """Distinct per-token settings (stop ids, biases) as rows of one array: a step needs no loop."""
+
+    def __init__(self, empty_V: torch.Tensor) -> None:
+        self.values = empty_V[None]
+        self._rows: dict[tuple[tuple[int, float], ...], int] = {(): 0}
+
+    def row(self, tokens: Mapping[int, float]) -> int:
+        key = tuple(sorted(tokens.items()))
+        if key not in self._rows:
+            new = torch.zeros_like(self.values[:1])
+            for token, value in key:
+                new[0, token] = value
+            self._rows[key] = len(self.values)
+            self.values = torch.cat([self.values, new])
+        return self._rows[key]
+
+
+def chunks(items: list[list[int]], lengths: list[int]) -> Iterator[list[list[int]]]:
+    """Consecutive items whose padded lengths fit one prefill forward, in order."""
+    first, longest = 0, 0
+    for i, length in enumerate(lengths):
+        if i > first and max(longest, length) * (i + 1 - first) > _PREFILL_TOKENS:
+            yield items[first:i]
+            first, longest = i, 0
+        longest = max(longest, length)
+    yield items[first:]
