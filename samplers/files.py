@@ -132,7 +132,10 @@ def prompts(rows: Sequence[Row], columns: Columns, skip_unanswered: bool = False
     Raises:
         ValueError: a column that does not exist, a row without prompt or answer, a repeated id.
     """
-    found = {name: candidates(name, getattr(columns, name), rows) for name in USUAL}
+    found = {
+        name: candidates(rows, usual, getattr(columns, name), f"data.columns.{name}")
+        for name, usual in USUAL.items()
+    }
     for needed in ("prompt", "answer"):
         if not found[needed]:
             raise ValueError(
@@ -163,18 +166,20 @@ def prompts(rows: Sequence[Row], columns: Columns, skip_unanswered: bool = False
     return out
 
 
-def candidates(field: str, given: str, rows: Sequence[Row]) -> tuple[str, ...]:
-    """Columns to look into for `field`, best first: the given one, or the usual ones there are.
+def candidates(
+    rows: Sequence[Row], usual: Sequence[str], given: str, setting: str
+) -> tuple[str, ...]:
+    """Columns to look into, best first: the one `given` in `setting`, or the usual ones there are.
 
     Raises:
         ValueError: the given column is in no row.
     """
     if not given:
-        return tuple(n for n in USUAL[field] if any(row.get(n) is not None for row in rows))
+        return tuple(n for n in usual if any(row.get(n) is not None for row in rows))
     if not any(row.get(given) is not None for row in rows):
         names = _names(rows)
         raise ValueError(
-            f"data.columns.{field}: column '{given}' is missing or empty in every row; "
+            f"{setting}: column '{given}' is missing or empty in every row; "
             f"there are {', '.join(names)}{nearest(given, names)}"
         )
     return (given,)

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from samplers import seam
 from samplers.data import DataConfig, Dataset, PromptStream, digest, dress, of_split
-from samplers.files import Columns, Row, candidates, messages, read
+from samplers.files import USUAL, Columns, Row, candidates, messages, read
 from samplers.seam import Component
 from samplers.seeds import key, uniforms
 from samplers.types import Ids, Plan, Prompt
@@ -202,13 +202,10 @@ def _demonstrations(data: DataConfig, change: Mapping[str, Any], seed: int) -> D
 
 
 def _with_completions(rows: Sequence[Row], columns: Columns, given: str) -> list[Prompt]:
-    asked = candidates("prompt", columns.prompt, rows)
+    asked = candidates(rows, USUAL["prompt"], columns.prompt, "data.columns.prompt")
     if not asked:
         raise ValueError(f"{rows[0].where}: no prompt column; name it in data.columns.prompt")
-    if given:
-        places: tuple[str, ...] = candidates("completion", given, rows)
-    else:
-        places = tuple(n for n in _COMPLETIONS if any(row.get(n) is not None for row in rows))
+    places = candidates(rows, _COMPLETIONS, given, "supervised.completion")
     out = []
     for index, row in enumerate(rows):
         talk = messages(row, next((c for c in asked if row.get(c) is not None), asked[0]))
