@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from samplers.tasks import find
 from trainer import tiny
+from trainer.fresh import with_weights
 
 BASE = Path(__file__).resolve().parent.parent / "recipes" / "base"
 CONFIG = find.Config()
@@ -237,21 +238,38 @@ def test_the_template_opens_the_thought(tmp_path):
         assert whole == rendered + by_hand("A6+4=3-6=4.</think>C<eos>")
 
 
-def test_fresh_models_differ_by_seed_only(tmp_path):
+def test_the_shipped_folders_are_the_builders(tmp_path):
+    import json
+
+    built = tiny.build(tmp_path)
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
+        for shipped in ("fresh", "find"):
+            ours, theirs = (built / name).read_text(), (BASE / shipped / name).read_text()
+            if name.endswith(".json"):
+                ours, theirs = (
+                    {**json.loads(t), "transformers_version": ""} for t in (ours, theirs)
+                )
+            assert ours == theirs, name
+
+
+def test_fresh_weights_are_those_of_the_seed(tmp_path):
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     state = torch.random.get_rng_state()
-    folder = tiny.build(tmp_path / "fresh", seed=7)
+    folders = [
+        with_weights(BASE / "fresh", tmp_path / f"{i}", seed=s) for i, s in enumerate((7, 7, 8))
+    ]
     assert torch.equal(state, torch.random.get_rng_state())
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
-    assert loaded.num_parameters() == 299_520
-    again, other = tiny.model(7).state_dict(), tiny.model(8).state_dict()
-    assert all(torch.equal(v, again[k]) for k, v in loaded.state_dict().items())
-    assert not torch.equal(again["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
-    ours = loaded.config.to_diff_dict()
-    for shipped in ("fresh", "find"):
-        assert AutoConfig.from_pretrained(BASE / shipped).to_diff_dict() == ours
+    one, again, other = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in folders)
+    assert all(torch.equal(v, again[k]) for k, v in one.items())
+    assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
+    assert one["model.embed_tokens.weight"].std().item() == pytest.approx(0.05, rel=0.05)
+    assert sum(v.numel() for k, v in one.items() if k != "lm_head.weight") == 299_520
+    assert len(AutoTokenizer.from_pretrained(folders[0])) == 39
+    assert not list((BASE / "fresh").glob("*.safetensors"))
+    assert with_weights(BASE / "find", tmp_path / "no", seed=0) == BASE / "find"
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_shipped_base_is_sloppy_and_thinks_too_much():

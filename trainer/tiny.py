@@ -1,4 +1,4 @@
-"""The tiny reasoner of task find: a fresh 0.3 M parameter Qwen3 and its tokenizer, on disk.
+"""The tiny reasoner of task find: how the shipped `base/fresh` was made.
 
 Small enough to learn the task in minutes on one core, and an ordinary transformers folder: every
 other part of the library treats it like any model.
@@ -42,15 +42,16 @@ def tokenizer() -> Any:
     )
 
 
-def model(seed: int = 0) -> Any:
-    """A fresh model: 3 layers, width 96, 3 query heads that share one key head, fp32.
+def build(folder: str | Path) -> Path:
+    """Write `base/fresh` to `folder`: tokenizer and a configuration of 0.3 M parameters.
 
-    The global random state of torch is left as it was.
+    3 layers of width 96, 3 query heads that share one key head, tied embeddings. Weights are
+    drawn when it is trained (`trainer/fresh.py`).
     """
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3Config
 
     config = Qwen3Config(
+        architectures=["Qwen3ForCausalLM"],
         vocab_size=len(find.VOCABULARY),
         hidden_size=96,
         num_hidden_layers=3,
@@ -67,14 +68,6 @@ def model(seed: int = 0) -> Any:
         pad_token_id=find.VOCABULARY.index(find.PAD),
         dtype="float32",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Qwen3ForCausalLM(config)
-
-
-def build(folder: str | Path, seed: int = 0) -> Path:
-    """Write a fresh model and its tokenizer to `folder`; returns the folder."""
-    folder = Path(folder)
-    model(seed).save_pretrained(folder)
+    config.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    return folder
+    return Path(folder)
