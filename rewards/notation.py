@@ -98,7 +98,9 @@ def balanced(text: str) -> bool:
 def bare(text: str, limit: int) -> str | None:
     """An answer written without a box: the whole text, if it is one line of at most `limit`."""
     line = _PREFIX.sub("", text.strip()).strip()
-    return line if line and len(line) <= limit and "\n" not in line else None
+    if not line or len(line) > limit or "\n" in line or _BOX.search(line):
+        return None  # a box that was opened and never closed is an answer cut off
+    return line
 
 
 def tidy(text: str) -> str:

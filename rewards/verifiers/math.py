@@ -129,6 +129,10 @@ def _equal(gold: str, answer: str, config: Config) -> bool:
     if gold.startswith(r"\text"):
         return False
     left, right = notation.shape(gold), notation.shape(answer)
+    if a and not right.kind:
+        left = notation.Shape("", (gold,))  # the comma of 2,125 groups thousands
+    if b and not left.kind:
+        right = notation.Shape("", (answer,))
     if left.kind or right.kind:
         return _same_shape(left, right, config)
     return _single(left.items[0], right.items[0], config)

@@ -5,6 +5,7 @@ For data whose golds are all numbers (GSM8K, AIME): no computer algebra, so it c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from samplers.seam import Component
 GRADER = "numeric/1"
 QUICK = True
 MAX_CHARS = 512
+_NAME = re.compile(r"^[A-Za-z] ?= ?")
 
 
 class Config(Component):
@@ -46,7 +48,8 @@ def grade(text: str, gold: str, meta: Mapping[str, Any], config: Config) -> Verd
 def _number(text: str, config: Config) -> Number | None:
     if len(text) > MAX_CHARS:
         return None
-    return number(notation.split_unit(notation.tidy(text))[0], config.percent)
+    value = _NAME.sub("", notation.split_unit(notation.tidy(text))[0])
+    return number(value, config.percent)
 
 
 def examples(gold: str) -> tuple[str, str]:

@@ -1,0 +1,365 @@
+r"""Verifiers: what fools and hangs graders of mathematics must neither fool nor hang ours.
+
+The rows of TABLE are defects measured in math-verify 0.9 on its own (an exploit, a false positive
+or a false negative each), and the everyday forms of answers that must go on being right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewards import notation
+from rewards.grader import load
+from rewards.numbers import number
+from rewards.verdict import Verdict
+from rewards.verifiers import exact, math, numeric
+from rewards.verify import check_golds, require_golds
+from samplers.types import Prompt
+
+WRONG, RIGHT = False, True
+TABLE = (
+    # answers that hide their value: equation tails, approximations, unevaluated work
+    ("5", "3=5", WRONG),
+    ("5", "1=2=3=4=5", WRONG),
+    ("5", "x=3=5", WRONG),
+    ("5", "2+3=5", WRONG),
+    ("5", r"5 \approx 6", WRONG),
+    ("5050", r"\sum_{k=1}^{100} k", WRONG),
+    ("5000", r"\int_0^{100} x\,dx", WRONG),
+    ("120", "5!", WRONG),
+    ("10", r"\binom{5}{2}", WRONG),
+    ("5", "x-x+5", WRONG),
+    ("5", "5x/x", WRONG),
+    ("0", "x-x", WRONG),
+    # values that only look alike
+    (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}", WRONG),
+    (r"\frac{1}{2^{99}}", "2^{-99}", RIGHT),
+    (r"\frac{1}{2004!}", r"\frac{1}{2006!}", WRONG),
+    (r"1-\frac{1}{\mathrm{e}}", r"1+\frac{1}{\mathrm{e}}", WRONG),
+    (r"1-\frac{1}{\mathrm{e}}", r"\frac{e-1}{e}", RIGHT),
+    (r"\frac{2^{2005}+1}{3\cdot 2^{2006}}", r"\frac{1}{3\cdot 2^{2006}}", WRONG),
+    (r"1,2,\ldots,n", r"1,3,5,\ldots,2n-1", WRONG),
+    (r"1,2,\ldots,n", r"1, 2, \ldots, n", RIGHT),
+    ("3*x-1*y+13=0", "3x+4y+14=0", WRONG),
+    ("3x-y+13=0", "6x-2y+26=0", RIGHT),
+    ("3x-y+13=0", "y=3x+13", RIGHT),
+    ("1", "0.999", WRONG),
+    ("5", "5.00000001", WRONG),
+    ("12", "1 2", WRONG),
+    # units, percent, base
+    ("10 cm", "10 m", WRONG),
+    (r"10\text{ cm}", r"10\text{ m}", WRONG),
+    (r"10\text{ cm}", "10", RIGHT),
+    ("10", r"10\text{ cm}", RIGHT),
+    (r"864\mbox{ inches}^2", r"864\text{ inches}", WRONG),
+    ("50", r"50\%", WRONG),
+    (r"10\%", "10", WRONG),
+    (r"10\%", r"\frac{1}{10}", RIGHT),
+    ("10101_2", "10101", WRONG),
+    ("10101_2", "10101_{2}", RIGHT),
+    (r"90^\circ", "90 degrees", RIGHT),
+    (r"\$32,\!348", "32348", RIGHT),
+    # brackets say what it is
+    ("(1,2)", r"\{1,2\}", WRONG),
+    ("(1,2)", "[1,2]", WRONG),
+    ("(1,2)", "(2,1)", WRONG),
+    ("1,2", r"\{2,1\}", RIGHT),
+    ("1,2", "1,2,2", WRONG),
+    ("5", "3,5", WRONG),
+    ("5", "3 or 5", WRONG),
+    ("[1,2]", r"1\le x\le 2", RIGHT),
+    ("[1,2]", r"1<x\leq 2", WRONG),
+    ("[1,2]", r"2\ge x\ge 1", RIGHT),
+    (r"(2,\infty)", "x>2", RIGHT),
+    (r"(2,\infty)", r"x\ge 2", WRONG),
+    (r"x \in [-2,7]", r"\left[-2,7\right]", RIGHT),
+    (r"(-\infty,2)\cup(3,\infty)", r"(3,\infty) \cup (-\infty,2)", RIGHT),
+    (r"\begin{pmatrix}1\\ 2\end{pmatrix}", "(1,2)", RIGHT),
+    (r"\begin{pmatrix}1\\ 2\end{pmatrix}", "(2,1)", WRONG),
+    (r"\begin{pmatrix}4\\ 0\end{pmatrix}", r"\begin{pmatrix}5\\ 0\end{pmatrix}", WRONG),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix}1&2\\3&4.0\end{bmatrix}", RIGHT),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}", WRONG),
+    # forms of one value
+    (r"\frac{1}{3}", "0.333", RIGHT),
+    (r"\frac{1}{3}", "0.33", WRONG),
+    (r"\frac{1}{3}", "0.334", WRONG),
+    (r"\frac{1}{16}", "0.063", WRONG),
+    (r"\pi", "3.14159", RIGHT),
+    (r"\pi", "3.15", WRONG),
+    (r"\sqrt{51}", "7.141", RIGHT),
+    (r"6\cdot 10^{23}", "6e23", RIGHT),
+    ("10^{23}", "6e23", WRONG),
+    ("1000", "1 000", RIGHT),
+    ("2,125", "x=2125", RIGHT),
+    ("100, 200", "100,200", RIGHT),
+    ("58,500", "58{,}500", RIGHT),
+    (r"\emptyset", r"\text{no solution}", RIGHT),
+    (r"1\frac{4}{5}", "9/5", RIGHT),
+    (".35625", r"\frac{57}{160}", RIGHT),
+    (r"\frac43", r"\dfrac{4}{3}", RIGHT),
+    ("6 - 5i", "-5i+6", RIGHT),
+    ("6 - 5i", "6+5i", WRONG),
+    (r"1 \pm \sqrt{19}", r"1-\sqrt{19},\ 1+\sqrt{19}", RIGHT),
+    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}", WRONG),
+    (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt3}", RIGHT),
+    ("(a+5)(b+2)", "ab+2a+5b+10", RIGHT),
+    ("p - q", "q-p", WRONG),
+    (r"\cot x", r"\frac{\cos x}{\sin x}", RIGHT),
+    ("3R^2", "3r^2", WRONG),
+    ("x=5", "5", RIGHT),
+    ("5", "x=5", RIGHT),
+    ("5", "f(2)=5", RIGHT),
+    ("x=5", "y=5", WRONG),
+    ("y = 2x + 3", "3+2x", RIGHT),
+    (r"\text{(C)}", "C", RIGHT),
+    (r"\text{(C)}", "D", WRONG),
+    (r"\text{Evelyn}", "evelyn", RIGHT),
+    (r"\text{Evelyn}", r"\text{Bob}", WRONG),
+    ("5", r"\infty", WRONG),
+    ("5", r"\frac{0}{0}", WRONG),
+)
+COSTLY = (
+    "2^{2^{2^{2^{2^{2}}}}}",
+    "10^{10^{10}}",
+    "9^{9}^{9}^{9}",
+    "9^9^9^9^9",
+    "9^{999999999}",
+    "(x+y+z)^{200}",
+    r"\binom{1000000}{500000}",
+    "1000000!",
+    "((((((((((((((5))))))))))))))",
+    "1+" * 300 + "1",
+)
+
+
+def mark(text: str, gold: str, **settings: Any) -> Verdict:
+    return math.grade(text, gold, {}, math.Config(**settings))
+
+
+@pytest.mark.parametrize(("gold", "answer", "right"), TABLE)
+def test_table(gold: str, answer: str, right: bool) -> None:
+    verdict = mark(rf"Hence \boxed{{{answer}}}.", gold)
+    assert verdict.known
+    assert verdict.correct is right
+    assert verdict.score == float(right)
+
+
+@pytest.mark.parametrize("answer", COSTLY)
+@pytest.mark.timeout(60)
+def test_costly_answers_are_not_even_tried(answer: str) -> None:
+    verdict = mark(rf"\boxed{{{answer}}}", "x+7")
+    assert (verdict.status, verdict.score) == ("unparseable", 0.0)
+    assert verdict.detail
+
+
+def test_several_boxes() -> None:
+    text = r"\boxed{3} no, wait, \boxed{5}"
+    assert mark(text, "5").correct
+    assert not mark(text, "3").correct
+    assert not mark(text, "5", boxes="agree").correct
+    assert mark(r"\boxed{5}, that is \boxed{5.0}", "5", boxes="agree").correct
+    assert mark(r"\boxed{\boxed{5}}", "5").correct
+    assert mark(r"\boxed{\{1,2\}}", r"\{1,2\}").correct
+
+
+def test_answers_without_a_box() -> None:
+    assert mark("5", "5").correct
+    assert mark("The answer is $5$.", "5").correct
+    for text in ("answer: 5 apples and 7 pears", "5\n7", "7 5"):
+        assert not mark(text, "5").correct
+        assert not mark(text, "7").correct
+    assert mark(
+        "I tried very hard and think that it could well be 5, or so I hope", "5"
+    ).status == ("no_answer")
+    assert mark("5", "5", bare=0).status == "no_answer"
+    for text in ("", "  \n", r"so \boxed{2", r"\boxed{}"):
+        assert mark(text, "2").status == "no_answer"
+
+
+def test_policies() -> None:
+    assert mark(r"\boxed{50\%}", "50", percent="ignore").correct
+    assert mark(r"\boxed{0.333}", "1/3").correct
+    assert not mark(r"\boxed{0.333}", "1/3", rounded=0).correct
+    assert not mark(r"\boxed{0.333}", "1/3", rounded=4).correct
+    # rounding is for golds without a finite decimal form: 1/64 is exactly 0.015625
+    assert not mark(r"\boxed{0.0156}", "1/64").correct
+
+
+def test_bad_golds() -> None:
+    for gold in ("", "  ", r"\frac{1}{2", "1" * 600):
+        verdict = mark(r"\boxed{1}", gold)
+        assert verdict.status == "gold_error"
+        assert not verdict.known
+        assert verdict.detail
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ("1/2", "0.5", r"\frac{1}{2}", r"\frac12", r"50\%", "x=1/2"),
+        ("1,2", "2,1", r"\{2, 1\}"),
+        ("(1,2)", "( 1, 2.0 )", r"\left(1,2\right)"),
+        ("[1,2]", r"1\le x\le 2", r"x\in[1,2]"),
+    ],
+)
+def test_equal_answers_have_one_canonical_form(answers: Sequence[str]) -> None:
+    forms = {mark(rf"\boxed{{{a}}}", "77").answer for a in answers}
+    assert len(forms) == 1
+    assert None not in forms
+
+
+def test_exact_is_exact() -> None:
+    config = exact.Config()
+    assert exact.grade(" B\n", "B", {}, config) == Verdict(True, 1.0, "ok", "B", exact.GRADER)
+    assert exact.grade("b", "B", {}, config).status == "wrong"
+    assert exact.grade("b", "B", {}, exact.Config(ignore_case=True)).correct
+    assert exact.grade("B C", "B", {}, config).status == "wrong"
+    assert exact.grade("  ", "B", {}, config).status == "no_answer"
+    assert exact.grade("B", " ", {}, config).status == "gold_error"
+
+
+def test_numeric_reads_numbers_only() -> None:
+    config = numeric.Config()
+    assert numeric.grade(r"so \boxed{1,000}", "1000", {}, config).correct
+    assert numeric.grade(r"\boxed{\sqrt{4}}", "2", {}, config).status == "unparseable"
+    assert numeric.grade(r"\boxed{0.333}", "1/3", {}, config).status == "wrong"
+    assert (
+        numeric.grade(
+            "a long story without any box that ends with the number " * 2 + "2", "2", {}, config
+        ).status
+        == "no_answer"
+    )
+    assert numeric.grade("2", "two", {}, config).status == "gold_error"
+
+
+@given(st.fractions(), st.fractions())
+def test_numbers_are_exact(a: Fraction, b: Fraction) -> None:
+    sign = "-" if a < 0 else ""
+    forms = [
+        f"{a.numerator}/{a.denominator}",
+        rf"{sign}\frac{{{abs(a.numerator)}}}{{{a.denominator}}}",
+    ]
+    for form in forms:
+        read = number(notation.tidy(form))
+        assert read is not None
+        assert read.value == a
+        assert mark(rf"\boxed{{{form}}}", str(b)).correct == (a == b)
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(0, 6))
+def test_decimals_and_groups(n: int, places: int) -> None:
+    value = Fraction(n, 10**places)
+    digits = f"{abs(n):0{places + 1}d}"
+    whole, part = (digits[:-places], digits[-places:]) if places else (digits, "")
+    plain = ("-" if n < 0 else "") + whole + ("." + part if part else "")
+    grouped = ("-" if n < 0 else "") + f"{int(whole):,}" + ("." + part if part else "")
+    for form in (plain, grouped, grouped.replace(",", r",\!"), grouped.replace(",", " ")):
+        read = number(notation.tidy(form))
+        assert read is not None, form
+        assert read.value == value, form
+
+
+@given(st.text(alphabet=r"\boxedfrac{}()[]^_,=+-*/!.%0123456789xi $", max_size=60))
+def test_grading_is_total(text: str) -> None:
+    """Through the grader, as everywhere: whatever is written, a verdict comes back."""
+    verdict = load("math")(rf"\boxed{{{text}}}", "7/2", {})
+    assert isinstance(verdict, Verdict)
+    assert verdict.correct == (verdict.score == 1.0)
+    assert verdict.status in ("ok", "wrong", "unparseable", "no_answer"), verdict.detail
+
+
+# golds of a dataset
+
+
+def prompts(*golds: str) -> list[Prompt]:
+    return [Prompt(i, f"row-{i}", (), "?", gold, "") for i, gold in enumerate(golds)]
+
+
+def test_golds_are_checked_before_a_run() -> None:
+    assert check_golds(prompts("1", r"\frac{1}{2}", r"\text{east}", "(1,2)"), "math") == []
+    bad = check_golds(prompts("1", "", r"\frac{1}{", "2"), "math")
+    assert [name for name, _ in bad] == ["row-1", "row-2"]
+    assert check_golds(prompts("one"), "numeric")[0][0] == "row-0"
+    assert check_golds(prompts("x"), "tests.graders:by_text") == []
+    with pytest.raises(ValueError, match=r"row-1.*empty"):
+        require_golds(prompts("1", ""), "math")
+    require_golds(prompts("1", "2"), "math")
+
+
+def data(name: str) -> list[str]:
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    path = Path(os.environ.get("LACONIC_DATA") or beside) / name
+    if not path.is_file():
+        pytest.skip(f"{name} not found: set LACONIC_DATA to the folder that holds it")
+    text = path.read_text()
+    rows = (
+        [json.loads(line) for line in text.splitlines()] if name.endswith("l") else json.loads(text)
+    )
+    return [_gold(row) for row in rows]
+
+
+def _gold(row: dict[str, Any]) -> str:
+    answer = row["answer"]
+    if answer is None:
+        answer = row["solution"].rpartition("####")[2]
+    return f"{answer:g}" if isinstance(answer, float) else str(answer).strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "verifier"),
+    [
+        ("math500.jsonl", "math"),
+        ("aime24.jsonl", "math"),
+        ("amc23.jsonl", "math"),
+        ("gsm8k_test.json", "math"),
+        ("gsm8k_test.json", "numeric"),
+        ("aime24.jsonl", "numeric"),
+    ],
+)
+def test_real_golds(name: str, verifier: str) -> None:
+    """Each gold is right as its own answer, also respelled, and wrong as its neighbour's."""
+    golds, grader = data(name), load(verifier)
+    seen = {"self": 0, "respelled": 0, "neighbour": 0, "digit changed": 0}
+    for i, gold in enumerate(golds):
+        assert grader(rf"Thus \boxed{{{gold}}}.", gold, {}).correct, gold
+        seen["self"] += 1
+        for other in respelled(gold):
+            assert grader(rf"Thus \boxed{{{other}}}.", gold, {}).correct, (gold, other)
+            seen["respelled"] += 1
+        neighbour = next(g for g in golds[i + 1 :] + golds if bare(g) != bare(gold))
+        assert not grader(rf"\boxed{{{neighbour}}}", gold, {}).correct, (gold, neighbour)
+        seen["neighbour"] += 1
+        assert grader.examples is not None
+        _, wrong = grader.examples(gold)
+        if wrong is not None:
+            assert not grader(wrong, gold, {}).correct, (gold, wrong)
+            seen["digit changed"] += 1
+    print(f"\n{name} by {verifier}: {len(golds)} golds, {seen}")
+
+
+def bare(gold: str) -> str:
+    """Without what may be left out: the name before a value, spaces."""
+    return notation.squeeze(notation.tidy(gold)).rpartition("=")[2]
+
+
+def respelled(gold: str) -> list[str]:
+    """Other ways to write it; none is the same string once tidied for digits' sake."""
+    out = [
+        f" ${gold}$ ",
+        gold.replace(r"\frac{", r"\dfrac{").replace("(", r"\left(").replace(")", r"\right)"),
+    ]
+    read = number(notation.tidy(gold))
+    if read is not None:
+        value = read.value
+        out += [f"{value.numerator}/{value.denominator}", f"x = {value}"]
+        out += [f"{value}.0"] if value.denominator == 1 else []
+    return out
