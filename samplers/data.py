@@ -66,7 +66,10 @@ class DataConfig(Component):
         idle = {"subset", "split", "revision"} if given != ["hub"] else set()
         if given == ["task"]:
             idle |= {"columns", "skip_unanswered"}
+        fields = type(self).model_fields
         for name in sorted(idle & self.model_fields_set):
+            if getattr(self, name) == fields[name].get_default(call_default_factory=True):
+                continue  # a resolved recipe spells out its defaults
             warnings.warn(f"data.{name} has no effect with data.{given[0]}", stacklevel=2)
         return self
 

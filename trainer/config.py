@@ -64,8 +64,9 @@ class RolloutConfig(Component):
 class GraderConfig(Component):
     workers: int = Field(1, ge=1)
     """Reward workers (Ray actors)."""
-    processes: int = Field(0, ge=0)
-    """Killable verifier processes in each; 0 grades inside the worker (exact verifiers only)."""
+    processes: int | None = Field(None, ge=0)
+    """Killable verifier processes in each; 0 grades inside the worker (only verifiers that cannot
+    hang). None: 0 for those, else 2."""
     deadline: float = Field(10.0, gt=0)
     """Seconds an answer may take before its process is killed and the verdict is unknown."""
 
@@ -137,11 +138,9 @@ class Stage(Component):
                 f"updates_per_batch={self.updates_per_batch} equal updates; make it a multiple"
             )
         for kind, package in COMPONENTS.items():
-            for spec in _specs(getattr(self, kind)):
-                if kind == "verifier" and isinstance(spec, str) and ":" in spec:
-                    seam.function(spec)
-                else:
-                    seam.resolve(package, spec)
+            spec = self.budget_spec if kind == "budget" else getattr(self, kind)
+            for one in spec if isinstance(spec, tuple) else (spec,):
+                _resolve(kind, package, one)
         return self
 
     @property
@@ -179,8 +178,16 @@ class Recipe(Component):
         return Path(self.output) / f"{self.name.replace('/', '-')}-seed{self.seed}"
 
 
-def _specs(value: Any) -> Sequence[Spec]:
-    return value if isinstance(value, tuple) else (value,)
+def _resolve(kind: str, package: str, spec: Spec) -> None:
+    """Find and validate one component; its mistakes are told under the field's name."""
+    name, _ = seam.split(spec)
+    if kind == "verifier" and ":" in name:
+        seam.function(name)
+        return
+    try:
+        seam.resolve(package, spec)
+    except ValidationError as error:
+        raise ValueError(explain(error, seam.find(package, name).Config, kind)) from None
 
 
 def shipped() -> list[str]:
@@ -243,7 +250,10 @@ def override(raw: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
         if not equals or not path:
             raise ValueError(f"'{text}': settings are written key=value, e.g. optim.lr=1e-3")
         keys = path.split(".")
-        parsed = _number(yaml.safe_load(value))
+        try:
+            parsed = _number(yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise ValueError(f"'{text}': '{value}' is not a YAML value; quote it?") from None
         if keys[0] == "stages" and len(keys) > 2 and keys[1].isdigit():
             stages = raw.get("stages") or [{}]
             if int(keys[1]) >= len(stages):
@@ -282,34 +292,34 @@ def load(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     return resolve(override(raw, assignments))
 
 
-def explain(error: ValidationError) -> str:
-    """pydantic's report as one line per mistake, with the nearest known field."""
+def explain(error: ValidationError, model: type[BaseModel] = Recipe, prefix: str = "") -> str:
+    """pydantic's report about a `model` as one line per mistake, with the nearest known field."""
     lines = []
     for item in error.errors():
-        where = [str(part) for part in item["loc"]]
-        if where[:1] == ["stages"]:  # the stage number only matters where there are several
-            where = where[2:] if where[1:2] == ["0"] else where
-        field = ".".join(p for p in where if "-" not in p and "[" not in p) or "recipe"
+        where = [prefix, *(str(part) for part in item["loc"])]
+        if where[1:2] == ["stages"]:  # the stage number only matters where there are several
+            where = where[3:] if where[2:3] == ["0"] else where
+        field = ".".join(p for p in where if p and "-" not in p and "[" not in p)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            known = _fields_at(item["loc"][:-1])
+            known = _fields_at(model, item["loc"][:-1])
             near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
             message = (
                 f"unknown field; did you mean '{near[0]}'?"
                 if near
-                else (f"unknown field; known here: {', '.join(sorted(known))}")
+                else f"unknown field; known here: {', '.join(sorted(known)) or 'none'}"
             )
         elif item["type"] == "missing":
             message = "is required and has no default"
         elif item["type"] != "value_error":
             message = f"{message}; got {item['input']!r}"
-        lines.append(f"{field}: {message}")
+        # a rule about several fields stands at no field, and names them itself
+        lines.append(f"{field}: {message}" if field else message)
     return "\n".join(lines)
 
 
-def _fields_at(loc: Sequence[Any]) -> list[str]:
-    """Field names of the model that a pydantic location points into."""
-    model: Any = Recipe
+def _fields_at(model: Any, loc: Sequence[Any]) -> list[str]:
+    """Field names of the model that a pydantic location inside `model` points into."""
     for part in loc:
         fields = getattr(model, "model_fields", {})
         if part in fields:

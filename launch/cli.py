@@ -1,0 +1,279 @@
+"""The `laconic` command. Imports nothing heavy: each command imports what it needs.
+
+Exit codes: 0 done, 1 failed, 2 the user's mistake (one line each on stderr), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SETTINGS = "a.b=c: change any field, e.g. optim.lr=1e-3, stages.0.steps=5"
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train a recipe."""
+    from launch.run import train as run
+
+    print(run(args.recipe, *args.settings))
+    return 0
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Arms x seeds in parallel one-core processes, one table at the end. Resumable."""
+    from launch.sweep import sweep as run
+
+    arms = [text for text in args.arms if "=" not in text]
+    settings = [text for text in args.arms if "=" in text]
+    return run(arms, args.seeds, settings, jobs=args.jobs, output=args.output)
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Resolve a recipe and say what it would run where; starts nothing."""
+    from launch.plan import plan as show
+
+    print(show(args.recipe, args.settings))
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Accuracy of a model at thinking budgets."""
+    from launch.evaluate import evaluate as run
+
+    return run(args)
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Generate with a thinking budget, as training and evaluation do."""
+    from launch.generate import generate as run
+
+    return run(args)
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write report.html of finished runs and print their table."""
+    from launch.sweep import summarise
+
+    summarise(args.runs, args.out)
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Check that this machine has what the library needs."""
+    from launch.doctor import doctor as check
+
+    return check(deep=args.deep)
+
+
+def recipes(args: argparse.Namespace) -> int:
+    """List the recipes that ship."""
+    from trainer import config
+
+    print("\n".join(config.shipped()))
+    return 0
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """'0-4', '3', '0,2,5-7'."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        try:
+            seeds += range(int(first), int(last or first) + 1)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}': write 0-4, 3 or 0,2,5") from None
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise argparse.ArgumentTypeError(f"'{text}': no seed, or one twice; write 0-4 or 0,2,5")
+    return tuple(seeds)
+
+
+def _budget(text: str) -> int | None:
+    """A number of tokens; 'none' and 'inf' mean unlimited."""
+    if text in ("none", "inf"):
+        return None
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}': a budget is a number of tokens, none or inf")
+    return int(text)
+
+
+def _budgets(text: str) -> tuple[int | None, ...]:
+    return tuple(_budget(part) for part in text.split(","))
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': write a whole number from 1 up")
+    return int(text)
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}': write a number from 0 (greedy) up")
+    return value
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a model folder, base/find, or a hub name")
+    parser.add_argument("--temperature", type=_temperature, default=1.0, help="0 is greedy")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-tokens", type=_count, default=192, help="cap of a whole response")
+    parser.add_argument("--answer-tokens", type=_count, help="cap of the answer")
+    markers = parser.add_mutually_exclusive_group()
+    markers.add_argument(
+        "--markers", nargs=2, metavar=("START", "END"), default=["<think>", "</think>"]
+    )
+    markers.add_argument("--no-thinking", action="store_true", help="all of a response is answer")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main = argparse.ArgumentParser(
+        "laconic", description="RL post-training for efficient reasoners.", allow_abbrev=False
+    )
+    commands = main.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        text = run.__doc__
+        one = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        one.set_defaults(run=run)
+        return one
+
+    for name, run in (("train", train), ("plan", plan)):
+        one = add(name, run)
+        one.add_argument("recipe", help="a recipe that ships (see `laconic recipes`), or a file")
+        one.add_argument("settings", nargs="*", metavar="a.b=c", help=SETTINGS)
+    one = add("sweep", sweep)
+    one.add_argument("arms", nargs="+", metavar="RECIPE | a.b=c", help="arms; " + SETTINGS)
+    one.add_argument("--seeds", type=_seeds, default=(0,), help="0-4, 3 or 0,2,5 (default 0)")
+    one.add_argument("--jobs", type=_count, help="processes at once (default: cores)")
+    one.add_argument("--output", help="folder of runs, logs and report.html")
+    one = add("eval", evaluate)
+    _model_arguments(one)
+    one.add_argument("--data", required=True, help="a dataset file, or a task (find)")
+    one.add_argument("--budgets", type=_budgets, default=(None,), help="0,8,16,inf")
+    one.add_argument("--problems", type=_count, default=256)
+    one.add_argument("--samples", type=_count, default=1, help="per problem and budget")
+    one.add_argument("--verifier", default="exact")
+    one.add_argument("--out", type=Path, help="folder for rows and figures")
+    one = add("generate", generate)
+    _model_arguments(one)
+    one.add_argument("prompt", help="one user message")
+    one.add_argument("--thinking-budget", type=_budget, help="tokens, 0 for none of it, or none")
+    one.add_argument("--samples", type=_count, default=1)
+    one = add("report", report)
+    one.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    one.add_argument("--out", type=Path, default=Path("report.html"))
+    add("doctor", doctor).add_argument("--deep", action="store_true", help="also start Ray")
+    add("recipes", recipes)
+    return main
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Settings may also stand after options, where argparse alone does not take them."""
+    arguments = parser()
+    args, rest = arguments.parse_known_args(argv)
+    takes = next((n for n in ("settings", "arms") if n in args), None)
+    unknown = [text for text in rest if takes is None or "=" not in text or text[0] == "-"]
+    if unknown:
+        arguments.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest and takes:
+        setattr(args, takes, [*getattr(args, takes), *rest])
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        args = _parse(argv)
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after a mistake
+        return stop.code if isinstance(stop.code, int) else 2
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        with _stoppable(), _plain_warnings():
+            return args.run(args)
+    except KeyboardInterrupt:
+        print("laconic: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `laconic plan ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ValueError as error:
+        if not _users(error):
+            raise
+        for line in _message(error).splitlines():
+            print(f"laconic: {line}", file=sys.stderr)
+        return 2
+
+
+def run() -> None:
+    """Console entry point: `python -m launch.cli` and `laconic`."""
+    sys.exit(main())
+
+
+def _users(error: ValueError) -> bool:
+    """Whether our own code raised it: what comes out of a library is a defect, not a message."""
+    ours = str(Path(__file__).resolve().parent.parent) + os.sep
+    packages = tuple(ours + name + os.sep for name in ("samplers", "rewards", "trainer", "launch"))
+    remote = getattr(error, "traceback_str", None)  # a ray task's error carries text
+    if remote is not None:
+        files = [line.split('"')[1] for line in remote.splitlines() if line.strip()[:6] == 'File "']
+        return bool(files) and files[-1].startswith(packages)
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and os.path.realpath(frames[-1].filename).startswith(packages)
+
+
+def _message(error: ValueError) -> str:
+    return str(getattr(error, "cause", None) or error)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM leaves as cleanly as Ctrl-C does."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: somebody else owns the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Our warnings as one line; a library's keep their place in the code."""
+
+    def show(message: Any, category: Any, filename: str, *rest: Any, **more: Any) -> None:
+        if category is UserWarning:
+            print(f"laconic: warning: {message}", file=sys.stderr)
+        else:
+            before(message, category, filename, *rest, **more)
+
+    before = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,82 @@
+"""`laconic eval`: accuracy of a model at thinking budgets, by the code that runs in training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from launch import inprocess
+from rewards.pool import VerifierPool
+from samplers import seam
+from samplers.data import DataConfig, Dataset, load
+from samplers.types import Plan
+from trainer.eval.budgets import EvalConfig, EvalResult
+from trainer.eval.budgets import evaluate as measure
+from trainer.eval.statistics import Estimate
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Measure, print a table (or JSON), and write rows to --out.
+
+    Raises:
+        ValueError: model or data missing, or budgets that do not fit below --max-tokens.
+    """
+    finite = tuple(sorted(b for b in args.budgets if b is not None))
+    config = EvalConfig(
+        problems=args.problems,
+        samples=args.samples,
+        budgets=finite,
+        temperature=args.temperature,
+        answer_tokens=args.answer_tokens,
+        seed=args.seed,
+    )
+    config.grid(args.max_tokens)
+    dataset = _dataset(args.data)
+    size = min(args.problems, dataset.size or args.problems)
+    worker, _ = inprocess.worker(args)
+    pool = VerifierPool(args.verifier)
+    try:
+        workers = inprocess.Workers(worker, pool)
+        prompts = [dataset[i] for i in range(size)]
+        result = measure(workers, prompts, config, Plan(max_tokens=args.max_tokens))
+    finally:
+        pool.close()
+    if args.out:
+        result.save(args.out)
+    print(_json(result) if args.json else _table(result, finite))
+    return 0
+
+
+def _dataset(name: str) -> Dataset:
+    """A file of problems, or the held-out problems of a task."""
+    if Path(name).suffix or name not in seam.names("samplers.tasks"):
+        return load(DataConfig(path={"test": name}), "test")
+    return load(DataConfig(task=name), "test")
+
+
+def _json(result: EvalResult) -> str:
+    metrics = {name: asdict(estimate) for name, estimate in result.metrics.items()}
+    return json.dumps({**result.settings, "metrics": metrics}, indent=1)
+
+
+def _table(result: EvalResult, budgets: tuple[int, ...]) -> str:
+    """One line a budget: accuracy with its 95% interval, tokens used, share that was forced."""
+    metrics = result.metrics
+    lines = [f"{'budget':>8}  {'accuracy':^24}  {'tokens':>7}  {'forced':>7}"]
+    for b in budgets:
+        tokens, forced = metrics[f"tokens@{b}"].value, metrics[f"forced@{b}"].value
+        accuracy = _interval(metrics[f"accuracy@{b}"])
+        lines.append(f"{b:>8}  {accuracy:^24}  {tokens:7.1f}  {forced:7.1%}")
+    tokens = metrics["think_tokens/mean"].value + metrics["answer_tokens/mean"].value
+    lines.append(f"{'inf':>8}  {_interval(metrics['accuracy']):^24}  {tokens:7.1f}  {0:7.1%}")
+    lines.append(
+        f"{result.settings['problems']} problems, {result.settings['samples']} samples each; "
+        f"cut at the cap: {metrics['truncated'].value:.1%}"
+    )
+    return "\n".join(lines)
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

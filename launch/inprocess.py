@@ -1,0 +1,43 @@
+"""An engine and a verifier in this process, for `laconic eval` and `laconic generate`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rewards.pool import VerifierPool
+from rewards.verdict import Verdict
+from samplers.engines.base import Config as EngineConfig
+from samplers.render import ThinkingConfig
+from samplers.rollout import RolloutWorker
+from samplers.types import Job, Rollout
+from trainer.modelfolder import ModelFolder, fetch
+from trainer.world import Item
+
+
+class Workers:
+    """What `trainer.eval` needs of the machines. Close it."""
+
+    def __init__(self, worker: RolloutWorker, pool: VerifierPool) -> None:
+        self.worker, self.pool = worker, pool
+
+    def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
+        return self.worker.generate(jobs)
+
+    def grade(self, items: Sequence[Item]) -> list[Verdict]:
+        return self.pool.grade(items)
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return [self.worker.renderer.decode(row) for row in ids]
+
+
+def worker(args: argparse.Namespace) -> tuple[RolloutWorker, ModelFolder]:
+    """The rollout worker that the model arguments of the command line describe.
+
+    Raises:
+        ValueError: no such model, or its markers are not in the vocabulary.
+    """
+    folder = fetch(args.model)
+    start, end = args.markers
+    thinking = None if args.no_thinking else ThinkingConfig(start=start, end=end)
+    return RolloutWorker.from_pretrained(str(folder), EngineConfig(), thinking), ModelFolder(folder)

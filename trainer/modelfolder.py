@@ -1,0 +1,223 @@
+"""What a model's folder says of itself, read without loading the model: json and tokenizer files.
+
+The preflight checks and `laconic plan` read it; neither needs torch or transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
+CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
+ALL_FILES = [*SMALL_FILES, "*.safetensors", "*.py"]
+
+
+def fetch(name: str) -> Path:
+    """The folder of model `name` with its weights, downloaded where it has to be.
+
+    Raises:
+        ValueError: as `locate`.
+    """
+    folder = locate(name, download=True)
+    assert folder is not None
+    if Path(name).expanduser().is_dir() or (SHIPPED / name).is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=ALL_FILES))
+
+
+def locate(name: str, *, download: bool = False) -> Path | None:
+    """The folder of model `name`: a folder, one shipped under recipes/, or a hub name.
+
+    A hub name is looked up in the local cache; with `download` its small files (everything but
+    the weights) are fetched. None: a hub name of which nothing is here yet.
+
+    Raises:
+        ValueError: nothing of that name, with the nearest folder that exists.
+    """
+    path = Path(name).expanduser()
+    for folder in (path, SHIPPED / name):
+        if folder.is_dir():
+            return folder
+    org = name.split("/")[0]
+    hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
+    if hub and not Path(org).is_dir() and not (SHIPPED / org).is_dir():
+        return _cached(name, download)
+    raise ValueError(
+        f"model.path: no folder '{name}'{_nearest(path)}; give a folder with config.json and "
+        "weights, a shipped model (base/find), or a hub name (org/name)"
+    )
+
+
+def _cached(name: str, download: bool) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=SMALL_FILES, local_files_only=not download)
+        )
+    except LocalEntryNotFoundError:
+        if not download:
+            return None
+        raise ValueError(
+            f"model.path: '{name}' is no folder here and the hub cannot be reached; download it "
+            "first, or give a folder"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ValueError(
+            f"model.path: '{name}' is neither a folder here nor a model on the hub; check the "
+            "spelling, or log in if it is private"
+        ) from None
+
+
+def _nearest(path: Path) -> str:
+    """', did you mean X?' with the nearest model folder beside where `path` should be."""
+    beside = [p for p in path.parent.glob("*/") if (p / "config.json").is_file()]
+    known = [str(p) for p in beside]
+    known += [str(p.parent.relative_to(SHIPPED)) for p in SHIPPED.glob("*/*/config.json")]
+    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """One model's files. Everything is read when asked for."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json; the text part of a model that also has others.
+
+        Raises:
+            ValueError: missing or broken.
+        """
+        raw = _json(self.path / "config.json")
+        text = raw.get("text_config")
+        return {**raw, **text} if isinstance(text, dict) else raw
+
+    @property
+    def causal(self) -> bool:
+        """Generates text from left to right, as far as config.json says."""
+        kinds = self.config.get("architectures") or []
+        ends = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+        known = not kinds or any(str(kind).endswith(ends) for kind in kinds)
+        return known and not self.config.get("is_encoder_decoder", False)
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence in tokens; None where config.json does not say."""
+        found = (self.config.get(key) for key in CONTEXT)
+        return next((int(value) for value in found if value), None)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The Jinja text, or None."""
+        file = self.path / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text()
+        for name in ("chat_template.json", "tokenizer_config.json"):
+            if (self.path / name).is_file():
+                template = _json(self.path / name).get("chat_template")
+                if template:
+                    return template if isinstance(template, str) else json.dumps(template)
+        return None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """A `tokenizers.Tokenizer`, or None where there is no tokenizer.json."""
+        from tokenizers import Tokenizer
+
+        file = self.path / "tokenizer.json"
+        if not file.is_file():
+            return None
+        try:
+            return Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ValueError(
+                f"{file}: cannot be read ({error}); save the tokenizer again"
+            ) from None
+
+    def tokens(self, text: str) -> int | None:
+        """How many tokens `text` is; None where there is no tokenizer.json."""
+        if self.tokenizer is None:
+            return None
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def knows(self, text: str) -> bool:
+        """Whether `text` is one token of the vocabulary."""
+        assert self.tokenizer is not None
+        token = self.tokenizer.token_to_id(text)
+        return token is not None and self.tokenizer.encode(text, add_special_tokens=False).ids == [
+            token
+        ]
+
+    @cached_property
+    def parameters(self) -> int | None:
+        """Number of weights: exact from safetensors headers, else estimated from config.json."""
+        files = sorted(self.path.glob("*.safetensors"))
+        if files:
+            return sum(prod(shape) for file in files for shape in _shapes(file))
+        return self._estimate()
+
+    def _estimate(self) -> int | None:
+        """A decoder with gated MLP and grouped heads (Llama, Qwen, Mistral, ...)."""
+        config = self.config
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        if not all(config.get(name) for name in (*names, "vocab_size")):
+            return None  # a family that names its sizes otherwise
+        width, layers, heads, ffn = (int(config[name]) for name in names)
+        head = config.get("head_dim") or width // heads
+        kv = config.get("num_key_value_heads") or heads
+        layer = width * head * (2 * heads + 2 * kv) + 3 * width * ffn + 2 * width
+        embeddings = 1 if config.get("tie_word_embeddings") else 2
+        return layers * layer + config["vocab_size"] * width * embeddings + width
+
+    def kv_bytes_per_token(self, bytes_each: int) -> int | None:
+        """Key/value cache of one token, all layers; None for families that name sizes otherwise."""
+        get = self.config.get
+        layers = get("num_hidden_layers") or get("n_layer")
+        heads = get("num_attention_heads") or get("n_head")
+        width = get("hidden_size") or get("n_embd")
+        if not (layers and heads and width):
+            return None
+        kv = get("num_key_value_heads") or heads
+        return 2 * layers * kv * (get("head_dim") or width // heads) * bytes_each
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"model.path: {file.parent} has no {file.name}; give a folder as save_pretrained "
+            "writes it"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: broken JSON ({error}); save the model again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: expected a JSON object; got {type(value).__name__}")
+    return value
+
+
+def _shapes(file: Path) -> Iterator[list[int]]:
+    """Shapes of a safetensors file, from its header (8-byte length, then JSON)."""
+    with file.open("rb") as stream:
+        try:
+            (size,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(size))
+        except (struct.error, ValueError, MemoryError, OverflowError):
+            raise ValueError(f"{file}: not a safetensors file; download or save it again") from None
+    yield from (entry["shape"] for name, entry in header.items() if name != "__metadata__")

@@ -1,0 +1,196 @@
+"""Checks before anything expensive: every mistake is one line, and no model has been loaded.
+
+What a setting, a folder or a dataset says of itself is checked here; what only the machines can
+know (a placement that does not fit, an architecture without a cache) is told where it happens.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from rewards import grader
+from rewards.verdict import Verdict
+from rewards.verify import require_golds
+from samplers import seam
+from samplers.data import Dataset
+from samplers.data import load as load_data
+from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
+from trainer.config import Recipe, Stage
+from trainer.modelfolder import ModelFolder, locate
+
+LOOKED_AT = 512
+"""Prompts that stand for the others where reading all would take long."""
+
+
+def check_all(recipe: Recipe, *, thorough: bool = True) -> None:
+    """`check` every stage; where there are several, the message says which.
+
+    Raises:
+        ValueError: the first mistake, as one line.
+    """
+    for i, stage in enumerate(recipe.stages):
+        try:
+            check(stage, recipe, thorough=thorough)
+        except ValueError as error:
+            if len(recipe.stages) == 1:
+                raise
+            raise ValueError(f"stages.{i}: {error}") from error
+    _cores(recipe)
+
+
+def check(stage: Stage, recipe: Recipe, *, thorough: bool = True) -> None:
+    """Raise the first mistake of one stage; warn of what is allowed and unwise.
+
+    `thorough` also fetches the small files of a hub model and grades every gold, not just the
+    first ones.
+
+    Raises:
+        ValueError: one line: the field (or file and row), its value, what is allowed, the fix.
+    """
+    _sizes(stage)
+    _graders(stage)
+    datasets = {"train": load_data(stage.data, "train", recipe.seed)}
+    if stage.evaluation is not None and stage.evaluation.every:
+        datasets["test"] = load_data(stage.data, "test", recipe.seed)
+    prompts = [prompt for dataset in datasets.values() for prompt in _some(dataset)]
+    _model(stage, prompts, thorough)
+    for dataset in datasets.values():
+        _golds(stage, dataset, thorough)
+
+
+def _sizes(stage: Stage) -> None:
+    """Sizes that fit each other: budgets below the cap, groups that have somebody to compare."""
+    seam.resolve("samplers.budgets", stage.budget_spec)
+    if stage.evaluation is not None:
+        stage.evaluation.grid(stage.rollout.max_tokens)
+    if stage.kind == "rl" and stage.rollouts_per_prompt == 1 and _learns_nothing_alone(stage):
+        name, _ = seam.split(stage.algorithm)
+        raise ValueError(
+            f"rollouts_per_prompt=1: {name} compares the rollouts of a prompt with each other, so "
+            "a single one has advantage 0; set rollouts_per_prompt=2 or more, or an algorithm "
+            "without a group baseline (raft)"
+        )
+
+
+def _graders(stage: Stage) -> None:
+    judge = grader.load(stage.verifier)
+    if stage.kind == "rl" and not stage.grader.processes and not judge.quick:
+        raise ValueError(
+            f"grader.processes=0: verifier '{judge.name}' may hang and must run in processes that "
+            "can be killed; set grader.processes=2 or more"
+        )
+
+
+def _learns_nothing_alone(stage: Stage) -> bool:
+    """Whether one right rollout without company gets no advantage: asked of the algorithm."""
+    module, config = seam.resolve("trainer.algorithms", stage.algorithm)
+    if getattr(module, "needs", None):
+        return False  # it wants what only learners can compute
+    one, none = np.zeros(1, np.int32), np.zeros(0, np.int32)
+    thought = Tokens(none, np.zeros(0, np.float32), "stop")
+    answer = Answer(0, Tokens(one, np.full(1, -1.0, np.float32), "stop", ((0, 0),)), "right")
+    plan = Plan(max_tokens=1)
+    rollout = Rollout(0, 0, 0, 0, plan, one, thought, closed=False, answers=((answer,),))
+    verdicts = (((Verdict(True, 1.0, "ok"),),),)
+    prompt = Prompt(0, "", (), "", "", "")
+    group = Group(prompt, 0, (rollout,), verdicts, {"correct": np.ones((1, 1, 1))})
+    return not any(row.advantages_T.any() for row in module.sequences([group], config))
+
+
+def _some(dataset: Dataset) -> list[Prompt]:
+    """The first prompts: all of a small dataset, a few of a task (those are made, not read)."""
+    return [dataset[i] for i in range(min(LOOKED_AT, dataset.size or 8))]
+
+
+def _model(stage: Stage, prompts: Sequence[Prompt], thorough: bool) -> None:
+    folder = locate(stage.model.path, download=thorough)
+    if folder is None:
+        warnings.warn(
+            f"model.path: '{stage.model.path}' is not on this machine yet, so its template, "
+            "markers and context were not checked",
+            stacklevel=3,
+        )
+        return
+    model = ModelFolder(folder)
+    if not model.causal:
+        kinds = ", ".join(model.config.get("architectures") or ["an encoder-decoder"])
+        raise ValueError(
+            f"model.path: {folder} is {kinds}, which is not a causal language model; give one "
+            "whose architecture ends in ForCausalLM"
+        )
+    if not model.chat_template and any(p.messages for p in prompts):
+        raise ValueError(
+            f"model.path: {folder} has no chat template, and data.chat=true makes chat messages; "
+            "add chat_template.jinja to the folder, or set data.chat=false"
+        )
+    _context(stage, model, prompts)
+    _markers(stage, model)
+
+
+def _markers(stage: Stage, model: ModelFolder) -> None:
+    if stage.markers is None or stage.model.add_markers:
+        return
+    for field in ("start", "end"):
+        marker = getattr(stage.markers, field)
+        count = model.tokens(marker)
+        if count is None or model.knows(marker):
+            continue
+        what = f"{count} tokens" if count > 1 else "unknown"
+        raise ValueError(
+            f"thinking.{field}: '{marker}' is {what} to the tokenizer of {model.path}; a marker "
+            "must be one known token: set model.add_markers=true to add it and resize the "
+            "embeddings, name the model's own markers, or set thinking=none"
+        )
+
+
+def _context(stage: Stage, model: ModelFolder, prompts: Sequence[Prompt]) -> None:
+    """Prompt and response must fit into the positions that the model knows."""
+    context, cap = model.context, stage.rollout.max_tokens
+    if context is None:
+        return
+    longest = max((_tokens(model, prompt) for prompt in prompts), default=0)
+    if cap + longest > context:
+        raise ValueError(
+            f"rollout.max_tokens={cap}: with prompts of up to {longest} tokens it exceeds the "
+            f"context of {context} tokens of {model.path}; set rollout.max_tokens="
+            f"{max(1, context - longest)} or less"
+        )
+
+
+def _tokens(model: ModelFolder, prompt: Prompt) -> int:
+    """Tokens of what is asked; the few that a chat template adds are not counted."""
+    text = prompt.text + "".join(str(message["content"]) for message in prompt.messages)
+    return model.tokens(text) or 0
+
+
+def _golds(stage: Stage, dataset: Dataset, thorough: bool) -> None:
+    """Every gold answer of a finite dataset must be right in the eyes of the verifier."""
+    if dataset.size is None:
+        return
+    size = dataset.size if thorough else min(dataset.size, LOOKED_AT)
+    require_golds([dataset[i] for i in range(size)], stage.verifier)
+
+
+def _cores(recipe: Recipe) -> None:
+    """Tell what the processes of a stage ask of this machine where they ask for more than it has.
+
+    They take turns (learners wait while engines work), so this is slow and not wrong.
+    """
+    most = max(s.learner.ranks + s.rollout.workers + s.grader.workers for s in recipe.stages)
+    if max(max(s.learner.ranks, s.rollout.workers) for s in recipe.stages) > cpus():
+        warnings.warn(
+            f"the recipe runs up to {most} busy processes and this machine has {cpus()} cores: "
+            "they will share; lower learner.ranks and rollout.workers to be faster",
+            stacklevel=3,
+        )
+
+
+def cpus() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,91 @@
+"""A run's folder: whose it is, whether it is finished, and with which configuration."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer import checkpoint
+from trainer.config import Recipe
+
+CONFIG, DONE, LOCK = "config.yaml", "DONE", ".lock"
+
+
+def resolved(recipe: Recipe) -> str:
+    """The recipe with every default filled in, as YAML: what config.yaml holds."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def finished(recipe: Recipe) -> bool:
+    """Whether this very run is already done.
+
+    Raises:
+        ValueError: as `same`.
+    """
+    same(recipe)
+    return (recipe.folder / DONE).is_file()
+
+
+def same(recipe: Recipe) -> None:
+    """Refuse a folder with the results of another configuration; an attempt without any may go.
+
+    Raises:
+        ValueError: it holds a finished run, or checkpoints, of another configuration.
+    """
+    folder, config = recipe.folder, recipe.folder / CONFIG
+    if not (folder / DONE).is_file() and checkpoint.newest(folder / "checkpoints") is None:
+        return
+    here = yaml.safe_load(config.read_text()) if config.is_file() else None
+    changed = _first_difference(here, yaml.safe_load(resolved(recipe)))
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with another configuration ({changed}); choose another "
+            "output=... or name=..., or remove the folder"
+        )
+
+
+def _first_difference(old: Any, new: Any, path: str = "") -> str | None:
+    """'optim.lr is 0.1 there, 0.2 here', or None."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new])]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(i, a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    else:
+        return None if old == new else f"{path or 'everything'} is {old!r} there, {new!r} here"
+    found = (_first_difference(a, b, f"{path}.{k}" if path else str(k)) for k, a, b in pairs)
+    return next((text for text in found if text), None)
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process. The system drops the lock of a process that dies.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            raise ValueError(
+                f"{folder} is in use by {owner}; wait for it, stop it, or choose another "
+                "output=... or seed=..."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+            fcntl.flock(lock, fcntl.LOCK_UN)
