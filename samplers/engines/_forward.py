@@ -31,13 +31,13 @@ def additive_mask(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 @functools.cache
-def _keeps_logits(kind: type) -> bool:
-    return "logits_to_keep" in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+def _keeps_logits(kind: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(kind.forward).parameters
 
 
 def last_logits(model: Any, **inputs: Any) -> torch.Tensor:
     """Logits [N, V] of the last column of a cached forward."""
-    if _keeps_logits(type(model)):
+    if _keeps_logits(model.__class__):
         inputs["logits_to_keep"] = 1
     return model(use_cache=True, **inputs).logits[:, -1]
 

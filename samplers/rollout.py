@@ -1,0 +1,377 @@
+"""What a budget means at generation time: each rollout is a small state machine.
+
+A rollout thinks, its thought is closed (by itself, or by force at its budget), and it answers, once
+or several times, at the end or at several cuts. The worker moves every rollout on between engine
+steps, so no phase waits for the slowest of a batch. Evaluation and `laconic generate` use it too.
+
+Elastic Reasoning (arXiv:2505.05315) forces one close; AnytimeReasoner (arXiv:2505.13438) answers
+at nested budgets.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from samplers import render, seeds
+from samplers.engines import base
+from samplers.render import Renderer, ThinkingConfig
+from samplers.types import Answer, Completion, Finish, Ids, Job, Request, Rollout, Tokens
+
+_THINK, _ANSWER = 0, 1
+"""Phases, as parts of a request's seed."""
+_NONE = np.zeros(0, np.int32)
+Spans = tuple[tuple[int, int], ...]
+
+
+class Place(NamedTuple):
+    """Where a completion goes: answer [cut][number], or the thought (cut -1)."""
+
+    cut: int
+    number: int
+
+
+THOUGHT = Place(-1, 0)
+
+
+class Run:
+    """One rollout on its way. `begin` and `take` return the requests that come next.
+
+    A request is a `Request` whose id is to be set, with the place its completion belongs to.
+    """
+
+    def __init__(self, job: Job, prompt_ids: Ids, renderer: Renderer) -> None:
+        self.job, self.plan, self.renderer = job, job.plan, renderer
+        self.prompt_ids = prompt_ids
+        self.markers = renderer.thinking
+        self.budgeted = self.plan.think is not None or bool(self.plan.cuts)
+        self.after_close = renderer.after_close_ids(self.plan)
+        self.two_calls = (
+            self.budgeted
+            or len(self.after_close) > 0
+            or self.plan.answer is not None
+            or self.plan.answers_per_cut > 1
+        )
+        self.closed = False
+        self.thought = forced(renderer.encode(self.plan.prefill) if self.plan.prefill else _NONE)
+        self.cuts = len(self.plan.cuts) or 1
+        self.answers: list[list[Answer | None]] = [
+            [None] * self.plan.answers_per_cut for _ in range(self.cuts)
+        ]
+
+    # Thinking
+
+    def begin(self) -> Iterator[tuple[Place, Request]]:
+        """The first request: the thought; or the answers, where there is nothing to think."""
+        prefill = self.thought.ids_T
+        if self.markers is None:
+            self.thought = forced(_NONE)
+            return self._answer_all([(0, prefill)])
+        ends = np.flatnonzero(prefill == self.markers.end_id)
+        if len(ends):  # the plan closes the thought before the model can open it
+            self.thought = forced(prefill[: ends[0]])
+            begun = np.concatenate([prefill[ends[0] :], self.after_close])
+            return self._answer_all([(int(ends[0]), begun)] * self.cuts)
+        if self.renderer.closed(self.prompt_ids):
+            self.thought = forced(_NONE)
+            return self._answer_all([(0, np.concatenate([prefill, self.after_close]))] * self.cuts)
+        budget = (
+            self.plan.think if self.plan.think is not None else max(self.plan.cuts, default=None)
+        )
+        cap = self.plan.max_tokens
+        limit = (cap if budget is None else min(budget, cap)) - len(prefill)
+        if limit < 1:
+            self.thought = replace(self.thought, finish="length")
+            return self._answer_all(self._closes())
+        stops = (self.markers.end_id, *self.renderer.eos_ids) if self.two_calls else None
+        return iter([(THOUGHT, self._request(self._context(), limit, THOUGHT, stops))])
+
+    def _think(self, done: Completion) -> Iterator[tuple[Place, Request]]:
+        assert self.markers is not None
+        ids, logprobs, last = done.ids_T, done.logprobs_T, len(done.ids_T)
+        ends = np.flatnonzero(ids == self.markers.end_id)
+        self.closed = len(ends) > 0
+        eos = done.finish == "stop" and not self.closed
+        if eos and self.budgeted:
+            last -= 1  # the budget promises an answer: the eos goes, the thought is closed
+        elif self.closed:
+            last = int(ends[0]) + 1
+        finish: Finish = "stop" if self.closed else done.finish
+        prefill = len(self.thought)
+        spans, rest = split(done.spans, last)
+        self.thought = Tokens(
+            np.concatenate([self.thought.ids_T, ids[:last]]),
+            np.concatenate([self.thought.logprobs_T, logprobs[:last]]),
+            finish,
+            shift(spans, prefill),
+        )
+        if not self.two_calls:
+            rest = rest if last < len(ids) else ()
+            answer = Tokens(ids[last:], logprobs[last:], done.finish, rest)
+            self.answers[0][0] = self._read(len(self.thought), answer, 0)
+            return iter(())
+        if done.finish == "abort" or not (self.closed or self.budgeted):
+            return self._no_answers(done.finish)
+        return self._answer_all(self._closes(), done.handle)
+
+    def _closes(self) -> list[tuple[int, Ids]]:
+        """(tokens of the thought that are seen, forced ids) at each cut."""
+        body = len(self.thought) - int(self.closed)
+        out = []
+        for cut in self.plan.cuts or (len(self.thought),):
+            if self.closed and cut >= body:
+                out.append((len(self.thought), self.after_close))
+            else:
+                close = np.concatenate([self.renderer.close_ids(self.plan), self.after_close])
+                out.append((min(cut, body), close))
+        return out
+
+    # Answering
+
+    def _answer_all(
+        self, starts: Sequence[tuple[int, Ids]], handle: int | None = None
+    ) -> Iterator[tuple[Place, Request]]:
+        """`answers_per_cut` answers from each (tokens of the thought, forced ids)."""
+        for cut, (after, begun) in enumerate(starts):
+            room = self.plan.max_tokens - after - len(begun)
+            limit = room if self.plan.answer is None else min(room, self.plan.answer)
+            for number in range(self.plan.answers_per_cut):
+                place = Place(cut, number)
+                if limit < 1:
+                    empty = Tokens(_NONE, np.zeros(0, np.float32), "length")
+                    self.answers[cut][number] = Answer(after, empty, None)
+                    continue
+                self.answers[cut][number] = Answer(after, forced(begun), None)
+                if handle is None:
+                    ids = np.concatenate([self._context(after), begun])
+                    yield place, self._request(ids, limit, place)
+                else:
+                    prefix = (handle, len(self.prompt_ids) + after)
+                    yield place, self._request(begun, limit, place, prefix=prefix)
+
+    def _no_answers(self, finish: Finish) -> Iterator[tuple[Place, Request]]:
+        empty = Answer(len(self.thought), Tokens(_NONE, np.zeros(0, np.float32), finish), None)
+        self.answers = [[empty] * self.plan.answers_per_cut for _ in range(self.cuts)]
+        return iter(())
+
+    def _answer(self, place: Place, done: Completion) -> None:
+        begun = self.answers[place.cut][place.number]
+        assert begun is not None
+        ids_T = begun.tokens.ids_T
+        tokens = Tokens(
+            np.concatenate([ids_T, done.ids_T]),
+            np.concatenate([begun.tokens.logprobs_T, done.logprobs_T]),
+            done.finish,
+            shift(done.spans, len(ids_T)),
+        )
+        # A forced close is among the answer's tokens; what the grader reads comes after it.
+        ends = np.flatnonzero(ids_T == self.markers.end_id) if self.markers else _NONE
+        start = int(ends[0]) + 1 if len(ends) else 0
+        self.answers[place.cut][place.number] = self._read(begun.after, tokens, start)
+
+    def _read(self, after: int, tokens: Tokens, start: int) -> Answer:
+        reached = len(tokens) > start and tokens.finish != "abort"
+        return Answer(
+            after, tokens, self.renderer.answer_text(tokens.ids_T[start:]) if reached else None
+        )
+
+    # Both
+
+    def take(self, place: Place, done: Completion) -> Iterator[tuple[Place, Request]]:
+        if place == THOUGHT:
+            return self._think(done)
+        self._answer(place, done)
+        return iter(())
+
+    def _context(self, after: int | None = None) -> Ids:
+        return np.concatenate([self.prompt_ids, self.thought.ids_T[:after]])
+
+    def _request(
+        self,
+        ids: Ids,
+        limit: int,
+        place: Place,
+        stops: tuple[int, ...] | None = None,
+        prefix: tuple[int, int] | None = None,
+    ) -> Request:
+        thinking = place == THOUGHT
+        phase = (_THINK, 0, 0) if thinking else (_ANSWER, *place)
+        return Request(
+            id=-1,
+            ids=ids,
+            max_tokens=limit,
+            stop_ids=stops or self.renderer.eos_ids,
+            temperature=self.job.temperature,
+            seed=seeds.key(self.job.seed, *phase),
+            prefix=prefix,
+            keep=thinking and self.two_calls,
+        )
+
+    def finish(self) -> Rollout:
+        answers = tuple(tuple(a for a in cut if a is not None) for cut in self.answers)
+        assert all(len(cut) == self.plan.answers_per_cut for cut in answers)
+        last = answers[-1][0].tokens
+        if not len(last) and last.finish == "length":  # the cap came before the answer
+            self.thought = replace(self.thought, finish="length")
+        job = self.job
+        return Rollout(
+            job.prompt.index, job.group, job.index, job.seed, job.plan,
+            self.prompt_ids, self.thought, self.closed, answers,
+        )  # fmt: skip
+
+
+class RolloutWorker:
+    """Makes rollouts with one engine. Jobs come in lists, a few calls a step."""
+
+    def __init__(self, engine: base.Engine, renderer: Renderer) -> None:
+        self.engine, self.renderer = engine, renderer
+        self._serial = 0
+        self._aborted: set[tuple[int, int]] = set()
+        self._stats = dict.fromkeys(("rollouts", "thought", "answer", "forced"), 0)
+        self._seconds = 0.0
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        config: base.Config | None = None,
+        thinking: ThinkingConfig | None = None,
+        dtype: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> RolloutWorker:
+        """Engine and renderer of a model folder or hub name; `dtype` overrides the config's."""
+        config = config or base.Config()
+        if dtype is not None:
+            config = config.model_copy(update={"dtype": dtype})
+        renderer = render.load(model, thinking, trust_remote_code)
+        return cls(base.start(model, config), renderer)
+
+    def generate(self, jobs: Sequence[Job]) -> list[Rollout]:
+        """Make all rollouts, in job order.
+
+        Raises:
+            ValueError: a plan that this model, prompt or context cannot hold; nothing is generated.
+        """
+        started = time.perf_counter()
+        runs = self._runs(jobs)
+        owners: dict[int, tuple[int, Place]] = {}
+        self._send(((r, x) for r, run in enumerate(runs) for x in run.begin()), owners)
+        while self.engine.pending:
+            done = sorted(self.engine.step(), key=lambda c: owners[c.id])
+            ended = [(*owners.pop(c.id), c) for c in done]
+            # Follow-ups are admitted in rollout order, so a run's tokens can be repeated.
+            self._send(((r, x) for r, p, c in ended for x in runs[r].take(p, c)), owners)
+            self.engine.release(c.handle for c in done if c.handle is not None)
+            self._abort_some(runs, owners)
+        self._aborted.clear()
+        rollouts = [run.finish() for run in runs]
+        self._count(rollouts, time.perf_counter() - started)
+        return rollouts
+
+    def _send(
+        self,
+        new: Iterable[tuple[int, tuple[Place, Request]]],
+        owners: dict[int, tuple[int, Place]],
+    ) -> None:
+        requests = []
+        for run, (place, request) in new:
+            requests.append(replace(request, id=self._serial))
+            owners[self._serial] = (run, place)
+            self._serial += 1
+        self.engine.add(requests)
+
+    def _runs(self, jobs: Sequence[Job]) -> list[Run]:
+        runs: list[Run] = []
+        for job in jobs:
+            last = runs[-1] if runs else None
+            if last and last.job.prompt == job.prompt and last.plan == job.plan:
+                ids = last.prompt_ids  # a group renders its prompt once
+            else:
+                ids = self.renderer.render(job.prompt, job.plan)
+                self._check(job, ids)
+            runs.append(Run(job, ids, self.renderer))
+        return runs
+
+    def _check(self, job: Job, prompt_ids: Ids) -> None:
+        plan, where = job.plan, f"prompt '{job.prompt.id}'"
+        if plan.chunk is not None or job.resume is not None:
+            raise ValueError(
+                f"budget: chunk {plan.chunk}: chunked rollouts are not implemented; leave it out"
+            )
+        if self.renderer.thinking is None and (plan.think is not None or plan.cuts):
+            raise ValueError(
+                f"budget: think {plan.think}, cuts {plan.cuts} need thinking markers, and the "
+                "recipe has thinking: none; set thinking: {start, end} or use budget: unlimited"
+            )
+        forced_text = 0
+        if self.renderer.thinking is not None:
+            ends = (self.renderer.close_ids(plan), self.renderer.after_close_ids(plan))
+            forced_text = sum(map(len, ends))
+        elif plan.close or plan.after_close:
+            warnings.warn(
+                f"budget: close {plan.close!r} and after_close {plan.after_close!r} have no effect "
+                "with thinking: none",
+                stacklevel=3,
+            )
+        prefill = len(self.renderer.encode(plan.prefill)) if plan.prefill else 0
+        need = max(plan.think or 0, prefill) + (forced_text if plan.think is not None else 0) + 1
+        if need > plan.max_tokens:
+            raise ValueError(
+                f"budget: max_tokens {plan.max_tokens} leaves no token for an answer after think "
+                f"{plan.think}, prefill {prefill} and forced text {forced_text}; set it to "
+                f"{need} at least"
+            )
+        context = self.engine.context
+        if context is not None and len(prompt_ids) + plan.max_tokens > context:
+            raise ValueError(
+                f"{where}: {len(prompt_ids)} prompt tokens + max_tokens {plan.max_tokens} exceed "
+                f"the model's context of {context}; lower rollout.max_tokens or drop the prompt"
+            )
+
+    def abort(self, rollouts: Iterable[tuple[int, int]]) -> None:
+        """End rollouts by (group, index) before the next step; safe from another thread."""
+        self._aborted = self._aborted | set(rollouts)
+
+    def _abort_some(self, runs: Sequence[Run], owners: dict[int, tuple[int, Place]]) -> None:
+        wanted = self._aborted
+        if wanted:
+            keys = [(run.job.group, run.job.index) for run in runs]
+            self.engine.abort([i for i, (r, _) in owners.items() if keys[r] in wanted])
+
+    def load_weights(self, weights: Iterable[tuple[str, Any]], version: int | None = None) -> None:
+        self.engine.load_weights(weights, version)
+
+    def stats(self) -> dict[str, float]:
+        """Totals since the start: rollouts, tokens by kind, seconds, and the engine's counters."""
+        return {**self._stats, "seconds": self._seconds, **self.engine.counters}
+
+    def _count(self, rollouts: Sequence[Rollout], seconds: float) -> None:
+        self._seconds += seconds
+        self._stats["rollouts"] += len(rollouts)
+        for rollout in rollouts:
+            answers = [a.tokens for cut in rollout.answers for a in cut]
+            self._stats["thought"] += len(rollout.thought)
+            self._stats["answer"] += sum(int((~tokens.forced_T).sum()) for tokens in answers)
+            self._stats["forced"] += sum(int(tokens.forced_T.sum()) for tokens in answers)
+
+
+def forced(ids_T: Ids) -> Tokens:
+    """Tokens that nobody sampled."""
+    return Tokens(ids_T, np.full(len(ids_T), np.nan, np.float32), "stop")
+
+
+def shift(spans: Spans, by: int) -> Spans:
+    """Spans of tokens that come `by` tokens later in their run."""
+    return tuple((first + by, version) for first, version in spans)
+
+
+def split(spans: Spans, at: int) -> tuple[Spans, Spans]:
+    """Spans of the tokens before `at`, and of those from it on (counted from there)."""
+    before = tuple(s for s in spans if s[0] < at)
+    after = [(max(first - at, 0), version) for first, version in spans]
+    return before, tuple(s for s, n in zip(after, [*after[1:], (1, 0)], strict=True) if n[0] > 0)
