@@ -105,11 +105,15 @@ class RolloutActor:
     """One engine and the rollout worker beside it."""
 
     def build(self, stage: Stage, model: str, device: str) -> None:
-        _environment(device, threads=1)
+        _environment(device, threads=stage.rollout.engine.threads or 1)
         from samplers.rollout import RolloutWorker
 
         self.worker = RolloutWorker.from_pretrained(
-            model, stage.rollout.engine, stage.markers, dtype=stage.model.dtype
+            model,
+            stage.rollout.engine,
+            stage.markers,
+            dtype=stage.model.dtype,
+            trust_remote_code=stage.model.trust_remote_code,
         )
 
     def rollout(self, jobs: Sequence[Job]) -> dict[str, Any]:

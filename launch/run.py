@@ -12,7 +12,7 @@ from launch.placement import place
 from trainer import checkpoint, preflight, runfolder
 from trainer.config import Recipe, load
 from trainer.loop import LOOPS
-from trainer.modelfolder import locate
+from trainer.modelfolder import fetch
 from trainer.stage import StageRun
 from trainer.tracking import Tracker
 
@@ -51,19 +51,15 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
         with (
             cluster(int(cpus), address),
             Tracker(
-                folder,
-                recipe.tracking,
-                total=sum(stage.steps for stage in recipe.stages),
-                start=state["first"] + state["step"],
-                name=recipe.name,
-                settings=recipe.model_dump(mode="json"),
+                folder, recipe.tracking, recipe, first_step=state["first"] + state["step"]
             ) as tracker,
         ):
             first = state["first"]
             for index in range(state["stage"], len(recipe.stages)):
                 stage = recipe.stages[index]
-                with Fleet(stage, str(locate(model)), recipe.deterministic) as fleet:
-                    run = StageRun(recipe, index, first, fleet, tracker, folder)
+                path = str(fetch(model))
+                with Fleet(stage, path, recipe.deterministic) as fleet:
+                    run = StageRun(recipe, index, first, path, fleet, tracker, folder)
                     if newest and index == state["stage"]:
                         run.restore(newest, state)
                     LOOPS[stage.kind](run)
@@ -80,7 +76,6 @@ def _open(recipe: Recipe) -> Path | None:
         ValueError: the folder holds an unfinished run with another configuration.
     """
     folder = recipe.folder
-    runfolder.same(recipe)
     (folder / runfolder.CONFIG).write_text(runfolder.resolved(recipe))
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
     return checkpoint.newest(folder / "checkpoints")

@@ -39,16 +39,26 @@ class StageRun:
     """`step` counts within the stage; `first + step` over the run."""
 
     def __init__(
-        self, recipe: Recipe, index: int, first: int, world: World, tracker: Tracker, folder: Path
+        self,
+        recipe: Recipe,
+        index: int,
+        first: int,
+        model: str,
+        world: World,
+        tracker: Tracker,
+        folder: Path,
     ) -> None:
         self.recipe, self.index, self.first, self.world = recipe, index, first, world
         self.stage: Stage = recipe.stages[index]
         self.tracker, self.folder, self.clock = tracker, folder, Clock()
         self.step = 0
         stage = self.stage
-        self.stream = PromptStream(
-            load_data(stage.data, "train", recipe.seed), recipe.seed, stage.data.shuffle
-        )
+        self.stream: PromptStream | SupervisedStream
+        if stage.kind == "sft":
+            self.stream = _demonstrations(stage, model, recipe.seed)
+        else:
+            dataset = load_data(stage.data, "train", recipe.seed)
+            self.stream = PromptStream(dataset, recipe.seed, stage.data.shuffle)
         module, config = seam.resolve("samplers.allocation", stage.allocation)
         self.allocation = module.Allocator(
             config, stage.prompts_per_step, stage.rollouts_per_prompt
@@ -91,6 +101,7 @@ class StageRun:
             with self.clock.phase("verify"):
                 return verify(groups, self.world.grade)
 
+        assert isinstance(self.stream, PromptStream)
         groups = collect(
             self.allocation,
             self.stream,
@@ -121,8 +132,8 @@ class StageRun:
         return sequences
 
     def examples(self) -> list[TrainSequence]:
-        assert self.supervised is not None
-        return self.supervised.next()
+        assert isinstance(self.stream, SupervisedStream)
+        return self.stream.next()
 
     def pack(self, sequences: list[TrainSequence]) -> Batch:
         stage = self.stage
@@ -233,3 +244,21 @@ class StageRun:
                 self.state_dict(),
                 self.recipe.checkpoint.keep,
             )
+
+
+def _demonstrations(stage: Stage, model: str, seed: int) -> SupervisedStream:
+    """Supervised batches, rendered by the same code as rollouts."""
+    from samplers import render
+
+    renderer = render.load(model, stage.markers, stage.model.trust_remote_code)
+    opened = renderer.thinking.start if renderer.thinking and renderer.thinking.opened else ""
+    return SupervisedStream(
+        stage.supervised,
+        stage.data,
+        steps=stage.steps,
+        seed=seed,
+        render=renderer.render,
+        encode=renderer.encode,
+        eos_id=renderer.eos_ids[0],
+        opened=opened,
+    )
