@@ -211,5 +211,53 @@ def test_budgets_stay_below_the_cap() -> None:
         run(EvalConfig(budgets=(8, 40)))
     assert EvalConfig().grid(192) == (0, 12, 24, 48, 96)
     assert EvalConfig(budgets=("inf", 20, 4)).grid(192) == (4, 20)
+    assert EvalConfig().grid(192, thinking=False) == ()
+    with pytest.raises(ValueError, match=r"evaluation\.budgets: \[4\] cut thoughts"):
+        EvalConfig(budgets=(4,)).grid(192, thinking=False)
     with pytest.raises(ValueError, match=r"evaluation\.problems"):
         evaluate(Scripted(), [], EvalConfig(), PLAN)
+
+
+class Shipped:
+    """The base model that ships with the recipes, on the real engine, judged by its answer text."""
+
+    def __init__(self) -> None:
+        from samplers.render import ThinkingConfig
+        from samplers.rollout import RolloutWorker
+        from trainer.config import RECIPES
+
+        base = str(RECIPES / "base" / "find")
+        self.worker = RolloutWorker.from_pretrained(base, thinking=ThinkingConfig())
+
+    def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
+        return self.worker.generate(jobs)
+
+    def grade(self, items: Sequence[budgets.Item]) -> list[Verdict]:
+        right = [text is not None and text.strip() == gold for text, gold, _ in items]
+        return [
+            Verdict(r, float(r), "ok" if r else "wrong", text)
+            for r, (text, *_) in zip(right, items, strict=True)
+        ]
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return [str(len(i)) for i in ids]
+
+
+def test_nested_answers_are_those_of_separate_runs() -> None:
+    """Greedy, on the real engine: one nested run equals one run per budget and one without."""
+    from samplers.tasks import find
+
+    shipped = Shipped()
+    problems = [find.prompt(find.Config(), "test", i) for i in range(6)]
+    plan, grid = Plan(max_tokens=120), (0, 9, 24, 60)
+    result = evaluate(shipped, problems, EvalConfig(budgets=grid, temperature=0), plan)
+    for budget in (*grid, "inf"):
+        alone = plan if budget == "inf" else Plan(max_tokens=120, think=int(budget))
+        jobs = [Job(p, alone, i, 0, 1, temperature=0) for i, p in enumerate(problems)]
+        rows = [row for row in result.rows if row["budget"] == budget]
+        for row, rollout in zip(rows, shipped.rollout(jobs), strict=True):
+            assert row["answer"] == rollout.final.text
+            assert row["think_tokens"] == rollout.think_tokens
+            assert row["forced"] == (budget != "inf" and not rollout.closed)
+    closed = [row["closed"] for row in result.rows if row["budget"] == "inf"]
+    assert 0 < sum(closed) < len(closed)

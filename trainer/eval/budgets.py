@@ -64,15 +64,21 @@ class EvalConfig(Component):
             )
         return budgets
 
-    def grid(self, max_tokens: int) -> tuple[int, ...]:
-        """The finite budgets, ascending.
+    def grid(self, max_tokens: int, thinking: bool = True) -> tuple[int, ...]:
+        """The finite budgets, ascending; none without `thinking` markers.
 
         Raises:
-            ValueError: a budget does not fit below the response cap.
+            ValueError: a budget does not fit below the response cap, or there is no thought to cut.
         """
         if self.budgets is None:
-            return tuple(sorted({0, *(max_tokens // d for d in (16, 8, 4, 2))}))
+            spread = {0, *(max_tokens // d for d in (16, 8, 4, 2))}
+            return tuple(sorted(spread)) if thinking else ()
         finite = tuple(sorted(b for b in self.budgets if isinstance(b, int)))
+        if finite and not thinking:
+            raise ValueError(
+                f"evaluation.budgets: {list(finite)} cut thoughts, and with thinking: none there "
+                "are none; leave them out, or set thinking: {start, end}"
+            )
         if finite and finite[-1] >= max_tokens:
             raise ValueError(
                 f"evaluation.budgets: {finite[-1]} is not below the response cap of {max_tokens} "
@@ -118,20 +124,27 @@ class EvalResult:
 
 
 def evaluate(
-    workers: Workers, prompts: Sequence[Prompt], config: EvalConfig, plan: Plan, step: int = 0
+    workers: Workers,
+    prompts: Sequence[Prompt],
+    config: EvalConfig,
+    plan: Plan,
+    step: int = 0,
+    *,
+    thinking: bool = True,
 ) -> EvalResult:
     """Measure accuracy uncut and at each budget.
 
     Args:
         prompts: the held-out problems.
         plan: how the model is prompted and closed, and its response cap; its budgets are ignored.
+        thinking: False for a model without thinking markers: it has no thought to cut.
 
     Raises:
-        ValueError: no problems, or a budget that does not fit below the response cap.
+        ValueError: no problems, or a budget that does not fit.
     """
     if not prompts:
         raise ValueError("evaluation.problems: there is nothing to evaluate on; got 0 problems")
-    grid = config.grid(plan.max_tokens)
+    grid = config.grid(plan.max_tokens, thinking)
     jobs = [
         Job(
             prompt=prompt,

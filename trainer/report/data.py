@@ -1,0 +1,194 @@
+"""What a report reads: run folders, grouped into arms (one recipe, several seeds)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from rewards.verdict import UNKNOWN
+from trainer import tracking
+from trainer.eval import statistics
+from trainer.eval.statistics import Estimate
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One saved evaluation (trainer/eval/budgets.py: EvalResult.save)."""
+
+    folder: Path
+    step: int
+    summary: dict[str, Any]
+
+    @property
+    def budgets(self) -> list[int]:
+        """The finite ones, ascending."""
+        return [b for b in self.summary["budgets"] if b != "inf"]
+
+    def estimate(self, metric: str) -> Estimate:
+        """NaN where it was not measured."""
+        found = self.summary["metrics"].get(metric) or {}
+        value, low, high = (_number(found.get(key)) for key in ("value", "low", "high"))
+        return Estimate(value, low, high, found.get("n", 0))
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return _jsonl(self.folder / f"step-{self.step}.jsonl")
+
+    @cached_property
+    def shown(self) -> list[Row]:
+        return _jsonl(self.folder / f"shown-{self.step}.jsonl")
+
+    def per_problem(self, metric: str) -> dict[str, float]:
+        """accuracy, think_tokens/mean or anytime of each problem, by id."""
+        field = "think_tokens" if metric.startswith("think_tokens") else "correct"
+        weights: dict[int | str, float] = {"inf": 1.0}
+        if metric == "anytime":
+            prior = statistics.prior_weights(self.budgets, self.summary["prior"])
+            weights = {b: float(w) for b, w in zip(self.budgets, prior, strict=True)}
+        totals: dict[str, list[float]] = {}
+        for row in self.rows:
+            if row["budget"] in weights and row["status"] not in UNKNOWN:
+                total = totals.setdefault(row["id"], [0.0, 0.0])
+                weight = weights[row["budget"]]
+                total[0] += weight * row[field]
+                total[1] += weight
+        return {name: value / weight for name, (value, weight) in totals.items() if weight}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    path: Path
+    config: dict[str, Any]
+    evaluations: list[Evaluation]
+    steps: list[Row]
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name", self.path.name))
+
+    @property
+    def seed(self) -> int:
+        return int(self.config.get("seed", 0))
+
+    @property
+    def started(self) -> int:
+        """Step at which the last stage began: what came before it made the base model."""
+        return sum(int(stage.get("steps", 0)) for stage in self.config.get("stages", [])[:-1])
+
+    @property
+    def base(self) -> Evaluation | None:
+        """What the last stage started from."""
+        return next((e for e in self.evaluations if e.step == self.started), None)
+
+    @property
+    def final(self) -> Evaluation | None:
+        last = self.evaluations[-1] if self.evaluations else None
+        return last if last and last.step > self.started else None
+
+    def rollouts(self) -> list[Row]:
+        """The readable rollouts of the last step that has some."""
+        files = sorted((self.path / "rollouts").glob("step-*.jsonl"), key=_step)
+        return _jsonl(files[-1]) if files else []
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs of one recipe."""
+
+    name: str
+    runs: list[Run]
+
+    @property
+    def finals(self) -> list[Evaluation]:
+        return [run.final for run in self.runs if run.final]
+
+    def estimate(self, metric: str) -> Estimate:
+        """Mean over seeds with a t interval; with one seed, its own interval over problems."""
+        return pooled(self.finals, metric)
+
+
+def pooled(evaluations: Sequence[Evaluation], metric: str) -> Estimate:
+    if len(evaluations) == 1:
+        return evaluations[0].estimate(metric)
+    return statistics.mean([e.estimate(metric).value for e in evaluations])
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        ValueError: it is none, or one of its files is broken.
+    """
+    path = Path(path)
+    config = path / "config.yaml"
+    if not config.is_file():
+        raise ValueError(
+            f"{path} is not a run folder (no config.yaml); give folders of finished runs"
+        )
+    settings = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    return Run(path, settings, read_evaluations(path), tracking.read(path))
+
+
+def read_evaluations(folder: Path) -> list[Evaluation]:
+    """Evaluations in a run folder, or in a folder written by `laconic eval`, by step."""
+    inside = folder / "eval" if (folder / "eval").is_dir() else folder
+    files = sorted(inside.glob("step-*.json"), key=_step)
+    return [Evaluation(inside, _step(f), json.loads(f.read_text(encoding="utf-8"))) for f in files]
+
+
+def arms(runs: Iterable[Run]) -> list[Arm]:
+    """Runs of one name together, in order of appearance; seeds ascending."""
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(run.name, []).append(run)
+    return [Arm(name, sorted(members, key=lambda r: r.seed)) for name, members in grouped.items()]
+
+
+def base_of(found: Sequence[Arm], folder: Path | None) -> Evaluation | None:
+    """The base model's evaluation: in `folder` if given, else where the first run started.
+
+    Raises:
+        ValueError: `folder` holds no evaluation.
+    """
+    if folder is not None:
+        evaluations = read_evaluations(Path(folder))
+        if not evaluations:
+            raise ValueError(f"{folder} holds no evaluation; write one with `laconic eval --out`")
+        return evaluations[-1]
+    return next((run.base for arm in found for run in arm.runs if run.base), None)
+
+
+def series(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of the last stage where the metric is known."""
+    points = [
+        (record["step"], record[metric])
+        for record in run.steps
+        if record.get(metric) is not None and record["step"] >= run.started
+    ]
+    both = np.array(points, dtype=np.float64).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.split("-")[1])
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _jsonl(path: Path) -> list[Row]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
