@@ -66,8 +66,8 @@ class _SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         size = (self.cache.slots, key_states.shape[1], self.cache.capacity)
-        self.keys = key_states.new_empty(*size, key_states.shape[-1])
-        # Zeros: a masked position has weight 0, but 0 * NaN of fresh memory would be NaN.
+        # Zeros: a mask hides numbers, but a NaN of fresh memory would show through it.
+        self.keys = key_states.new_zeros(*size, key_states.shape[-1])
         self.values = value_states.new_zeros(*size, value_states.shape[-1])
         self.is_initialized = True
 

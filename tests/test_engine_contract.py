@@ -1,0 +1,361 @@
+"""Every engine gives the model's own distribution: same tokens, same logprobs, in any batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from samplers.engines import base
+from samplers.types import Completion, Request
+from tests.tiny import tiny_model
+
+EOS = 1
+STARTS: dict[str, Callable[..., base.Engine]] = {
+    "torch": lambda model, **config: base.start(
+        copy.deepcopy(model), base.Config(name="torch", device="cpu", **config)
+    ),
+}
+"""Engines under contract: each starts from a transformers module."""
+
+
+@pytest.fixture(params=STARTS)
+def start(request: pytest.FixtureRequest) -> Callable[..., base.Engine]:
+    return STARTS[request.param]
+
+
+def prompts(n: int, seed: int = 0, longest: int = 20) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, longest, n)
+    return [rng.integers(7, 40, size).astype(np.int32) for size in sizes]
+
+
+@torch.no_grad()
+def logits(model: Any, ids: np.ndarray) -> torch.Tensor:
+    """[T, V] of one sequence, by transformers alone."""
+    return model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].float()
+
+
+def check_logprobs(model: Any, prompt: np.ndarray, done: Completion, temperature: float = 1.0):
+    ids = np.concatenate([prompt, done.ids_T])
+    expected = (logits(model, ids) / temperature).log_softmax(-1)[len(prompt) - 1 : -1]
+    picked = expected.gather(-1, torch.from_numpy(done.ids_T.astype(np.int64))[:, None])[:, 0]
+    np.testing.assert_allclose(done.logprobs_T, picked.numpy(), atol=1e-5)
+
+
+def same(a: Completion, b: Completion) -> None:
+    np.testing.assert_array_equal(a.ids_T, b.ids_T)
+    np.testing.assert_allclose(a.logprobs_T, b.logprobs_T, atol=1e-5)
+    assert a.finish == b.finish
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("arch", ["qwen3", "llama", "gpt2"])
+def test_greedy_is_transformers_generate(start, arch, tied):
+    model = tiny_model(arch, tied)
+    asked = prompts(9)
+    made = start(model, slots=4).generate(
+        [Request(i, p, 24, (EOS,), temperature=0.0) for i, p in enumerate(asked)]
+    )
+    for prompt, done in zip(asked, made, strict=True):
+        ids = torch.from_numpy(prompt.astype(np.int64))[None]
+        with torch.no_grad():
+            out = model.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=0)
+        np.testing.assert_array_equal(done.ids_T, out[0, len(prompt) :].numpy())
+        check_logprobs(model, prompt, done)
+        assert done.finish == ("stop" if done.ids_T[-1] == EOS else "length")
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+@pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
+def test_logprobs_are_a_teacher_forced_forward(start, arch, temperature):
+    model = tiny_model(arch)
+    engine = start(model, slots=5)
+    asked = prompts(12, seed=1)
+    made = engine.generate(
+        [Request(i, p, 30, (EOS,), temperature, seed=i) for i, p in enumerate(asked)]
+    )
+    for prompt, done in zip(asked, made, strict=True):
+        check_logprobs(model, prompt, done, temperature)
+    whole = [np.concatenate([p, d.ids_T]) for p, d in zip(asked, made, strict=True)]
+    for prompt, done, scores in zip(asked, made, engine.score(whole, temperature), strict=True):
+        np.testing.assert_allclose(scores[len(prompt) - 1 :], done.logprobs_T, atol=1e-5)
+
+
+def test_score_in_pieces_is_score_at_once(start, monkeypatch):
+    engine = start(tiny_model())
+    asked = prompts(7, seed=2, longest=60)
+    whole = engine.score(asked)
+    if type(engine).__name__ == "TorchEngine":
+        monkeypatch.setattr("samplers.engines._forward._SCORE_LOGITS", 7 * 40 * 5)
+        monkeypatch.setattr("samplers.engines._forward._SCORE_TOKENS", 90)
+    for a, b, ids in zip(whole, engine.score(asked), asked, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+        assert len(a) == len(ids) - 1
+
+
+def test_tokens_do_not_depend_on_the_batch(start):
+    model = tiny_model()
+    requests = [
+        Request(i, p, 5 + 7 * (i % 5), (EOS,), (0.0, 1.0, 0.8)[i % 3], seed=100 + i)
+        for i, p in enumerate(prompts(20, seed=3))
+    ]
+    together = start(model, slots=20).generate(requests)
+    for slots, order in ((1, slice(None)), (3, slice(None, None, -1)), (7, slice(None))):
+        engine = start(model, slots=slots)
+        made = {c.id: c for c in engine.generate(requests[order])}
+        for done in together:
+            same(done, made[done.id])
+    late = start(model, slots=8)
+    late.add(requests[:5])
+    done = late.step() + late.step()
+    late.add(requests[5:])
+    while late.pending:
+        done += late.step()
+    for c in done:
+        same(c, together[c.id])
+    assert {c.id for c in done} == set(range(20))
+
+
+def test_equal_prompts_are_prefilled_once(start):
+    engine = start(tiny_model(), slots=32)
+    prompt = prompts(1, seed=4)[0]
+    made = engine.generate([Request(i, prompt, 6, (), seed=i) for i in range(16)])
+    assert engine.counters["prefilled"] == len(prompt)
+    assert len({c.ids_T.tobytes() for c in made}) > 8  # their seeds still part them
+
+
+def test_samples_follow_the_distribution(start):
+    """Chi-square of first and second tokens against exact probabilities; seeds are fixed."""
+    model, prompt, n = tiny_model(initializer_range=0.1), prompts(1, seed=5)[0], 4000
+    made = start(model, slots=256).generate(
+        [Request(i, prompt, 2, (), 0.9, seed=7919 * i) for i in range(n)]
+    )
+    first = np.array([c.ids_T[0] for c in made])
+    probs = (logits(model, prompt)[-1] / 0.9).softmax(-1).numpy()
+    assert chi_square(first, probs) > 1e-3
+    common = np.bincount(first).argmax()
+    then = np.array([c.ids_T[1] for c in made if c.ids_T[0] == common])
+    after = logits(model, np.append(prompt, common).astype(np.int32))[-1]
+    assert chi_square(then, (after / 0.9).softmax(-1).numpy()) > 1e-3
+    uniform = np.full(40, 1 / 40)
+    assert chi_square(first, uniform) < 1e-6  # the test can fail
+
+
+def chi_square(drawn: np.ndarray, probs: np.ndarray) -> float:
+    """p-value; tokens expected less than 5 times are counted together."""
+    probs = probs.astype(np.float64)
+    counts, expected = np.bincount(drawn, minlength=len(probs)), probs * len(drawn)
+    rare = expected < 5
+    if rare.any():
+        counts = np.append(counts[~rare], counts[rare].sum())
+        expected = np.append(expected[~rare], expected[rare].sum())
+    return stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
+def test_a_fork_at_any_length_is_a_recomputation(start, arch):
+    model = tiny_model(arch)
+    engine = start(model, slots=6)
+    prompt = prompts(1, seed=6)[0]
+    (kept,) = engine.generate([Request(0, prompt, 12, (), seed=3, keep=True)])
+    whole = np.concatenate([prompt, kept.ids_T])
+    prefilled = engine.counters["prefilled"]
+    tails = [np.array(t, np.int32) for t in ([], [9], [9, 10, 11])]
+    forks = [(n, tail) for n in range(len(whole) + 1) for tail in tails if n + len(tail)]
+    made = engine.generate(
+        [
+            Request(i, tail, 9, (EOS,), seed=i, prefix=(kept.handle, n))
+            for i, (n, tail) in enumerate(forks)
+        ]
+    )
+    assert engine.counters["prefilled"] == prefilled  # nothing was computed twice
+    fresh = start(model, slots=64).generate(
+        [
+            Request(i, np.concatenate([whole[:n], tail]), 9, (EOS,), seed=i)
+            for i, (n, tail) in enumerate(forks)
+        ]
+    )
+    for a, b in zip(made, fresh, strict=True):
+        same(a, b)
+
+
+def test_forks_of_forks_and_release(start):
+    model, prompt = tiny_model(), prompts(1, seed=7)[0]
+    engine = start(model, slots=2)
+    (first,) = engine.generate([Request(0, prompt, 5, (), seed=1, keep=True)])
+    engine.add([Request(1, np.array([8], np.int32), 5, (), 1.0, 2, (first.handle, 9), keep=True)])
+    engine.release([first.handle])  # the fork that waits still has its prefix
+    done: list[Completion] = []
+    while engine.pending:
+        done += engine.step()
+    (second,) = done
+    whole = np.concatenate([prompt, first.ids_T])[:9]
+    whole = np.concatenate([whole, [8], second.ids_T]).astype(np.int32)
+    (third,) = engine.generate(
+        [Request(2, np.array([], np.int32), 5, (), seed=3, prefix=(second.handle, len(whole)))]
+    )
+    (fresh,) = start(model).generate([Request(2, whole, 5, (), seed=3)])
+    same(third, fresh)
+    with pytest.raises(ValueError, match="released"):
+        engine.add([Request(3, prompt, 5, prefix=(first.handle, 2))])
+
+
+def test_limits_stops_and_bias(start):
+    model, prompt = tiny_model(), prompts(1, seed=8)[0]
+    engine = start(model)
+    sampled = engine.generate([Request(0, prompt, 40, (), seed=5)])[0].ids_T
+    for n in (1, 2, 17):
+        (cut,) = engine.generate([Request(0, prompt, n, (), seed=5)])
+        assert cut.finish == "length"
+        np.testing.assert_array_equal(cut.ids_T, sampled[:n])
+    for stop in sampled[[0, 3, 12]]:
+        at = int(np.argmax(sampled == stop)) + 1
+        (cut,) = engine.generate([Request(0, prompt, 40, (2, int(stop)), seed=5)])
+        assert cut.finish == "stop"
+        np.testing.assert_array_equal(cut.ids_T, sampled[:at])
+    (both,) = engine.generate([Request(0, prompt, 1, (int(sampled[0]),), seed=5)])
+    assert both.finish == "stop"
+    biased, plain = engine.generate(
+        [
+            Request(0, prompt, 8, (), seed=5, logit_bias={11: 100.0, 12: -100.0}),
+            Request(1, prompt, 8, (), seed=5),
+        ]
+    )
+    assert set(biased.ids_T) == {11}
+    np.testing.assert_allclose(biased.logprobs_T, 0, atol=1e-6)
+    np.testing.assert_array_equal(plain.ids_T, sampled[:8])
+
+
+def test_abort(start):
+    engine = start(tiny_model(), slots=2)
+    asked = prompts(4, seed=9)
+    plain = engine.generate([Request(i, p, 20, (), seed=i) for i, p in enumerate(asked)])
+    engine.add([Request(i, p, 20, (), seed=i) for i, p in enumerate(asked)])
+    done = [c for _ in range(3) for c in engine.step()]
+    assert not done
+    engine.abort([0, 3, 77])  # a live one, a waiting one, one that is not there
+    while engine.pending:
+        done += engine.step()
+    made = {c.id: c for c in done}
+    assert [made[i].finish for i in range(4)] == ["abort", "length", "length", "abort"]
+    assert 0 < len(made[0].ids_T) < 20
+    np.testing.assert_array_equal(made[0].ids_T, plain[0].ids_T[: len(made[0].ids_T)])
+    assert len(made[3].ids_T) == 0
+    same(made[1], plain[1])
+    same(made[2], plain[2])
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("twice", [True, False], ids=["all-names", "tied-once"])
+def test_loaded_weights_are_the_new_model(start, arch, tied, twice):
+    old, new = tiny_model(arch, tied), tiny_model(arch, tied, seed=1)
+    engine, asked = start(old, slots=4), prompts(6, seed=10)
+    requests = [Request(i, p, 12, (EOS,), seed=i) for i, p in enumerate(asked)]
+    before = engine.generate(requests)
+    named = new.state_dict().items() if twice else new.named_parameters()
+    engine.load_weights(((n, v.detach().numpy()) for n, v in named), version=7)
+    assert engine.version == 7
+    after, fresh = engine.generate(requests), start(new).generate(requests)
+    assert any(a.ids_T.tobytes() != b.ids_T.tobytes() for a, b in zip(before, after, strict=True))
+    for a, b, prompt in zip(after, fresh, asked, strict=True):
+        same(a, b)
+        check_logprobs(new, prompt, a)
+        assert a.spans == ((0, 7),)
+
+
+def test_a_load_under_way_drops_all_old_kv(start):
+    """Tokens after the load are those of the new weights alone, and spans say which is which."""
+    old, new = tiny_model(), tiny_model(seed=1)
+    engine, asked = start(old, slots=3), prompts(5, seed=11)
+    (kept,) = engine.generate([Request(9, asked[0], 6, (), seed=9, keep=True)])
+    forked = np.concatenate([asked[0], kept.ids_T])[:4]
+    engine.add([Request(i, p, 10, (), seed=i) for i, p in enumerate(asked)])
+    done = [c for _ in range(4) for c in engine.step()]
+    engine.add([Request(5, np.array([9], np.int32), 10, (), seed=5, prefix=(kept.handle, 4))])
+    engine.load_weights(new.state_dict().items(), version=3)
+    engine.add([Request(6, np.array([9], np.int32), 10, (), seed=5, prefix=(kept.handle, 4))])
+    while engine.pending:
+        done += engine.step()
+    made = {c.id: c for c in done}
+    mixed = 0
+    for i, prompt in enumerate(asked):
+        firsts = [first for first, version in made[i].spans if version == 3]
+        at = firsts[0]
+        mixed += at > 0
+        assert made[i].spans == (((0, 0), (at, 3)) if at else ((0, 3),))
+        ids = np.concatenate([prompt, made[i].ids_T])
+        for model, part in ((old, slice(0, at)), (new, slice(at, None))):
+            logprobs = logits(model, ids).log_softmax(-1)[len(prompt) - 1 : -1]
+            picked = logprobs[range(10), made[i].ids_T].numpy()
+            np.testing.assert_allclose(made[i].logprobs_T[part], picked[part], atol=1e-5)
+    assert 0 < mixed < 5  # some were running, some still waited
+    (fresh,) = start(new).generate([Request(5, np.append(forked, 9).astype(np.int32), 10, seed=5)])
+    np.testing.assert_array_equal(made[5].ids_T, fresh.ids_T)
+    np.testing.assert_array_equal(made[6].ids_T, fresh.ids_T)
+
+
+def test_bad_weights_and_requests_are_named(start):
+    engine = start(tiny_model(), slots=2)
+    one = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"lm_heat.*did you mean 'lm_head.weight'"):
+        engine.load_weights([("lm_heat.weight", one)])
+    with pytest.raises(ValueError, match=r"shape \(1,\).*\(40, 32\)"):
+        engine.load_weights([("lm_head.weight", one)])
+    ids = np.array([9], np.int32)
+    for request, words in (
+        (Request(0, ids[:0], 5), "no prompt tokens"),
+        (Request(0, ids, 0), "max_tokens 0"),
+        (Request(0, ids, 256), "context of 256"),
+        (Request(0, ids, 5, temperature=-1.0), "temperature -1.0"),
+        (Request(0, ids + 31, 5), "vocabulary of 40"),
+        (Request(0, ids, 5, stop_ids=(40,)), "vocabulary of 40"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            engine.generate([request])
+    assert not engine.pending
+
+
+def test_bfloat16_logprobs(start):
+    model = tiny_model(dtype="bfloat16", initializer_range=0.1)
+    engine, asked = start(model, dtype="bfloat16"), prompts(6, seed=12)
+    made = engine.generate([Request(i, p, 20, (), seed=i) for i, p in enumerate(asked)])
+    gaps = []
+    for prompt, done in zip(asked, made, strict=True):
+        expected = logits(model, np.concatenate([prompt, done.ids_T])).log_softmax(-1)
+        gaps.append(expected[len(prompt) - 1 : -1][range(20), done.ids_T].numpy() - done.logprobs_T)
+    assert np.abs(np.concatenate(gaps)).mean() < 1e-2  # the bound at which training stops
+
+
+@pytest.mark.parametrize(
+    ("arch", "why", "sizes"),
+    [
+        ("mistral", "SlidingWindow", {"sliding_window": 8}),
+        ("gemma2", "SlidingWindow", {}),
+        ("mamba", "recurrent", {"state_size": 4}),
+        ("bloom", "position_ids", {}),
+        ("llama", "dynamic", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
+    ],
+)
+def test_other_kinds_of_state_are_refused_by_name(arch, why, sizes):
+    with pytest.raises(ValueError, match=rf"'{arch}'.*{why}.*vllm"):
+        STARTS["torch"](tiny_model(arch, **sizes))
+
+
+def test_encoder_decoders_are_refused_by_name():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1}
+    with pytest.raises(ValueError, match=r"'t5'.*encoder-decoder"):
+        STARTS["torch"](T5ForConditionalGeneration(T5Config(**sizes, num_heads=2)))
+
+
+def test_an_engine_of_that_name():
+    with pytest.raises(ValueError, match=r"no component named 'tork'.*did you mean 'torch'"):
+        base.start("nowhere", base.Config(name="tork"))
