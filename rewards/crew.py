@@ -53,15 +53,21 @@ class _Worker:
         self.ready = False
         self.job: int | None = None
         self.since = time.monotonic()
-        self.outbox, self.inbox = setup, b""
+        self.outbox, self.inbox = memoryview(setup), b""
         self.push()
 
     @property
     def idle(self) -> bool:
         return self.ready and self.job is None
 
+    @property
+    def dead(self) -> bool:
+        # not reaped here: while it is a zombie, `end` cannot hit a stranger with its id
+        how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.process.pid, how) is not None
+
     def give(self, job: int, request: bytes) -> None:
-        self.job, self.outbox, self.since = job, request, time.monotonic()
+        self.job, self.outbox, self.since = job, memoryview(request), time.monotonic()
         self.push()
 
     def push(self) -> None:
@@ -70,7 +76,7 @@ class _Worker:
             try:
                 self.outbox = self.outbox[os.write(self.requests, self.outbox) :]
             except BrokenPipeError:
-                self.outbox = b""  # it has died: the end of its output will say so
+                self.outbox = memoryview(b"")  # it has died: the end of its output will say so
 
     def pull(self) -> bytes | None:
         """A whole reply, b'' if there is none yet, None if there will be none."""
@@ -131,8 +137,10 @@ class Crew:
             while len(done) < len(requests):
                 if todo:
                     self._hire()
-                for worker in self._workers:
-                    if worker.idle and todo:
+                for worker in [w for w in self._workers if w.idle]:
+                    if worker.dead:
+                        self._dismiss(worker)
+                    elif todo:
                         worker.give(*todo.popleft())
                 self._turn(done)
                 if self._failures >= MAX_STARTS and not self._workers:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rewards.verdict import Verdict
 from samplers import seam
+
+MAX_CANONICAL = 1024
+"""Longer canonical answers travel as their hash: equal strings stay equal answers."""
 
 Spec = str | Mapping[str, Any]
 Item = tuple[str | None, str, Mapping[str, Any]]
@@ -38,6 +42,9 @@ class Grader:
             return failed(self.name, f"returned {type(verdict).__name__}, not a Verdict")
         if not (math.isfinite(verdict.score) and 0 <= verdict.score <= 1):
             return failed(self.name, f"score {verdict.score} is outside [0, 1]")
+        if verdict.answer is not None and len(verdict.answer) > MAX_CANONICAL:
+            digest = hashlib.blake2b(verdict.answer.encode(errors="replace"), digest_size=16)
+            verdict = replace(verdict, answer=f"blake2b:{digest.hexdigest()}")
         return verdict
 
 
