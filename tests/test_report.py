@@ -113,13 +113,17 @@ def make_run(
             done = 1 - np.exp(-4.0 * step / steps)
             wobble = rng.normal(0, 0.012) if step else 0.0
             model = Reasoner(0.55 + (skill - 0.55) * done + wobble, 14 + (waste - 14) * done)
+            figures: dict[str, float | int] = {}
             if step:
                 groups = [_group(model, seed * 7919 + step * 97 + g) for g in range(16)]
                 batch = {"entropy": 0.13 - 0.05 * done + rng.normal(0, 0.002), "loss": 0.01}
-                tracker.log(step, summarise(groups, batch))
+                figures = summarise(groups, batch)
                 tracker.samples(step, groups, model.decode)
             if step in (0, steps // 2, steps):
-                tracker.evaluation(evaluate(model, held_out, config, Plan(CAP), step))
+                result = evaluate(model, held_out, config, Plan(CAP), step)
+                result.save(folder / "eval")
+                figures |= result.flat()
+            tracker.log(step, figures)
     return folder
 
 

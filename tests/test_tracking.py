@@ -20,8 +20,6 @@ from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
 from tests import vectors
 from trainer import metrics, tracking
 from trainer.console import Console, duration
-from trainer.eval.budgets import EvalResult
-from trainer.eval.statistics import Estimate
 from trainer.metrics import Clock, effective_gradient_ratio, summarise
 from trainer.tracking import Tracker, TrackingConfig
 
@@ -171,26 +169,15 @@ def test_resuming_drops_what_will_be_made_again(tmp_path: Path) -> None:
         tracking.read(tmp_path)
 
 
-def test_an_evaluation_joins_its_step(tmp_path: Path) -> None:
-    def result(step: int, accuracy: float) -> EvalResult:
-        return EvalResult(step, {}, [], {"accuracy": Estimate(accuracy, 0.0, 1.0, 4)}, [])
-
+def test_what_comes_later_joins_its_step(tmp_path: Path) -> None:
+    """A stage that begins where another ended evaluates a step that is already there."""
     with Tracker(tmp_path, PLAIN, console=quiet()) as tracker:
-        tracker.evaluation(result(0, 0.5))
-        for step in (1, 2, 3):
-            tracker.log(step, {"x": step})
-        tracker.evaluation(result(3, 0.75))
+        tracker.log(3, {"x": 3})
     with Tracker(tmp_path, PLAIN, first_step=3, console=quiet()) as tracker:
-        assert tracker.last == 3
-    with Tracker(tmp_path, PLAIN, first_step=2, console=quiet()) as tracker:
-        tracker.log(3, {"x": 33})
-    assert tracking.read(tmp_path) == [
-        {"step": 0, "eval/accuracy": 0.5},
-        {"step": 1, "x": 1},
-        {"step": 2, "x": 2},
-        {"step": 3, "x": 33},
-    ]
-    assert (tmp_path / "eval" / "step-3.json").is_file()
+        tracker.log(3, {"x": -1, "eval/accuracy": 0.5})
+        tracker.log(3, {"x": -1, "eval/accuracy": 0.1})
+        tracker.log(2, {"eval/accuracy": 0.7})
+    assert tracking.read(tmp_path) == [{"step": 3, "x": 3, "eval/accuracy": 0.5}]
 
 
 def test_samples_show_a_right_and_a_wrong_rollout(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from trainer.console import Console
 
 if TYPE_CHECKING:
     from trainer.config import Recipe
-    from trainer.eval.budgets import EvalResult
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb-id.txt"
@@ -63,7 +62,8 @@ class Tracker:
     ) -> None:
         self.folder, self.config = folder, config
         folder.mkdir(parents=True, exist_ok=True)
-        self.last = _trim(folder / METRICS, first_step)
+        self._newest = _trim(folder / METRICS, first_step)
+        self.last: int = self._newest["step"]
         self._stream: IO[str] = (folder / METRICS).open("a", encoding="utf-8")
         self._process = os.getpid()
         total = sum(stage.steps for stage in recipe.stages) if recipe else 0
@@ -71,15 +71,14 @@ class Tracker:
         self._wandb = None if config.wandb == "off" else _Wandb(folder, config, recipe)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append one step. A step that is already there is not written again."""
-        if step > self.last:
+        """Append one step. Of a step that is already there, only what is new is added."""
+        if step < self.last:
+            return
+        known = self._newest if step == self.last else {"step": step}
+        metrics = {name: value for name, value in metrics.items() if name not in known}
+        if metrics or step > self.last:
+            self.last, self._newest = step, known | metrics
             self._write(step, metrics)
-            self.last = step
-
-    def evaluation(self, result: EvalResult) -> None:
-        """Save an evaluation to eval/ and append its values, as a line of its own."""
-        result.save(self.folder / "eval")
-        self._write(result.step, result.flat())
 
     def _write(self, step: int, metrics: Mapping[str, Any]) -> None:
         assert os.getpid() == self._process, "the tracker belongs to the driver process"
@@ -116,13 +115,17 @@ class Tracker:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The steps of a run, in order, each with its evaluation merged in.
+    """The steps of a run, in order.
 
     Raises:
         ValueError: a line is broken (file and line); one that a crash cut off is left out.
     """
+    return _merge(_records(folder / METRICS))
+
+
+def _merge(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     steps: dict[int, dict[str, Any]] = {}
-    for record in _records(folder / METRICS):
+    for record in records:
         steps.setdefault(record["step"], {}).update(record)
     return [steps[step] for step in sorted(steps)]
 
@@ -186,8 +189,8 @@ def _sample(group: Group, i: int, thought: str) -> dict[str, Any]:
     }
 
 
-def _trim(path: Path, first_step: int | None) -> int:
-    """Drop what is beyond `first_step` and a line cut off by a crash; the last step, or -1."""
+def _trim(path: Path, first_step: int | None) -> dict[str, Any]:
+    """Drop what is beyond `first_step` and a line cut off by a crash; the last step left."""
     records = _records(path)
     kept = [r for r in records if first_step is None or r["step"] <= first_step]
     text = "".join(json.dumps(r) + "\n" for r in kept)
@@ -195,12 +198,7 @@ def _trim(path: Path, first_step: int | None) -> int:
         beside = path.with_suffix(".partial")
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
-    trained = [r["step"] for r in kept if not _is_evaluation(r)]
-    return max(trained, default=-1)
-
-
-def _is_evaluation(record: Mapping[str, Any]) -> bool:
-    return len(record) > 1 and all(name == "step" or name.startswith("eval/") for name in record)
+    return _merge(kept)[-1] if kept else {"step": -1}
 
 
 class _Wandb:
