@@ -1,0 +1,372 @@
+"""One data-parallel rank of the learner: optimiser steps, scores, saved states.
+
+A plain class; `launch/fleet.py` wraps it in a Ray actor. Every public method is collective: all
+ranks call it together, in one order.
+
+Shape suffixes: N scored tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from samplers.seam import Component
+from trainer.losses import LossConfig, needs, policy_loss
+from trainer.optim import OptimConfig, set_rates
+from trainer.types import Floats, MicroBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.tally import Tally
+
+Update = Sequence[MicroBatch]
+"""The micro-batches of one optimiser step on one rank; equally many on every rank."""
+
+
+class LearnerConfig(Component):
+    """How the learners are spread and what they keep in memory."""
+
+    ranks: int = Field(1, ge=1)
+    """Data-parallel ranks, one process each."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """What DeepSpeed partitions over the ranks: nothing, optimiser state, gradients, weights."""
+    clip_grad: float = Field(1.0, ge=0)
+    """Largest global gradient norm; 0 turns clipping off."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward: less memory, a third more time."""
+    head_elements: int = Field(2**25, ge=1)
+    """Largest logits tensor, in elements (tokens x vocabulary); more is done in chunks."""
+    timeout: float = Field(1800.0, gt=0)
+    """Seconds a rank waits for the others before it gives up."""
+
+
+class Learner:
+    """Weights, optimiser and reference of one rank.
+
+    Args:
+        path: a model folder that transformers loads.
+        total_steps: optimiser steps of the stage; the schedule ends there.
+        temperature: the sampling temperature; logprobs are those after it.
+        max_bad_steps: non-finite steps in a row before `step` raises.
+
+    Raises:
+        ValueError: a combination of settings, or a model, that would train wrongly.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        config: LearnerConfig,
+        optim: OptimConfig,
+        loss: LossConfig,
+        *,
+        total_steps: int,
+        rank: int = 0,
+        local_rank: int = 0,
+        address: str = "127.0.0.1",
+        port: int | None = None,
+        temperature: float = 1.0,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        attention: str = "sdpa",
+        trust_remote_code: bool = False,
+        max_bad_steps: int = 3,
+        seed: int = 0,
+    ) -> None:
+        import torch
+
+        from trainer import policy, zero
+        from trainer.logprobs import Scorer
+
+        assert port is not None or config.ranks == 1, "several ranks need a port to meet at"
+        self.path, self.config, self.optim, self.loss = str(path), config, optim, loss
+        self.rank, self.dtype, self.temperature = rank, dtype, temperature
+        self.total_steps, self.max_bad_steps = total_steps, max_bad_steps
+        self.updates, self.bad_steps = 0, 0
+        self._load: dict[str, Any] = {
+            "dtype": dtype,
+            "attention": attention,
+            "trust_remote_code": trust_remote_code,
+        }
+        self.device = zero.connect(
+            rank, config.ranks, local_rank, address, port or zero.free_port(), config.timeout
+        )
+        torch.manual_seed(seed)
+        settings = zero.settings(config, optim, dtype) if config.zero == 3 else None
+        model = policy.load(self.path, zero3=settings, **self._load)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.engine = zero.start(model, config, optim, dtype)
+        self.model = self.engine.module
+        self.scorer = Scorer(self.model, temperature, config.head_elements)
+        self.engine.train()
+        self.scorer.check(self.engine)
+        self._reference: tuple[Any, Any] | None = None
+
+    # ------------------------------------------------------------------ training
+
+    def step(self, updates: Sequence[Update], epochs: int = 1) -> dict[str, Any]:
+        """Take the optimiser steps of one batch, `epochs` times over.
+
+        The loss is the plain sum over all micro-batches and ranks: `weights_N` hold every
+        denominator. Where a batch is used more than once, `old` logprobs are those before its
+        first update (computed here if the batch lacks them), and likewise `ref`.
+
+        Returns:
+            Means over the batch, the same on every rank: the loss's metrics, `loss` (per optimiser
+            step), `grad_norm` (before clipping), `lr` (of the last step), `tokens` trained on,
+            `steps` taken, `skipped_steps` and, with those, `bad_prompts`. Of this rank: `seconds`
+            and `peak_memory_mb`.
+
+        Raises:
+            FloatingPointError: `max_bad_steps` steps in a row had no finite loss or gradient.
+        """
+        from trainer.tally import Tally
+
+        started = time.perf_counter()
+        updates = self._annotated(updates, epochs)
+        tally = Tally(self.device)
+        for _ in range(epochs):
+            for update in updates:
+                if update:  # a step that nothing is trained on has no micro-batches, on any rank
+                    self._update(update, tally)
+        metrics = tally.means()
+        metrics["lr"] = self.optim.lr * self.optim.factor(
+            max(0, self.updates - 1), self.total_steps
+        )
+        metrics["seconds"] = time.perf_counter() - started
+        metrics["peak_memory_mb"] = self._peak_memory_mb()
+        return metrics
+
+    def _update(self, update: Update, tally: Tally) -> None:
+        """One optimiser step, or none where something is not finite: then on no rank."""
+        import torch
+
+        from trainer import zero
+
+        set_rates(self.optim, self.engine.optimizer, self.updates, self.total_steps)
+        losses, sums = [], []
+        for i, micro in enumerate(update):
+            # Without it ZeRO 1 and 2 silently keep only the last micro-batch's gradient.
+            self.engine.set_gradient_accumulation_boundary(i == len(update) - 1)
+            loss, metrics = self._forward(micro)
+            # DeepSpeed averages over the ranks; ours is a sum.
+            self.engine.backward(loss * self.config.ranks)
+            losses.append(loss.detach())
+            sums.append(metrics)
+        measure = zero.by_hand(self.config, self.dtype)
+        norm = zero.apply(self.engine, self.config.clip_grad, measure)
+        if math.isfinite(norm):
+            self.bad_steps = 0
+            self.updates += 1
+            self._move_reference()
+            tokens = sum(int((m.weights_N > 0).sum()) for m in update)
+            tally.add(losses, sums, norm, tokens)
+        else:
+            tally.skip(self._bad_step(update, torch.stack(losses).isfinite().tolist()))
+
+    def _forward(self, micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The micro-batch's part of the loss, and its metrics as the loss gives them."""
+        import torch
+
+        from trainer import policy
+
+        def put(array: Any) -> Tensor | None:
+            return None if array is None else policy.tensor(array, self.device)
+
+        current_N, entropy_N = policy.score(self.scorer, self.engine, micro, self.device)
+        loss, metrics = policy_loss(
+            self.loss,
+            current_N,
+            entropy_N if self.loss.entropy_coef else entropy_N.detach(),
+            weights_N=put(micro.weights_N),
+            advantages_N=put(micro.advantages_N),
+            behaviour_N=put(micro.behaviour_N),
+            row_N=policy.tensor(micro.row_N, self.device).long(),
+            rows=len(micro.lengths_B),
+            old_N=put(micro.old_N),
+            ref_N=put(micro.ref_N),
+        )
+        # A loss that is not finite may have a finite gradient. Then spoil it, without waiting for
+        # the device: every rank sees the global norm, and skips the step.
+        health = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        current_N.register_hook(lambda grad_N: grad_N * health)
+        return loss, metrics
+
+    def _bad_step(self, update: Update, finite: list[bool]) -> list[int]:
+        """Prompts of the micro-batches to blame, on any rank; raises after too many in a row."""
+        from trainer import zero
+
+        self.bad_steps += 1
+        blamed = [micro for micro, fine in zip(update, finite, strict=True) if not fine]
+        everyone = zero.gather_objects([int(p) for m in blamed for p in m.prompts_B])
+        if not any(everyone):  # every loss was finite; some gradient was not
+            everyone = zero.gather_objects([int(p) for m in update for p in m.prompts_B])
+        prompts = sorted({p for rank in everyone for p in rank if p >= 0})
+        if self.bad_steps >= self.max_bad_steps:
+            raise FloatingPointError(
+                f"loss or gradient not finite in {self.bad_steps} optimiser steps in a row; the "
+                f"last held prompts {prompts}; lower optim.lr, or raise guard.bad_steps"
+            )
+        return prompts
+
+    # ------------------------------------------------------------------ scores
+
+    def score(
+        self, micro_batches: Update, which: Literal["policy", "reference"] = "policy"
+    ) -> list[tuple[Floats, Floats]]:
+        """(logprobs_N, entropy_N) of each micro-batch under the current or the reference policy."""
+        import torch
+
+        from trainer import policy
+
+        scorer, module = self.scorer, self.engine
+        if which == "reference":
+            module, scorer = self.reference
+        with torch.no_grad():
+            scored = (policy.score(scorer, module, m, self.device) for m in micro_batches)
+            return [(logp.cpu().numpy(), entropy.cpu().numpy()) for logp, entropy in scored]
+
+    def _annotated(self, updates: Sequence[Update], epochs: int) -> Sequence[Update]:
+        """Fill in the `old` and `ref` logprobs that the loss reads and the batch lacks."""
+        wanted = needs(self.loss, len(updates) * epochs)
+        fields = {"old_logprobs": ("old_N", "policy"), "ref_logprobs": ("ref_N", "reference")}
+        for need, (field, which) in fields.items():
+            if need in wanted and any(getattr(m, field) is None for u in updates for m in u):
+                updates = [self._filled(update, field, which) for update in updates]
+        return updates
+
+    def _filled(self, update: Update, field: str, which: Any) -> Update:
+        scores = self.score(update, which)
+        fill: Any = dataclasses.replace  # mypy cannot see which field
+        return [
+            m if getattr(m, field) is not None else fill(m, **{field: logp_N})
+            for m, (logp_N, _) in zip(update, scores, strict=True)
+        ]
+
+    # ------------------------------------------------------------------ reference
+
+    @property
+    def reference(self) -> tuple[Any, Any]:
+        """(model, scorer) of the reference policy, loaded when first asked for.
+
+        A whole copy on every rank: the frozen start, or a moving average of the policy.
+        """
+        if self._reference is None:
+            from trainer import policy
+            from trainer.logprobs import Scorer
+
+            model = policy.load(self.path, **self._load).to(self.device).eval()
+            model.requires_grad_(False)
+            self._reference = (model, Scorer(model, self.temperature, self.config.head_elements))
+        return self._reference
+
+    def _move_reference(self) -> None:
+        """reference <- decay x reference + (1 - decay) x policy, after an optimiser step."""
+        import torch
+
+        from trainer import zero
+
+        if self.loss.kl == "none" or self.loss.reference != "ema":
+            return
+        average = dict(self.reference[0].named_parameters())
+        with torch.no_grad():
+            for group in zero.groups(self.model.named_parameters(), 2**28):
+                with zero.whole([parameter for _, parameter in group]):
+                    for name, parameter in group:
+                        average[name].lerp_(parameter, 1 - self.loss.reference_decay)
+
+    # ------------------------------------------------------------------ states
+
+    def save(self, folder: str | Path) -> None:
+        """Weights, optimiser, moving-average reference, random state, counters."""
+        import torch
+
+        from trainer import zero
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        own = {"updates": self.updates, "bad_steps": self.bad_steps, "rng": zero.rng_state()}
+        torch.save(own, folder / f"rank{self.rank}.pt")
+        if self.rank == 0 and self._reference is not None and self.loss.reference == "ema":
+            torch.save(self._reference[0].state_dict(), folder / "reference.pt")
+        torch.distributed.barrier()
+
+    def load(self, folder: str | Path) -> None:
+        """Go on exactly where `save` left off; with as many ranks and the same ZeRO stage.
+
+        Raises:
+            ValueError: saved by another number of ranks.
+        """
+        import torch
+
+        from trainer import zero
+
+        folder = Path(folder)
+        ranks = len(list(folder.glob("rank*.pt")))
+        if ranks != self.config.ranks:
+            raise ValueError(
+                f"learner.ranks={self.config.ranks}: {folder} was saved by {ranks}; resume with as "
+                "many, or start a new run from its model folder"
+            )
+        self.engine.load_checkpoint(str(folder), tag="engine")
+        own = torch.load(folder / f"rank{self.rank}.pt", weights_only=True)
+        self.updates, self.bad_steps = own["updates"], own["bad_steps"]
+        zero.set_rng_state(own["rng"])
+        if (folder / "reference.pt").exists():
+            saved = torch.load(folder / "reference.pt", weights_only=True, map_location=self.device)
+            self.reference[0].load_state_dict(saved)
+
+    def export(self, folder: str | Path) -> None:
+        """A folder that transformers loads: safetensors, config, tokenizer files."""
+        import torch
+
+        from trainer import weights
+
+        state = weights.state(self.model)
+        if self.rank == 0:
+            self.model.save_pretrained(folder, state_dict=state)
+            _copy_tokenizer(Path(self.path), Path(folder))
+        torch.distributed.barrier()
+
+    def buckets(self, bucket_bytes: int = 2**28) -> Any:
+        """The current weights for the engines: see `trainer.weights.buckets`."""
+        from trainer import weights
+
+        return weights.buckets(self.model, bucket_bytes)
+
+    def close(self) -> None:
+        """Leave the process group and free the engine."""
+        from trainer import zero
+
+        zero.close(self.engine)
+
+    def _peak_memory_mb(self) -> float:
+        """Of this rank so far: allocated on the GPU, resident on a CPU."""
+        import torch
+
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """Everything beside the weights and the model's own configuration, as it was."""
+    for file in source.iterdir():
+        if (
+            file.suffix in {".json", ".jinja", ".model", ".txt"}
+            and not (target / file.name).exists()
+        ):
+            shutil.copy2(file, target / file.name)

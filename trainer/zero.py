@@ -1,0 +1,191 @@
+"""DeepSpeed, and what one has to know about it: start an engine, gather weights, take a step.
+
+Every trap here was measured (DeepSpeed 0.19.8) and has a test; the comments say which.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer import optim
+from trainer.optim import OptimConfig
+
+if TYPE_CHECKING:
+    from trainer.learner import LearnerConfig
+
+
+def free_port() -> int:
+    """A port that was free a moment ago, for the ranks to meet at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def connect(
+    rank: int, world_size: int, local_rank: int, address: str, port: int, timeout: float
+) -> torch.device:
+    """Join the process group; the device this rank computes on."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "DEEPSPEED_LOG_LEVEL": "error",
+    }
+    gpu = torch.cuda.is_available()
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
+    import deepspeed
+    from deepspeed.comm import comm
+
+    if not gpu:
+        # Would be compiled at first use: 40 s and a C++ compiler. Likewise Muon's kernels.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        torch.compiler.set_stance("force_eager")
+    else:
+        torch.cuda.set_device(local_rank)
+    if not torch.distributed.is_initialized():
+        comm.cdb = None  # left over from an engine that was closed in this process
+        deepspeed.init_distributed(
+            dist_backend="nccl" if gpu else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timedelta(seconds=timeout),
+        )
+    return torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+
+
+def settings(config: LearnerConfig, optimiser: OptimConfig, dtype: str) -> dict[str, Any]:
+    """DeepSpeed's configuration. One micro-batch a call; accumulation is ours."""
+    bfloat16 = dtype == "bfloat16"
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        # Left out it means 1.0. ZeRO-0 in float32 is clipped by `apply`, which needs the norm.
+        "gradient_clipping": 0.0 if by_hand(config, dtype) else config.clip_grad,
+        "bf16": {"enabled": bfloat16, **({"check_grad_overflow": True} if bfloat16 else {})},
+        "zero_optimization": {"stage": config.zero},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+        **optim.deepspeed_section(optimiser),
+    }
+
+
+def by_hand(config: LearnerConfig, dtype: str) -> bool:
+    """ZeRO-0 in float32: DeepSpeed hands the bare optimiser over; it takes no norm."""
+    return config.zero == 0 and dtype == "float32"
+
+
+def start(model: Any, config: LearnerConfig, optimiser: OptimConfig, dtype: str) -> Any:
+    """A DeepSpeed engine around `model`.
+
+    Raises:
+        ValueError: Muon where it does not work.
+    """
+    optim.check(optimiser, config.zero, config.clip_grad)
+    import deepspeed
+
+    client = None if optimiser.name == "muon" else optim.adamw(optimiser, model)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=client,
+        model_parameters=None if client else optim.parameter_groups(optimiser, model),
+        config=settings(config, optimiser, dtype),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def apply(engine: Any, clip_grad: float, measure: bool) -> float:
+    """Take the optimiser step; the global gradient norm before clipping.
+
+    Not finite: no rank took the step and the gradients are gone. ZeRO 1-3 and bfloat16 see to
+    that themselves; `measure` says that we have to.
+    """
+    if measure:
+        parameters = [p for p in engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if not torch.isfinite(norm):
+            engine.zero_grad()
+            return math.nan
+        if clip_grad:
+            torch.nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm)
+        engine.step()
+        return float(norm)
+    engine.step()
+    return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.nan
+
+
+def whole(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Inside, ZeRO-3 parameters are whole, to read; every rank enters. Else nothing happens."""
+    if not any(hasattr(p, "ds_id") for p in parameters):
+        return nullcontext()
+    import deepspeed
+
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+        parameters, modifier_rank=None
+    )
+    return gathered
+
+
+def numel(parameter: nn.Parameter) -> int:
+    """Elements of the whole parameter, partitioned or not."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, on every rank."""
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, value)
+    return everyone
+
+
+def groups(
+    parameters: Iterator[tuple[str, nn.Parameter]], size: int
+) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """Consecutive named parameters, at most `size` bytes together (or one alone)."""
+    group: list[tuple[str, nn.Parameter]] = []
+    used = 0
+    for name, parameter in parameters:
+        cost = numel(parameter) * parameter.element_size()
+        if group and used + cost > size:
+            yield group
+            group, used = [], 0
+        group.append((name, parameter))
+        used += cost
+    if group:
+        yield group
+
+
+def close(engine: Any) -> None:
+    """Leave cleanly: no hooks, no process group."""
+    from deepspeed import comm
+
+    engine.destroy()
+    if torch.distributed.is_initialized():
+        comm.destroy_process_group()  # DeepSpeed's: it also forgets the groups it keeps
+
+
+def rng_state() -> dict[str, Tensor]:
+    """torch's random state of this rank."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
