@@ -182,14 +182,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Settings may also stand after options, where argparse alone does not take them."""
+    """Arms and settings may also stand after options, where argparse alone does not take them."""
     arguments = parser()
     args, rest = arguments.parse_known_args(argv)
-    takes = next((n for n in ("settings", "arms") if n in args), None)
-    unknown = [text for text in rest if takes is None or "=" not in text or text[0] == "-"]
+    takes = next((name for name in ("settings", "arms") if name in args), "")
+    unknown = [text for text in rest if text[:1] == "-" or not takes]
     if unknown:
         arguments.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if rest and takes:
+    if rest:
         setattr(args, takes, [*getattr(args, takes), *rest])
     return args
 

@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import yaml
+
 from launch import inprocess
 from rewards.pool import VerifierPool
 from samplers import seam
@@ -35,14 +37,11 @@ def evaluate(args: argparse.Namespace) -> int:
     config.grid(args.max_tokens)
     dataset = _dataset(args.data)
     size = min(args.problems, dataset.size or args.problems)
-    worker, _ = inprocess.worker(args)
-    pool = VerifierPool(args.verifier)
-    try:
+    with VerifierPool(yaml.safe_load(args.verifier)) as pool:
+        worker, _ = inprocess.worker(args)
         workers = inprocess.Workers(worker, pool)
         prompts = [dataset[i] for i in range(size)]
         result = measure(workers, prompts, config, Plan(max_tokens=args.max_tokens))
-    finally:
-        pool.close()
     if args.out:
         result.save(args.out)
     print(_json(result) if args.json else _table(result, finite))

@@ -25,6 +25,7 @@ def generate(args: argparse.Namespace) -> int:
             f"--max-tokens {args.max_tokens}; raise --max-tokens"
         )
     worker, model = inprocess.worker(args)
+    model.tokens(args.prompt)  # refuses what the vocabulary lacks
     plan = Plan(max_tokens=args.max_tokens, think=args.thinking_budget, answer=args.answer_tokens)
     prompt = _prompt(args.prompt, model)
     jobs = [

@@ -12,11 +12,12 @@ from samplers.render import ThinkingConfig
 from samplers.rollout import RolloutWorker
 from samplers.types import Job, Rollout
 from trainer.modelfolder import ModelFolder, fetch
+from trainer.preflight import check_markers
 from trainer.world import Item
 
 
 class Workers:
-    """What `trainer.eval` needs of the machines. Close it."""
+    """What `trainer.eval` needs of the machines."""
 
     def __init__(self, worker: RolloutWorker, pool: VerifierPool) -> None:
         self.worker, self.pool = worker, pool
@@ -37,7 +38,12 @@ def worker(args: argparse.Namespace) -> tuple[RolloutWorker, ModelFolder]:
     Raises:
         ValueError: no such model, or its markers are not in the vocabulary.
     """
-    folder = fetch(args.model)
+    model = ModelFolder(fetch(args.model))
     start, end = args.markers
     thinking = None if args.no_thinking else ThinkingConfig(start=start, end=end)
-    return RolloutWorker.from_pretrained(str(folder), EngineConfig(), thinking), ModelFolder(folder)
+    if thinking is not None:
+        check_markers(model, thinking)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading, on top of which the answer would stand
+    return RolloutWorker.from_pretrained(str(model.path), EngineConfig(), thinking), model

@@ -10,14 +10,18 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.processes import interrupt_trees
 from trainer import preflight, runfolder
 from trainer.config import Recipe, load
+from trainer.tracking import METRICS
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 LAST_LINES = 8
 
@@ -33,6 +37,10 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.arm} seed {self.recipe.seed}"
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.recipe.stages)
 
     @property
     def log(self) -> Path:
@@ -76,11 +84,11 @@ def sweep(
     for recipe in {cell.arm: cell.recipe for cell in waiting}.values():
         preflight.check_all(recipe)
     jobs = min(jobs or preflight.cpus(), max(1, len(waiting)))
-    with _progress(len(cells), jobs) as tell:
+    with (Bars if sys.stdout.isatty() else Lines)(len(cells)) as show:
         for cell in cells:
             if cell not in waiting:
-                tell(f"{cell.name} was finished before", 1)
-        failed = [end for end in run(waiting, jobs, tell) if end.code]
+                show.skipped(cell)
+        failed = [end for end in run(waiting, jobs, show) if end.code]
     for end in failed:
         print(f"\n{end.cell.name} failed (exit code {end.code}); the end of {end.cell.log}:")
         print(_tail(end.cell.log))
@@ -118,7 +126,7 @@ def plan_cells(arms: Sequence[str], seeds: Sequence[int], settings: Sequence[str
     return cells
 
 
-def run(cells: Sequence[Cell], jobs: int, tell: Callable[[str, int], None]) -> Iterator[Ended]:
+def run(cells: Sequence[Cell], jobs: int, show: Lines) -> Iterator[Ended]:
     """Run cells in child processes, at most `jobs` at once; Ctrl-C ends them as trees."""
     waiting = deque(cells)
     running: dict[subprocess.Popen[bytes], tuple[Cell, float]] = {}
@@ -127,16 +135,25 @@ def run(cells: Sequence[Cell], jobs: int, tell: Callable[[str, int], None]) -> I
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
                 running[_start(cell)] = (cell, time.monotonic())
-                tell(f"{cell.name} started", 0)
-            for child in [c for c in running if c.poll() is not None]:
-                cell, since = running.pop(child)
-                end = Ended(cell, child.returncode, time.monotonic() - since)
-                how = "done" if end.code == 0 else "FAILED"
-                tell(f"{cell.name} {how} in {end.seconds:.0f} s", 1)
-                yield end
-            time.sleep(0.1)
+                show.started(cell)
+            for child, (cell, since) in list(running.items()):
+                show.at(cell, _step(cell))
+                if child.poll() is not None:
+                    del running[child]
+                    end = Ended(cell, child.returncode, time.monotonic() - since)
+                    show.ended(end)
+                    yield end
+            time.sleep(0.2)
     finally:
         interrupt_trees([child.pid for child in running])
+
+
+def _step(cell: Cell) -> int:
+    """How far a running cell is, by its metrics."""
+    try:
+        return len((cell.recipe.folder / METRICS).read_bytes().splitlines()) - 1  # step 0 is there
+    except FileNotFoundError:
+        return 0
 
 
 def _start(cell: Cell) -> subprocess.Popen[bytes]:
@@ -154,35 +171,78 @@ def _start(cell: Cell) -> subprocess.Popen[bytes]:
         )
 
 
-@contextmanager
-def _progress(total: int, jobs: int) -> Iterator[Callable[[str, int], None]]:
-    """A bar on a terminal, plain lines elsewhere: '[3/10] grpo/find seed 2 done in 71 s'."""
-    count = 0
-    if not sys.stdout.isatty():
+class Lines:
+    """Progress as plain lines: '[3/10] grpo/find seed 2 done in 71 s', and each quarter of a cell.
 
-        def line(text: str, step: int) -> None:
-            nonlocal count
-            count += step
-            print(f"[{count}/{total}] {text}", flush=True)
+    A context manager, as the bars are.
+    """
 
-        yield line
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    def __init__(self, total: int) -> None:
+        self.total, self.count = total, 0
+        self.quarters: dict[str, int] = {}
 
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task(f"{jobs} at once", total=total)
+    def __enter__(self) -> Lines:
+        return self
 
-        def show(text: str, step: int) -> None:
-            bar.console.print(text, markup=False, highlight=False)
-            bar.advance(task, step)
+    def __exit__(self, *_: object) -> None:
+        pass
 
-        yield show
+    def say(self, text: str) -> None:
+        print(f"[{self.count}/{self.total}] {text}", flush=True)
+
+    def skipped(self, cell: Cell) -> None:
+        self.count += 1
+        self.say(f"{cell.name} was finished before")
+
+    def started(self, cell: Cell) -> None:
+        self.quarters[cell.name] = 0
+        self.say(f"{cell.name} started")
+
+    def at(self, cell: Cell, step: int) -> None:
+        quarter = 4 * step // cell.steps
+        if self.quarters[cell.name] < quarter < 4:
+            self.quarters[cell.name] = quarter
+            self.say(f"{cell.name} at step {step} of {cell.steps}")
+
+    def ended(self, end: Ended) -> None:
+        self.count += 1
+        self.say(f"{end.cell.name} {'FAILED' if end.code else 'done'} in {end.seconds:.0f} s")
+
+
+class Bars(Lines):
+    """Progress on a terminal: a bar for the sweep and one for each running cell."""
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+        super().__init__(total)
+        text = "[progress.description]{task.description}"
+        self.bars = Progress(text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.all = self.bars.add_task("runs", total=total)
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Bars:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def say(self, text: str) -> None:
+        self.bars.console.print(
+            f"[{self.count}/{self.total}] {text}", markup=False, highlight=False
+        )
+        self.bars.update(self.all, completed=self.count)
+
+    def started(self, cell: Cell) -> None:
+        self.tasks[cell.name] = self.bars.add_task(cell.name, total=cell.steps)
+
+    def at(self, cell: Cell, step: int) -> None:
+        self.bars.update(self.tasks[cell.name], completed=step)
+
+    def ended(self, end: Ended) -> None:
+        self.bars.remove_task(self.tasks.pop(end.cell.name))
+        super().ended(end)
 
 
 def _tail(log: Path) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from launch import sweep as sweeping
 from launch.cli import main
-from launch.sweep import Cell, plan_cells, run
+from launch.sweep import Bars, Cell, Ended, Lines, plan_cells, run
 from trainer import runfolder
 from trainer.config import load
 
@@ -43,10 +43,6 @@ def cells(tmp_path: Path, code: str, count: int) -> list[Cell]:
     return out
 
 
-def quiet(text: str, step: int) -> None:
-    pass
-
-
 def finish(cell: Cell, **changes: Any) -> None:
     """Leave the folder as a finished run leaves it."""
     folder = cell.recipe.folder
@@ -65,7 +61,7 @@ def test_never_more_at_once_than_jobs_and_every_cell_once(tmp_path: Path) -> Non
         "assert os.environ['OMP_NUM_THREADS'] == '1'"
     )
     planned = cells(tmp_path, code, 5)
-    ended = list(run(planned, 2, quiet))
+    ended = list(run(planned, 2, Lines(5)))
     assert sorted(end.cell.recipe.seed for end in ended) == [0, 1, 2, 3, 4]
     assert [end.code for end in ended] == [0] * 5
     most = [int(cell.log.read_text().split()[1]) for cell in planned]
@@ -141,6 +137,42 @@ def test_sweeps_that_cannot_be_meant_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         plan_cells(arms, [0], settings)
+
+
+def test_progress_of_a_running_cell_is_told_by_quarters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the lines of its metrics; the run itself writes them."""
+    code = (
+        "import pathlib, time\n"
+        f"folder = pathlib.Path({str(tmp_path)!r}, 'grpo-find-seed0'); folder.mkdir()\n"
+        "for step in range(31):\n"
+        "    with (folder / 'metrics.jsonl').open('a') as file: print('{}', file=file)\n"
+        "    time.sleep(0.6 if step in (8, 23) else 0)"
+    )
+    list(run(cells(tmp_path, code, 1), 1, Lines(1)))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "[0/1] grpo/find seed 0 started",
+        "[0/1] grpo/find seed 0 at step 8 of 30",
+        "[0/1] grpo/find seed 0 at step 23 of 30",
+    ]
+    assert lines[3].startswith("[1/1] grpo/find seed 0 done in")
+
+
+def test_bars_on_a_terminal_show_what_runs_and_keep_what_ended(tmp_path: Path) -> None:
+    first, second = cells(tmp_path, "", 2)
+    bars = Bars(2)
+    bars.started(first)
+    bars.started(second)
+    bars.at(first, 12)
+    shown = {task.description: (task.completed, task.total) for task in bars.bars.tasks}
+    assert shown == {"runs": (0, 2), first.name: (12, 30), second.name: (0, 30)}
+    bars.ended(Ended(first, 0, 1.0))
+    assert [(t.description, t.completed) for t in bars.bars.tasks] == [
+        ("runs", 1),
+        (second.name, 0),
+    ]
 
 
 def _until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:

@@ -151,10 +151,20 @@ class ModelFolder:
             ) from None
 
     def tokens(self, text: str) -> int | None:
-        """How many tokens `text` is; None where there is no tokenizer.json."""
+        """How many tokens `text` is; None where there is no tokenizer.json.
+
+        Raises:
+            ValueError: the vocabulary lacks something in it and has no token for the unknown.
+        """
         if self.tokenizer is None:
             return None
-        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        try:
+            return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ValueError(
+                f"the tokenizer of {self.path} cannot represent {text[:60]!r} ({error}); use a "
+                "model that knows these characters"
+            ) from None
 
     def knows(self, text: str) -> bool:
         """Whether `text` is one token of the vocabulary."""

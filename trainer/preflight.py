@@ -18,6 +18,7 @@ from rewards.verify import require_golds
 from samplers import seam
 from samplers.data import Dataset
 from samplers.data import load as load_data
+from samplers.render import ThinkingConfig
 from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
 from trainer.config import Recipe, Stage
 from trainer.modelfolder import ModelFolder, locate
@@ -128,18 +129,20 @@ def _model(stage: Stage, prompts: Sequence[Prompt], thorough: bool) -> None:
             "add chat_template.jinja to the folder, or set data.chat=false"
         )
     _context(stage, model, prompts)
-    _markers(stage, model)
+    if stage.markers is not None and not stage.model.add_markers:
+        check_markers(model, stage.markers)
 
 
-def _markers(stage: Stage, model: ModelFolder) -> None:
-    if stage.markers is None or stage.model.add_markers:
-        return
+def check_markers(model: ModelFolder, thinking: ThinkingConfig) -> None:
+    """Raise ValueError unless both markers are one known token each."""
     for field in ("start", "end"):
-        marker = getattr(stage.markers, field)
-        count = model.tokens(marker)
-        if count is None or model.knows(marker):
+        marker = getattr(thinking, field)
+        if model.tokenizer is None or model.knows(marker):
             continue
-        what = f"{count} tokens" if count > 1 else "unknown"
+        try:
+            what = f"{model.tokens(marker)} tokens"
+        except ValueError:
+            what = "unknown"
         raise ValueError(
             f"thinking.{field}: '{marker}' is {what} to the tokenizer of {model.path}; a marker "
             "must be one known token: set model.add_markers=true to add it and resize the "
@@ -150,10 +153,8 @@ def _markers(stage: Stage, model: ModelFolder) -> None:
 def _context(stage: Stage, model: ModelFolder, prompts: Sequence[Prompt]) -> None:
     """Prompt and response must fit into the positions that the model knows."""
     context, cap = model.context, stage.rollout.max_tokens
-    if context is None:
-        return
     longest = max((_tokens(model, prompt) for prompt in prompts), default=0)
-    if cap + longest > context:
+    if context is not None and cap + longest > context:
         raise ValueError(
             f"rollout.max_tokens={cap}: with prompts of up to {longest} tokens it exceeds the "
             f"context of {context} tokens of {model.path}; set rollout.max_tokens="
@@ -164,7 +165,10 @@ def _context(stage: Stage, model: ModelFolder, prompts: Sequence[Prompt]) -> Non
 def _tokens(model: ModelFolder, prompt: Prompt) -> int:
     """Tokens of what is asked; the few that a chat template adds are not counted."""
     text = prompt.text + "".join(str(message["content"]) for message in prompt.messages)
-    return model.tokens(text) or 0
+    try:
+        return model.tokens(text) or 0
+    except ValueError as error:
+        raise ValueError(f"data: row {prompt.id}: {error}") from None
 
 
 def _golds(stage: Stage, dataset: Dataset, thorough: bool) -> None:

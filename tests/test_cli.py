@@ -1,0 +1,264 @@
+"""The command line: exit codes, one line for the user's mistakes, and what the commands print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import cli, doctor
+from launch.cli import main
+from samplers.tasks import find
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPT = find.prompt(find.Config(), "test", 0).messages[0]["content"]
+Captured = pytest.CaptureFixture[str]
+
+
+def raising(error: BaseException) -> Any:
+    def run(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return run
+
+
+def ours() -> Any:
+    """A mistake told by our own code: in a frame of one of the four storeys."""
+    from trainer.modelfolder import locate
+
+    return locate("base/fnd")
+
+
+def test_a_mistake_that_our_code_tells_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr("launch.plan.plan", lambda *_: ours())
+    assert main(["plan", "grpo/find"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("laconic: model.path: no folder 'base/fnd'; did you mean 'base/find'?")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("operands"), RuntimeError("x"), AssertionError()])
+def test_defects_keep_their_traceback(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Even a ValueError, when it comes out of a library (here: this test)."""
+    monkeypatch.setattr("launch.plan.plan", raising(error))
+    with pytest.raises(type(error)):
+        main(["plan", "grpo/find"])
+
+
+def test_an_error_of_a_remote_task_is_told_by_who_raised_it() -> None:
+    """Ray brings the text of the far traceback, and the original as its cause."""
+
+    class RemoteError(ValueError):
+        cause = ValueError("markers: '<think>' is unknown")
+
+        def __init__(self, file: str) -> None:
+            super().__init__("a traceback of many lines\nand more")
+            self.traceback_str = f'Traceback:\n  File "{file}", line 1, in f\n    x()\nValueError'
+
+    mine = RemoteError(str(ROOT / "samplers" / "render.py"))
+    assert cli._users(mine)
+    assert cli._message(mine) == "markers: '<think>' is unknown"
+    assert not cli._users(RemoteError("/usr/lib/python3/site-packages/numpy/core.py"))
+
+
+def test_ctrl_c_is_130_and_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setattr("launch.plan.plan", raising(KeyboardInterrupt()))
+    assert main(["plan", "grpo/find"]) == 130
+    assert capsys.readouterr().err == "laconic: interrupted\n"
+
+
+def test_our_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def warn(*_: Any) -> str:
+        warnings.warn("loss.cap has no effect", stacklevel=1)
+        return "done"
+
+    monkeypatch.setattr("launch.plan.plan", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["plan", "grpo/find"]) == 0
+    assert capsys.readouterr().err == "laconic: warning: loss.cap has no effect\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["trian", "grpo/find"],
+        ["plan"],
+        ["plan", "grpo/find", "--stesp=3"],
+        ["sweep", "grpo/find", "--seeds", "4-0"],
+        ["sweep", "grpo/find", "--seeds", "0-1,1"],
+        ["sweep", "grpo/find", "--jobs", "0"],
+        ["generate", "base/find", "x", "--thinking-budget", "-1"],
+        ["generate", "base/find", "x", "--temperature", "-0.5"],
+        ["eval", "base/find", "--data", "find", "--budgets", "8,many"],
+        ["eval", "base/find", "extra=1", "--data", "find"],
+    ],
+)
+def test_wrong_usage_is_2(argv: list[str], capsys: Captured) -> None:
+    assert main(argv) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("laconic")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["sweep", "a", "b", "optim.lr=1", "--seeds", "0-2,5", "x.y=2"],
+        ["sweep", "a", "--seeds", "0-2,5", "b", "optim.lr=1", "x.y=2"],
+    ],
+)
+def test_settings_may_stand_anywhere(argv: list[str]) -> None:
+    args = cli._parse(argv)
+    assert args.arms == ["a", "b", "optim.lr=1", "x.y=2"]
+    assert args.seeds == (0, 1, 2, 5)
+
+
+def test_budgets_of_the_command_line() -> None:
+    assert cli._budgets("0,8,16,inf") == (0, 8, 16, None)
+    assert cli._budget("none") is None
+    with pytest.raises(argparse.ArgumentTypeError, match=r"'8\.5'"):
+        cli._budgets("8.5")
+
+
+def test_recipes_are_listed(capsys: Captured) -> None:
+    assert main(["recipes"]) == 0
+    assert {"grpo/find", "length/find", "warmup/find"} <= set(capsys.readouterr().out.split())
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    command = f"{sys.executable} -m launch.cli plan grpo/find | head -n 1"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "# Resolved recipe\n"
+    assert done.stderr == ""
+
+
+def generated(capsys: Captured, *options: str) -> Any:
+    assert main(["generate", "base/find", PROMPT, "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_generate_forces_at_its_budget_and_never_without(capsys: Captured) -> None:
+    free = generated(capsys, "--thinking-budget", "none", "--temperature", "0")
+    assert free["closed_by_itself"]
+    assert free["forced"] == ""
+    assert free["thinking_tokens"] == len(free["thinking"])  # one character, one token
+    short = generated(capsys, "--thinking-budget", "7", "--temperature", "0")
+    assert short["thinking"] == free["thinking"][:7]
+    assert (short["thinking_tokens"], short["forced"]) == (7, "</think>")
+    nothing = generated(capsys, "--thinking-budget", "0", "--answer-tokens", "3")
+    assert (nothing["thinking"], nothing["thinking_tokens"]) == ("", 0)
+    assert nothing["answer_tokens"] <= 3
+
+
+def test_generate_repeats_by_seed_and_its_samples_differ(capsys: Captured) -> None:
+    first = generated(capsys, "--samples", "4", "--seed", "3")
+    assert first == generated(capsys, "--samples", "4", "--seed", "3")
+    assert len({sample["thinking"] for sample in first}) > 1
+
+
+def test_generate_prints_what_was_forced(capsys: Captured) -> None:
+    options = ["--thinking-budget", "5", "--answer-tokens", "2"]
+    assert main(["generate", "base/find", PROMPT, *options]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("[thinking 5 tokens, answer ")
+    assert "forced '</think>'" in last
+
+
+def test_eval_is_the_evaluation_of_training(capsys: Captured, tmp_path: Path) -> None:
+    """Figures on paper: accuracy at a budget from the rows that are written beside it."""
+    argv = ["eval", "base/find", "--data", "find", "--problems", "24", "--answer-tokens", "4"]
+    out = ["--out", str(tmp_path), "--json"]
+    assert main([*argv, "--budgets", "16,0,inf", *out]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["budgets"] == [0, 16, "inf"]
+    rows = [json.loads(line) for line in (tmp_path / "step-0.jsonl").read_text().splitlines()]
+    assert len(rows) == 24 * 3
+    for budget, metric in ((0, "accuracy@0"), (16, "accuracy@16"), ("inf", "accuracy")):
+        right = [row["correct"] for row in rows if row["budget"] == budget]
+        assert result["metrics"][metric]["value"] == pytest.approx(sum(right) / 24)
+    assert result["metrics"]["tokens@0"]["value"] <= 4
+
+
+def test_eval_takes_a_file_and_a_verifier(capsys: Captured, tmp_path: Path) -> None:
+    prompts = [find.prompt(find.Config(), "test", i) for i in range(8)]
+    rows = [{"problem": p.messages[0]["content"], "answer": p.answer.lower()} for p in prompts]
+    data = tmp_path / "problems.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["eval", "base/find", "--data", str(data), "--budgets", "8,inf", "--seed", "1"]
+    assert main([*argv, "--json"]) == 0
+    strict = json.loads(capsys.readouterr().out)
+    assert strict["problems"] == 8
+    assert strict["metrics"]["accuracy"]["value"] == 0.0  # the golds are in lower case
+    assert main([*argv, "--verifier", "{name: exact, ignore_case: true}"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["budget", "accuracy", "tokens", "forced"]
+    assert [line.split()[0] for line in table[1:3]] == ["8", "inf"]
+    assert float(table[2].split()[1]) > 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["generate", "base/fnd", "x"], "did you mean 'base/find'"),
+        (["generate", "base/find", "x", "--thinking-budget", "192"], "--max-tokens 192"),
+        (["generate", "base/find", "x", "--markers", "<a>", "</a>"], "'<a>'"),
+        (["generate", "base/find", "What is 2 + 2?"], "cannot represent 'What is 2 + 2?'"),
+        (["eval", "base/find", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["eval", "base/find", "--data", "find", "--budgets", "500"], "500"),
+        (["eval", "base/find", "--data", "find", "--verifier", "exat"], "did you mean 'exact'"),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_of_other_commands(argv: list[str], said: str, capsys: Captured) -> None:
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1, error
+
+
+def test_doctor_names_what_fails_and_its_fix(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    needs = ["pydantic>=2.9", "numpy<1", "surely-not-there>=3", "datasets>=3; extra == 'hub'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: needs)
+    assert main(["doctor"]) == 1
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["pydantic"].startswith("ok ")
+    assert lines["numpy"].startswith("FAIL")
+    assert lines["numpy"].endswith("(needs <1); pip install 'numpy<1'")
+    assert "not installed (needs >=3)" in lines["surely-not-there"]
+    assert "datasets" not in lines
+
+
+def test_doctor_grades_by_level() -> None:
+    grade = [doctor._level("x", n, 4, 2, "{:.0f}", "fix").status for n in (5, 4, 3, 2, 1)]
+    assert grade == ["ok", "ok", "warn", "warn", "FAIL"]
+    assert str(doctor._level("x", 3, 4, 2, "{:.0f} GiB", "buy more")).endswith(
+        "3 GiB (needs >= 4); buy more"
+    )
+
+
+def test_doctor_counts_only_visible_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'H100, 80 GiB'\necho 'H100, 80 GiB'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert len(doctor.gpus()) == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert len(doctor.gpus()) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert doctor.gpus() == []
