@@ -207,10 +207,10 @@ def rows_of(name: str, groups: Sequence[Group], **settings: Any) -> list[TrainSe
 def test_components_are_summed_and_token_rewards_with_them() -> None:
     group = made.group([1.0, 0.0])
     length = {"length": np.array([-0.5, 0.0]).reshape(2, 1, 1)}
-    per_token = {"repetition": (np.array([0.0, -0.25]), np.array([-0.125, -0.125, 0.0]))}
+    per_token = {"repetition": (np.array([0.0, -0.25]), np.array([-0.25, -0.5, 0.0]))}
     group = replace(group, rewards={**group.rewards, **length}, token_rewards=per_token)
-    # 1 - 0.5 - 0.25 and 0 - 0.25
-    assert advantages("dr_grpo", [group]) == {(0, 0): 0.25, (0, 1): -0.25}
+    # 1 - 0.5 - 0.25 and 0 - 0.75
+    assert advantages("dr_grpo", [group]) == {(0, 0): 0.5, (0, 1): -0.5}
 
 
 def test_what_is_not_kept_still_counts_in_the_statistics() -> None:
@@ -221,8 +221,8 @@ def test_what_is_not_kept_still_counts_in_the_statistics() -> None:
 def test_unknown_verdicts_leave_the_statistics_and_have_no_row() -> None:
     group = made.group([1.0, 0.0, np.nan])
     assert advantages("dr_grpo", [group]) == {(0, 0): 0.5, (0, 1): -0.5}
-    told = replace(group, rewards={"mine": np.ones((3, 1, 1))})  # a reward that hides the unknown
-    assert advantages("dr_grpo", [told]) == {(0, 0): 0.0, (0, 1): 0.0}
+    hidden = {"mine": np.array([1.0, 0.0, 5.0]).reshape(3, 1, 1)}  # a reward for the unknown too
+    assert advantages("dr_grpo", [replace(group, rewards=hidden)]) == {(0, 0): 0.5, (0, 1): -0.5}
 
 
 def test_the_final_answer_is_what_plain_methods_reward() -> None:

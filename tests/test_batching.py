@@ -25,8 +25,8 @@ LOSSES = [
     LossConfig(aggregation="drgrpo", norm_length=50),
     LossConfig(aggregation="drgrpo_verl", norm_length=50),
 ]
-TREE = [-1, 0, 1, 2, 3, 1, 5, 3, 7]
-"""Prompt 0 1, thought 2 3 4, an answer 5 6 after no thought, an answer 7 8 after 2 3."""
+TREE = [-1, 0, 1, 2, 3, 1, 5, 6, 3, 8, 9]
+"""Prompt 0 1, thought 2 3 4, an answer 5 6 7 after no thought, an answer 8 9 10 after 2 3."""
 
 
 @st.composite
@@ -240,6 +240,19 @@ def test_idle_ranks_get_halves_before_they_get_filler() -> None:
     assert [[len(m.rows_B) for m in rank] for rank in update] == [[2]] * 4
     (update,) = pack(sequences[:3], LossConfig(), tokens_per_micro_batch=1000, ranks=4).updates
     assert sorted(int(rank[0].rows_B.max()) for rank in update) == [-1, 0, 1, 2]
+
+
+def test_updates_follow_the_order_of_the_groups() -> None:
+    sequences = [made.sequence(row, 5, group=group) for row, group in enumerate([3, 1, 3, 2, 1])]
+    batch = pack(sequences, LossConfig(), tokens_per_micro_batch=100, updates=3)
+    rows = [sorted(int(r) for r in update[0][0].rows_B) for update in batch.updates]
+    assert rows == [[0, 2], [1, 4], [3]]
+
+
+def test_ranks_are_dealt_to_back_and_forth() -> None:
+    sequences = [made.sequence(row, 9 - row) for row in range(8)]
+    batch = pack(sequences, LossConfig(), tokens_per_micro_batch=1, ranks=2)
+    assert [sum(m.ids_BT.size for m in rank) for rank in batch.updates[0]] == [22, 22]
 
 
 def test_the_dearest_go_first_and_padding_is_little() -> None:

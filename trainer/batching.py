@@ -44,8 +44,6 @@ def pack(
     Raises:
         ValueError: packed rows with branches.
     """
-    if packed and not all(s.plain for s in sequences):
-        raise ValueError("packed: rows with branches need an ancestor mask; set packed: false")
     steps, rows, tokens = [], 0, 0
     for members_R in _split(np.array([s.group for s in sequences], dtype=np.int64), updates):
         step = [sequences[i] for i in members_R]
@@ -241,20 +239,25 @@ def _filler(example: MicroBatch | None) -> MicroBatch:
 def _micro_batch(
     sequences: Sequence[TrainSequence], rows_B: Index, weight_B: NDArray[np.float64], packed: bool
 ) -> MicroBatch:
+    """Lay rows out: padded on the right, or one after another."""
     length_B = np.array([len(s) for s in sequences])
     base_B = _bases(length_B, packed)
     shape = (1, int(length_B.sum())) if packed else (len(sequences), int(length_B.max()))
     row_F = np.repeat(np.arange(len(sequences)), length_B)
+    step_F = np.arange(len(row_F)) - _bases(length_B, packed=True)[row_F]
+    ids_F = np.concatenate([s.ids_T for s in sequences])
     parent_F = np.concatenate([s.parent_T for s in sequences])
     mask_F = np.concatenate([s.mask_T for s in sequences])
     assert (parent_F[mask_F] >= 0).all(), "a trained token needs a token before it"
-    place_F = np.concatenate([b + np.arange(n) for b, n in zip(base_B, length_B, strict=True)])
-    ids_F = np.concatenate([s.ids_T for s in sequences])
+    plain = np.array_equal(parent_F, step_F - 1)
+    if packed and not plain:
+        raise ValueError("packed: rows with branches need an ancestor mask; set packed: false")
+    depth_F = step_F if plain else np.concatenate([_depths(s.parent_T) for s in sequences])
     row_N = row_F[mask_F]
 
     def laid_out(values_F: NDArray[np.integer], blank: int = 0) -> Ints:
         out = np.full(shape, blank, np.int32)
-        out.reshape(-1)[place_F] = values_F
+        out.reshape(-1)[base_B[row_F] + step_F] = values_F
         return out
 
     def scored(parts: Sequence[Floats]) -> Floats:
@@ -265,11 +268,9 @@ def _micro_batch(
         assert len(given) in (0, len(parts)), f"{name}: {len(given)} of {len(parts)} rows have it"
         return scored(given) if given else None
 
-    plain = all(s.plain for s in sequences)
-    assert plain or not packed, "packed: rows with branches need an ancestor mask"
     return MicroBatch(
         ids_BT=laid_out(ids_F),
-        positions_BT=laid_out(np.concatenate([_depths(s.parent_T) for s in sequences])),
+        positions_BT=laid_out(depth_F),
         lengths_B=length_B.astype(np.int32),
         parents_BT=None if plain else laid_out(parent_F, blank=-1),
         index_N=(base_B[row_N] + parent_F[mask_F]).astype(np.int32),
