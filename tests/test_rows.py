@@ -98,14 +98,16 @@ def test_unknown_verdicts_and_unkept_rollouts_have_no_row() -> None:
 
 
 def test_annotations_reach_the_rows_they_were_made_of() -> None:
-    groups = [made.group([1.0, np.nan, 0.0]), made.group([0.0, 1.0], serial=1)]
-    before = [row for group in groups for row in rows(group)]
-    scores = [np.full(len(row), i, np.float32) for i, row in enumerate(before)]
+    kept_G = np.array([False, True, True])
+    groups = [made.group([1.0, np.nan, 0.0], kept_G=kept_G), made.group([0.0, 1.0], serial=1)]
+    scored = [row for group in groups for row in rows(replace(group, kept_G=None))]
+    scores = [np.full(len(row), i, np.float32) for i, row in enumerate(scored)]
     after = [row for group in annotate(groups, "old", scores) for row in rows(group)]
-    assert [row.old_T.tolist() for row in after if row.old_T is not None] == [
-        score.tolist() for score in scores
-    ]
-    assert all(row.ref_T is None for row in after)
+    assert [(row.group, row.rollout) for row in after] == [(0, 2), (1, 0), (1, 1)]
+    for row, score in zip(after, scores[1:], strict=True):
+        assert row.old_T is not None
+        assert row.old_T.tolist() == score.tolist()
+        assert row.ref_T is None
 
 
 def test_a_supervised_row_imitates_its_target_only() -> None:

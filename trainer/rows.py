@@ -6,6 +6,7 @@ and the prompt are never trained on: mask False, behaviour NaN, version -1.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -28,13 +29,19 @@ def rows(group: Group) -> list[TrainSequence]:
 
 
 def trainable(group: Group) -> Bools:
-    """[G]: kept, and the final answer's verdict and reward are known (no loss where not)."""
-    kept_G = np.ones(len(group), dtype=bool) if group.kept_G is None else group.kept_G.copy()
+    """[G]: kept, and known (no loss where not)."""
+    known_G = known(group)
+    return known_G if group.kept_G is None else known_G & group.kept_G
+
+
+def known(group: Group) -> Bools:
+    """[G]: the final answer's verdict and reward are known, as far as they have been made."""
+    known_G = np.ones(len(group), dtype=bool)
     if group.verdicts:
-        kept_G &= group.known_GCA[:, -1, 0]
+        known_G &= group.known_GCA[:, -1, 0]
     if group.rewards:
-        kept_G &= ~np.isnan(group.total_GCA[:, -1, 0])
-    return kept_G
+        known_G &= ~np.isnan(group.total_GCA[:, -1, 0])
+    return known_G
 
 
 def plain_row(group: Group, g: int) -> TrainSequence:
@@ -82,16 +89,16 @@ def supervised_row(prompt_ids_T: Ints, target_ids_T: Ints, prompt: int) -> Train
 
 
 def annotate(groups: Sequence[Group], name: str, values: Iterable[Floats]) -> list[Group]:
-    """Groups with the annotation `name`: one array, aligned with its row, per row of `rows`.
+    """Groups with the annotation `name`: one array, aligned with its row, per known rollout.
 
-    A rollout without a row gets an empty array.
+    The order is that of `rows` of groups whose `kept_G` is None; an unknown rollout has no row and
+    gets an empty array.
     """
-    left = iter(values)
+    left = deque(values)
+    assert len(left) == sum(int(known(group).sum()) for group in groups), f"{name}: other rows"
     out = []
     for group in groups:
-        arrays = [np.empty(0, np.float32)] * len(group)
-        for g in np.flatnonzero(trainable(group)):
-            arrays[g] = next(left)
+        arrays = [left.popleft() if k else np.empty(0, np.float32) for k in known(group)]
         out.append(replace(group, annotations={**group.annotations, name: tuple(arrays)}))
     return out
 
