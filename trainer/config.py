@@ -181,7 +181,7 @@ class Recipe(Component):
 def _resolve(kind: str, package: str, spec: Spec) -> None:
     """Find and validate one component; its mistakes are told under the field's name."""
     name, _ = seam.split(spec)
-    if kind == "verifier" and ":" in name:
+    if kind in ("verifier", "shaping") and ":" in name:
         seam.function(name)
         return
     try:

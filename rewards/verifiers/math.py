@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any, Literal
 
 from rewards import algebra, notation
@@ -17,7 +18,7 @@ from rewards.numbers import Percent, number, same
 from rewards.verdict import Status, Verdict
 from samplers.seam import Component
 
-GRADER = "math/1"
+GRADER = f"math/1 (math-verify {version('math-verify')})"
 QUICK = False
 """May hang: never in the calling process."""
 
