@@ -188,6 +188,12 @@ def test_unknown_split_is_refused():
         find.prompt(CONFIG, "validation", 0)
 
 
+def test_too_few_problems_for_a_split_are_refused_not_searched_for_ever(monkeypatch):
+    monkeypatch.setattr(find, "held_out", lambda text: False)
+    with pytest.raises(ValueError, match=r"candidates \[2, 6\] with ops.* test split"):
+        find.prompt(CONFIG, "test", 0)
+
+
 # tokenizer and base model
 
 MARKERS = ["<pad>", "<eos>", "<think>", "</think>", "<b1>", "<b2>", "<b3>", "<b4>"]

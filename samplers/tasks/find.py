@@ -29,6 +29,8 @@ from samplers.types import Prompt
 
 Split = Literal["train", "test"]
 Draw = Callable[[], float]
+Chain = tuple[int, tuple[tuple[str, int], ...]]
+"""First digit, then (op, digit) each."""
 
 MODULUS = 7
 LABELS = "ABCDEFGH"
@@ -39,7 +41,8 @@ VOCABULARY = [PAD, EOS, THINK, END_THINK, *MODES, *"0123456789+-*=", *LABELS, *"
 
 _HELD_OUT = 8  # one prompt text in so many belongs to the test split
 _CONFUSION_SEED = 1238  # demonstrations are then right 3 times in 4: thinking twice can help
-_PROBLEM, _THOUGHT = 1, 2  # purposes of random streams
+_STREAM = {"train": 1, "thought": 2, "test": 3}  # one stream of random numbers each
+_TRIES = 1000  # problems posed in search of one of the wanted split
 _BLOCK, _STRIDE = 96, 1 << 20  # draws computed at once; draws reserved for one index
 
 
@@ -84,9 +87,9 @@ class Config(Component):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`chains[i]` = (first digit, ((op, digit), ...)); `chains[hit]` is 0 modulo 7."""
+    """`chains[hit]` is 0 modulo 7, and no other is."""
 
-    chains: tuple[tuple[int, tuple[tuple[str, int], ...]], ...]
+    chains: tuple[Chain, ...]
     hit: int
 
     @property
@@ -109,7 +112,7 @@ def prompt(config: Config, split: Split, index: int, seed: int = 0) -> Prompt:
     """Problem `index` of `split`, as the tokenizer's chat template takes it.
 
     Raises:
-        ValueError: unknown split.
+        ValueError: unknown split, or a config with too few different problems to split.
     """
     return _as_prompt(_problem(config, split, index, seed), split, index)
 
@@ -117,7 +120,7 @@ def prompt(config: Config, split: Split, index: int, seed: int = 0) -> Prompt:
 def demonstration(config: Config, index: int, seed: int = 0) -> tuple[Prompt, str]:
     """Training prompt `index` and a sloppy completion: thought, end marker, letter (no <eos>)."""
     problem = _problem(config, "train", index, seed)
-    thought, letter = _think(config, problem, _draws(seed, _THOUGHT, index))
+    thought, letter = _think(config, problem, _draws(seed, "thought", index))
     return _as_prompt(problem, "train", index), f"{thought}{END_THINK}{letter}"
 
 
@@ -138,17 +141,15 @@ def _as_prompt(problem: Problem, split: Split, index: int) -> Prompt:
     )
 
 
-def _draws(seed: int, purpose: int, index: int) -> Draw:
+def _draws(seed: int, stream: str, index: int) -> Draw:
     """An endless supply of uniforms in (0, 1) that belongs to `index` alone."""
-    return _stream(_purpose_key(seed, purpose), index * _STRIDE).__next__
+    return _uniforms(_key(seed, _STREAM[stream]), index * _STRIDE).__next__
 
 
-@lru_cache(maxsize=64)
-def _purpose_key(seed: int, purpose: int) -> int:
-    return key(seed, purpose)
+_key = lru_cache(maxsize=64)(key)
 
 
-def _stream(stream_key: int, start: int) -> Iterator[float]:
+def _uniforms(stream_key: int, start: int) -> Iterator[float]:
     for first in count(start, _BLOCK):
         positions_N = np.arange(first, first + _BLOCK, dtype=np.uint64)
         yield from uniforms(np.full(_BLOCK, stream_key, dtype=np.uint64), positions_N).tolist()
@@ -157,11 +158,15 @@ def _stream(stream_key: int, start: int) -> Iterator[float]:
 def _problem(config: Config, split: Split, index: int, seed: int) -> Problem:
     if split not in ("train", "test"):
         raise ValueError(f"split: got '{split}'; task find has 'train' and 'test'")
-    draw = _draws(seed, _PROBLEM + 2 * (split == "test"), index)
-    while True:
+    draw = _draws(seed, split, index)
+    for _ in range(_TRIES):
         problem = _pose(config, draw)
         if held_out(problem.text) == (split == "test"):
             return problem
+    raise ValueError(
+        f"candidates {list(config.candidates)} with ops {list(config.ops)} give too few different "
+        f"problems to fill a {split} split; allow more of either"
+    )
 
 
 def _pose(config: Config, draw: Draw) -> Problem:
@@ -171,7 +176,7 @@ def _pose(config: Config, draw: Draw) -> Problem:
     return Problem(tuple(_chain(draw, ops, zero=i == hit) for i in range(n)), hit)
 
 
-def _chain(draw: Draw, ops: int, *, zero: bool) -> tuple[int, tuple[tuple[str, int], ...]]:
+def _chain(draw: Draw, ops: int, *, zero: bool) -> Chain:
     """A uniform chain among those that are (or are not) 0: only the last digit is constrained."""
     first = value = int(draw() * MODULUS)
     rest = []
@@ -192,14 +197,14 @@ def _between(draw: Draw, low: int, high: int) -> int:
 @lru_cache(maxsize=8)
 def _confusions(share: float) -> dict[tuple[int, str, int], int]:
     """The confusable facts and the wrong value of each; the same in every data set."""
-    draw = _draws(_CONFUSION_SEED, 0, 0)
+    draw = _uniforms(key(_CONFUSION_SEED, 0), 0).__next__
     facts = [(a, op, b) for a in range(MODULUS) for op in "+-" for b in range(MODULUS)]
     order = sorted((draw(), fact) for fact in facts)
     chosen = (fact for _, fact in order[: round(share * len(facts))])
     return {f: (apply(*f) + 1 + int(draw() * (MODULUS - 1))) % MODULUS for f in chosen}
 
 
-def _evaluate(config: Config, chain, confused: float, draw: Draw) -> tuple[str, int]:
+def _evaluate(config: Config, chain: Chain, confused: float, draw: Draw) -> tuple[str, int]:
     """Text and value of one sloppy evaluation; a wrong value is carried on."""
     wrong = _confusions(config.confusable)
     value, rest = chain
