@@ -159,9 +159,14 @@ def summaries(runs: list[Path], name: str, step: int = 6) -> list[dict[str, dict
 
 def test_table_is_the_mean_over_seeds_with_a_t_interval(runs: list[Path]) -> None:
     text = report.summary_table(runs).splitlines()
-    heads = text[0].split()
-    assert heads[:3] == ["arm", "seeds", "accuracy"]
-    assert heads[-len(BUDGETS) :] == [f"@{b}" for b in BUDGETS]
+    assert text[0].split()[:3] == ["arm", "seeds", "accuracy"]
+    begin = next(i for i, line in enumerate(text) if line.startswith("accuracy at budget"))
+    assert text[begin].split()[3:] == ["base", "grpo/find", "length/find"]
+    at = {line.split()[0]: line.split() for line in text[begin + 1 : begin + 1 + len(BUDGETS)]}
+    assert list(at) == [str(b) for b in BUDGETS]
+    forced = np.mean([m["accuracy@32"]["value"] for m in summaries(runs, "grpo")])
+    assert at["32"][3] == f"{forced:.3f}"
+    assert max(map(len, text)) <= 110
     values = [m["accuracy"]["value"] for m in summaries(runs, "grpo")]
     half = stats.t.ppf(0.975, 2) * np.std(values, ddof=1) / np.sqrt(3)
     row = next(line for line in text if line.startswith("grpo/find"))
@@ -296,6 +301,10 @@ def test_figures_draw_what_was_measured(runs: list[Path]) -> None:
         np.mean([m[f"accuracy@{b}"]["value"] for m in summaries(runs, "length")]) for b in BUDGETS
     ]
     assert any(y == pytest.approx(mean) for y in drawn if len(y) == len(mean))
+    two = data.Arm("two", [run for run in found[0].runs if run.seed < 2])
+    curve = plots.curves([two], None)[0].at("accuracy")
+    ends = sorted(m["accuracy"]["value"] for m in summaries(runs, "grpo")[:2])
+    assert [curve.low, curve.high] == pytest.approx(ends)
     assert plots.octaves([0, 8, 16, 64]).tolist() == [2, 3, 4, 6]
 
 

@@ -20,9 +20,10 @@ svg{display:block;width:100%;height:auto}
 .narrow{display:none}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem;min-width:100%}
-th,td{padding:.4rem .55rem;vertical-align:top;text-align:right;white-space:nowrap;
+th,td{padding:.4rem .42rem;vertical-align:top;text-align:right;white-space:nowrap;
 border-bottom:1px solid var(--rule)}
-thead th{color:var(--muted);font-weight:500;border-bottom-color:var(--muted)}
+thead th{color:var(--muted);font-weight:500;white-space:normal;vertical-align:bottom;
+border-bottom-color:var(--muted)}
 tr>:first-child{text-align:left;padding-left:0}
 tr>:last-child{padding-right:0}
 tbody th{font-weight:500}

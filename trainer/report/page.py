@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 
 from trainer.report import style, table
 from trainer.report.css import CSS
-from trainer.report.data import Arm, Evaluation, Row
+from trainer.report.data import Arm, Evaluation, Row, Run
 from trainer.report.style import Figure
 
 FOLD = 900
@@ -206,6 +207,7 @@ def _settings(found: Sequence[Arm], base: Evaluation | None) -> str:
         for i, arm in enumerate(found)
     )
     folders = ", ".join(_text(run.path.name) for arm in found for run in arm.runs)
+    how += sorted({_versions(run) for arm in found for run in arm.runs} - {""})
     lines = "".join(f"<p class=note>{_text(text)}</p>" for text in how)
     return (
         f"<section><h2>How it was measured</h2>{lines}<p class=note>{folders}</p>{blocks}</section>"
@@ -220,6 +222,13 @@ def _how(evaluation: Evaluation) -> str:
         "made once and cut at every budget; one that ended by itself keeps its own answer. "
         "Intervals and tests count problems or seeds, never samples."
     )
+
+
+def _versions(run: Run) -> str:
+    """The software a run was made with: it moves numbers too."""
+    path = run.path / "environment.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def _name(name: str, index: int | None) -> str:

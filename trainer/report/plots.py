@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,13 @@ class Curve:
     evaluations: Sequence[Evaluation]
 
     def at(self, metric: str) -> Estimate:
-        return pooled(self.evaluations, metric)
+        """As in the table; of two seeds their range, since t with one degree of freedom fills
+        any figure."""
+        estimate = pooled(self.evaluations, metric)
+        if len(self.evaluations) != 2:
+            return estimate
+        low, high = sorted(e.estimate(metric).value for e in self.evaluations)
+        return Estimate(estimate.value, low, high, 2)
 
     @property
     def look(self) -> dict[str, Any]:
@@ -57,13 +62,14 @@ def curves(found: Sequence[Arm], base: Evaluation | None) -> list[Curve]:
 
 def figures(found: Sequence[Arm], base: Evaluation | None) -> list[Figure]:
     shown = curves(found, base)
+    pair = any(len(c.evaluations) == 2 for c in shown)
+    spread = "95% intervals, as in the table" + (" (of two seeds: both)." if pair else ".")
     budgets = sorted({b for c in shown for e in c.evaluations for b in e.budgets})
     return [
         Figure(
             "accuracy-budget",
             "Accuracy against thinking budget",
-            "The thought is cut at the budget and the model must answer. Bands: 95% intervals, as "
-            "in the table.",
+            f"The thought is cut at the budget and the model must answer. Bands: {spread}",
             lambda canvas, narrow: _by_budget(canvas, narrow, shown, budgets),
         ),
         Figure(
@@ -76,8 +82,7 @@ def figures(found: Sequence[Arm], base: Evaluation | None) -> list[Figure]:
         Figure(
             "length-difficulty",
             "Thinking length by difficulty",
-            "Mean thinking tokens without a budget, per difficulty of the problem. Bars: 95% "
-            "intervals, as in the table.",
+            f"Mean thinking tokens without a budget, per difficulty of the problem. Bars: {spread}",
             lambda canvas, narrow: _by_difficulty(canvas, narrow, shown),
         ),
         Figure(
@@ -154,10 +159,10 @@ def _by_difficulty(canvas: Any, narrow: bool, shown: Sequence[Curve]) -> bool:
     for offset, curve in zip(shift, shown, strict=True):
         points = [curve.at(f"difficulty-{d}/think_tokens") for d in levels]
         value = np.array([p.value for p in points])
-        half = np.array([0.0 if math.isnan(p.half_width) else p.half_width for p in points])
+        low, high = np.array([p.low for p in points]), np.array([p.high for p in points])
         at = np.arange(len(levels)) + offset
         axes.plot(at, value, **curve.look)
-        axes.vlines(at, value - half, value + half, color=curve.colour, lw=1, alpha=0.7)
+        axes.vlines(at, low, high, color=curve.colour, lw=1, alpha=0.7)
         ends.append(value[-1])
     axes.set_xticks(range(len(levels)), [str(d) for d in levels])
     axes.set_xlabel("difficulty")

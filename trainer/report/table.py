@@ -69,12 +69,16 @@ def summary_table(runs: Sequence[Path], base: Path | None = None) -> str:
     """The table as text for a console."""
     found = arms(read_run(path) for path in runs)
     start = base_of(found, base)
-    heads = columns(found, start)
-    body = [
-        [line.name, str(line.seeds), *(cell(line.cells[m], m) for m in heads)]
-        for line in lines(found, start)
+    rows = lines(found, start)
+    budgets = [metric for metric in columns(found, start) if metric not in HEADLINE]
+    headline = [
+        [row.name, str(row.seeds), *(cell(row.cells[m], m) for m in HEADLINE)] for row in rows
     ]
-    text = _align([["arm", "seeds", *heads.values()], *body])
+    text = _align([["arm", "seeds", *HEADLINE.values()], *headline])
+    if budgets and rows:
+        # Budgets downwards: a terminal has more lines than columns.
+        by_budget = [[m.split("@")[1], *(cell(row.cells[m], m) for row in rows)] for m in budgets]
+        text += ["", *_align([["accuracy at budget", *(row.name for row in rows)], *by_budget])]
     text.append(interval_note(found))
     compared = contrasts(found)
     if compared:
@@ -93,7 +97,7 @@ def cell(estimate: Estimate, metric: str) -> str:
     return f"{text} +-{estimate.half_width:.{digits}f}"
 
 
-CONTRAST_HEADS = ["paired", "metric", "difference", "95% interval", "p (t)", "p (flip)", "over"]
+CONTRAST_HEADS = ["paired", "metric", "difference", "95% interval", "p (t)", "p (flip)", "pairs"]
 
 
 def contrast_cells(contrast: Contrast) -> list[str]:
