@@ -11,6 +11,7 @@ from launch.fleet import Fleet, cluster
 from launch.placement import place
 from trainer import checkpoint, preflight, runfolder
 from trainer.config import Recipe, load
+from trainer.fresh import start_model
 from trainer.loop import LOOPS
 from trainer.modelfolder import fetch
 from trainer.stage import StageRun
@@ -57,7 +58,7 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
             first = state["first"]
             for index in range(state["stage"], len(recipe.stages)):
                 stage = recipe.stages[index]
-                path = str(fetch(model))
+                path = str(start_model(fetch(model), folder / "start", stage, recipe.seed))
                 with Fleet(stage, path, recipe.deterministic) as fleet:
                     run = StageRun(recipe, index, first, path, fleet, tracker, folder)
                     if newest and index == state["stage"]:

@@ -1,11 +1,21 @@
-"""A model folder without weights is a model yet to be trained: its weights are drawn here."""
+"""The model a run begins with, where it is not a ready folder: weights drawn, markers added."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+from trainer.config import Stage
+
 WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def start_model(folder: Path, made: Path, stage: Stage, seed: int) -> Path:
+    """`folder` if it can be trained as it stands, else `made`: a copy with what was missing."""
+    folder = with_weights(folder, made, seed)
+    if stage.model.add_markers and stage.markers is not None:
+        folder = with_markers(folder, made, stage)
+    return folder
 
 
 def with_weights(folder: Path, made: Path, seed: int) -> Path:
@@ -24,4 +34,29 @@ def with_weights(folder: Path, made: Path, seed: int) -> Path:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     shutil.copytree(folder, made, dirs_exist_ok=True)
     model.save_pretrained(made)
+    return made
+
+
+def with_markers(folder: Path, made: Path, stage: Stage) -> Path:
+    """`folder` if its tokenizer has the thinking markers, else `made`: with both as new tokens.
+
+    New rows of the embeddings begin at the mean of the old ones (transformers' resize).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from samplers import render
+
+    trust = stage.model.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    assert stage.markers is not None
+    if not render.add_markers(tokenizer, stage.markers):
+        return folder
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, dtype="auto")
+    if model.get_input_embeddings().num_embeddings < len(tokenizer):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(made)
+    tokenizer.save_pretrained(made)
     return made
