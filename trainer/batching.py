@@ -160,7 +160,7 @@ def _with_importance(step: list[TrainSequence], loss: LossConfig) -> list[TrainS
     """
     import torch
 
-    assert all(s.old_T is not None for s in step), "importance_normalize needs old logprobs"
+    assert all(s.old_T is not None for s in step), "annotate: see losses.needs"
     ratios = [(s.old_T - s.behaviour_T)[s.mask_T] for s in step]  # type: ignore[operator]
     counts_R = [len(ratio) for ratio in ratios]
     row_N = torch.from_numpy(np.repeat(np.arange(len(step)), counts_R))

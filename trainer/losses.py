@@ -134,13 +134,13 @@ class LossConfig(Component):
 
 
 def needs(config: LossConfig, updates: int) -> set[str]:
-    """What the learner must compute before the first of `updates` optimiser steps on a batch."""
+    """Logprobs that must be known before the first of `updates` optimiser steps on a batch.
+
+    With importance_normalize already when the batch is packed: its mean is over all rows.
+    """
     ratio = updates > 1 and config.name != "ce"
-    wanted = {
-        "old_logprobs": ratio or config.importance_normalize,
-        "ref_logprobs": config.kl != "none",
-        "entropy": config.entropy_coef != 0,
-    }
+    normalized = config.importance != "none" and config.importance_normalize
+    wanted = {"old_logprobs": ratio or normalized, "ref_logprobs": config.kl != "none"}
     return {name for name, needed in wanted.items() if needed}
 
 
