@@ -14,6 +14,7 @@ import resource
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -155,15 +156,7 @@ class Learner:
         from trainer import zero
 
         set_rates(self.optim, self.engine.optimizer, self.updates, self.total_steps)
-        losses, sums = [], []
-        for i, micro in enumerate(update):
-            # Without it ZeRO 1 and 2 silently keep only the last micro-batch's gradient.
-            self.engine.set_gradient_accumulation_boundary(i == len(update) - 1)
-            loss, metrics = self._forward(micro)
-            # DeepSpeed averages over the ranks; ours is a sum.
-            self.engine.backward(loss * self.config.ranks)
-            losses.append(loss.detach())
-            sums.append(metrics)
+        update, losses, metrics = self._accumulate(update)
         measure = zero.by_hand(self.config, self.dtype)
         norm = zero.apply(self.engine, self.config.clip_grad, measure)
         if math.isfinite(norm):
@@ -171,9 +164,59 @@ class Learner:
             self.updates += 1
             self._move_reference()
             tokens = sum(int((m.weights_N > 0).sum()) for m in update)
-            tally.add(losses, sums, norm, tokens)
+            tally.add(losses, metrics, norm, tokens)
         else:
             tally.skip(self._bad_step(update, torch.stack(losses).isfinite().tolist()))
+
+    def _accumulate(self, update: Update) -> tuple[Update, list[Tensor], list[dict[str, Tensor]]]:
+        """Forward and backward of all micro-batches: the same, their losses and metrics.
+
+        One that does not fit into memory is halved, once, and the step begun anew, for the
+        gradient may already hold a part of it.
+        """
+        from trainer import zero
+
+        uncut = {id(micro) for micro in update}
+        while True:
+            losses, metrics = [], []
+            try:
+                for i, micro in enumerate(update):
+                    # Without it ZeRO 1 and 2 silently keep the last micro-batch's gradient alone.
+                    self.engine.set_gradient_accumulation_boundary(i == len(update) - 1)
+                    loss, sums = self._forward(micro)
+                    # DeepSpeed averages over the ranks; ours is a sum.
+                    self.engine.backward(loss * self.config.ranks)
+                    losses.append(loss.detach())
+                    metrics.append(sums)
+                return update, losses, metrics
+            except RuntimeError as error:
+                reason = str(error)
+                if not zero.out_of_memory(error):
+                    raise
+            # Out of the handler: its traceback held on to the tensors that did not fit.
+            update = self._halved(update, len(losses), uncut, reason)
+
+    def _halved(self, update: Update, at: int, uncut: set[int], reason: str) -> Update:
+        """The update with micro-batch `at` in two halves and no gradient left of it."""
+        from trainer import zero
+        from trainer.batching import halve
+
+        micro = update[at]
+        size = f"a micro-batch of {len(micro.ids_BT)} x {micro.ids_BT.shape[1]} tokens"
+        if self.config.zero or id(micro) not in uncut:
+            # Beyond ZeRO-0 the ranks talk in the middle of it: one cannot start over alone.
+            raise RuntimeError(
+                f"out of memory in {size}; lower tokens_per_micro_batch, or set "
+                f"learner.gradient_checkpointing ({reason})"
+            )
+        first, second = halve(micro)
+        zero.discard(self.engine)
+        warnings.warn(
+            f"out of memory in {size}: halved and tried again; lower tokens_per_micro_batch to "
+            "save the time",
+            stacklevel=2,
+        )
+        return [*update[:at], first, second, *update[at + 1 :]]
 
     def _forward(self, micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The micro-batch's part of the loss, and its metrics as the loss gives them."""

@@ -86,6 +86,7 @@ class ScoreTokens(torch.autograd.Function):
             out_N2[part, 0] = logp_CV.gather(1, targets_N[part, None])[:, 0]
             p_CV = logp_CV.exp()
             out_N2[part, 1] = -p_CV.mul_(logp_CV.clamp_(min=SMALLEST_LOGIT)).sum(-1)
+            del logp_CV, p_CV  # or they live through the next chunk
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, out_N2)
         ctx.rule, ctx.chunk = rule, chunk
         return out_N2
@@ -99,26 +100,16 @@ class ScoreTokens(torch.autograd.Function):
         grad_bias_V = _zeros(bias_V) if wants_bias else None
         for start in range(0, len(targets_N), ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            hidden_CH = hidden_NH[part]
-            logits_CV = ctx.rule.logits(hidden_CH, weight_VH, bias_V)
-            logp_CV = logits_CV.log_softmax(-1)
-            for_logprob_C1, for_entropy_C1 = grad_N2[part, :1], grad_N2[part, 1:]
-            p_CV = logp_CV.exp()
-            # -(g_logprob + g_entropy (log p + H)) p, then + g_logprob at the target
-            weight_CV = logp_CV.clamp_(min=SMALLEST_LOGIT).add_(out_N2[part, 1:])
-            weight_CV = weight_CV.mul_(for_entropy_C1).add_(for_logprob_C1)
-            grad_CV = weight_CV.mul_(p_CV).neg_()
-            del p_CV
-            grad_CV.scatter_add_(1, targets_N[part, None], for_logprob_C1)
-            grad_CV = ctx.rule.backward_(grad_CV, logits_CV)
-            del logits_CV
+            logits_CV = ctx.rule.logits(hidden_NH[part], weight_VH, bias_V)
+            grad_CV = _grad_z(ctx.rule, logits_CV, targets_N[part], out_N2[part], grad_N2[part])
             if grad_bias_V is not None:
                 grad_bias_V += grad_CV.sum(0)
             grad_CV = grad_CV.to(weight_VH.dtype)
             if grad_hidden_NH is not None:
                 grad_hidden_NH[part] = (grad_CV @ weight_VH).to(hidden_NH.dtype)
             if grad_weight_VH is not None:
-                grad_weight_VH += grad_CV.t() @ hidden_CH.to(weight_VH.dtype)
+                grad_weight_VH += grad_CV.t() @ hidden_NH[part].to(weight_VH.dtype)
+            del logits_CV, grad_CV
         return (
             grad_hidden_NH,
             None if grad_weight_VH is None else grad_weight_VH.to(weight_VH.dtype),
@@ -127,6 +118,20 @@ class ScoreTokens(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _grad_z(
+    rule: LogitRule, logits_CV: Tensor, targets_C: Tensor, scores_C2: Tensor, grad_C2: Tensor
+) -> Tensor:
+    """Gradient with respect to the head's output:
+    g_logprob ([j = y] - p_j) - g_entropy p_j (log p_j + H), through `rule`."""
+    logp_CV = logits_CV.log_softmax(-1)
+    p_CV = logp_CV.exp()
+    grad_CV = logp_CV.clamp_(min=SMALLEST_LOGIT).add_(scores_C2[:, 1:]).mul_(grad_C2[:, 1:])
+    grad_CV.add_(grad_C2[:, :1]).mul_(p_CV).neg_()
+    del p_CV
+    grad_CV.scatter_add_(1, targets_C[:, None], grad_C2[:, :1])
+    return rule.backward_(grad_CV, logits_CV)
 
 
 def _zeros(like: Tensor) -> Tensor:

@@ -127,6 +127,22 @@ def apply(engine: Any, clip_grad: float, measure: bool) -> float:
     return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.nan
 
 
+def discard(engine: Any) -> None:
+    """Forget the gradients of an optimiser step that was broken off, at ZeRO-0."""
+    engine.zero_grad()
+    if hasattr(engine.optimizer, "clear_hp_grads"):  # bfloat16 adds them up in float32
+        engine.optimizer.clear_hp_grads()
+        engine.optimizer.exit_backward()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Of the GPU, or of the host (which says it in words only)."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in words)
+
+
 def whole(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
     """Inside, ZeRO-3 parameters are whole, to read; every rank enters. Else nothing happens."""
     if not any(hasattr(p, "ds_id") for p in parameters):
