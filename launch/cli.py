@@ -9,7 +9,6 @@ import argparse
 import os
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -211,9 +210,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ValueError as error:
-        if not _users(error):
+        from launch import mistakes
+
+        if not mistakes.told(error) and type(error).__name__ != "ValidationError":
             raise
-        for line in _message(error).splitlines():
+        for line in mistakes.text(error).splitlines():
             print(f"laconic: {line}", file=sys.stderr)
         return 2
 
@@ -221,22 +222,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run() -> None:
     """Console entry point: `python -m launch.cli` and `laconic`."""
     sys.exit(main())
-
-
-def _users(error: ValueError) -> bool:
-    """Whether our own code raised it: what comes out of a library is a defect, not a message."""
-    ours = str(Path(__file__).resolve().parent.parent) + os.sep
-    packages = tuple(ours + name + os.sep for name in ("samplers", "rewards", "trainer", "launch"))
-    remote = getattr(error, "traceback_str", None)  # a ray task's error carries text
-    if remote is not None:
-        files = [line.split('"')[1] for line in remote.splitlines() if line.strip()[:6] == 'File "']
-        return bool(files) and files[-1].startswith(packages)
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and os.path.realpath(frames[-1].filename).startswith(packages)
-
-
-def _message(error: ValueError) -> str:
-    return str(getattr(error, "cause", None) or error)
 
 
 @contextmanager

@@ -10,10 +10,12 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.mistakes import told_remotely
 from launch.placement import Placement, Role, place
 from rewards.verdict import Verdict
 from samplers import columns
@@ -75,7 +77,7 @@ class LearnerActor:
     def step(self, updates: Any, epochs: int) -> dict[str, float]:
         return self.learner.step(updates, epochs)
 
-    def score(self, micro_batches: Any, which: str) -> Any:
+    def score(self, micro_batches: Any, which: Any) -> Any:
         return self.learner.score(micro_batches, which)
 
     def publish(self) -> list[Any]:
@@ -202,7 +204,9 @@ class Fleet:
     def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
         """Whole groups go to engines by turns, one ordered list each."""
         engines = self.actors["rollout"]
-        turn = {group: i % len(engines) for i, group in enumerate(dict.fromkeys(j.group for j in jobs))}
+        turn = {
+            group: i % len(engines) for i, group in enumerate(dict.fromkeys(j.group for j in jobs))
+        }
         lists = [[j for j in jobs if turn[j.group] == e] for e in range(len(engines))]
         busy = [(a, js) for a, js in zip(engines, lists, strict=True) if js]
         packed = _wait([actor.rollout.remote(js) for actor, js in busy])
@@ -230,20 +234,24 @@ class Fleet:
         """Logprobs of each micro-batch's scored tokens: updates, then ranks, then micro-batches."""
         out: list[Floats] = []
         for update in batch.updates:
-            scored = _wait([
-                actor.score.remote(micro_batches, which)
-                for actor, micro_batches in zip(self.actors["learner"], update, strict=True)
-            ])
+            scored = _wait(
+                [
+                    actor.score.remote(micro_batches, which)
+                    for actor, micro_batches in zip(self.actors["learner"], update, strict=True)
+                ]
+            )
             out += [logprobs_N for rank in scored for logprobs_N, _ in rank]
         return out
 
     def step(self, batch: Batch) -> dict[str, float]:
         learners, epochs = self.actors["learner"], self.stage.epochs
         shares = zip(*batch.updates, strict=True)  # by rank instead of by update
-        results = _wait([
-            actor.step.remote(list(updates), epochs)
-            for actor, updates in zip(learners, shares, strict=True)
-        ])
+        results = _wait(
+            [
+                actor.step.remote(list(updates), epochs)
+                for actor, updates in zip(learners, shares, strict=True)
+            ]
+        )
         metrics: dict[str, float] = dict(results[0])
         metrics["time/learner"] = max(r["seconds"] for r in results)
         metrics["memory/learner_mb"] = max(r["peak_memory_mb"] for r in results)
@@ -321,7 +329,11 @@ def cluster(cpus: int, address: str | None = None):
         yield
     finally:
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(20):  # its processes write their last lines while they leave
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
+            time.sleep(0.1)
 
 
 def _wait(refs: list[Any]) -> list[Any]:
@@ -335,7 +347,8 @@ def _wait(refs: list[Any]) -> list[Any]:
             try:
                 ray.get(ref)
             except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, ValueError) else error from None
+                users = isinstance(error.cause, ValueError) and told_remotely(error)
+                raise error.cause if users else error from None
             except ray.exceptions.RayActorError as error:
                 raise RuntimeError(f"a worker process died: {error}") from None
     return ray.get(refs)
@@ -356,5 +369,3 @@ def _gpus() -> float:
 
 def _numbers(resources: dict[str, float]) -> dict[str, float]:
     return {k: v for k, v in resources.items() if k in ("CPU", "GPU")}
-
-

@@ -11,10 +11,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from launch import cli, doctor
+from launch import cli, doctor, mistakes
 from launch.cli import main
+from samplers import seeds
 from samplers.tasks import find
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,20 +58,25 @@ def test_defects_keep_their_traceback(
         main(["plan", "grpo/find"])
 
 
+def test_a_defect_in_a_line_of_ours_is_none_that_we_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy is C: its errors have no frame of their own, and seem to come from our line."""
+    wrong = np.zeros(2, np.uint64), np.zeros(3, np.uint64)
+    monkeypatch.setattr("launch.plan.plan", lambda *_: seeds.uniforms(*wrong))
+    with pytest.raises(ValueError, match="broadcast"):
+        main(["plan", "grpo/find"])
+
+
 def test_an_error_of_a_remote_task_is_told_by_who_raised_it() -> None:
-    """Ray brings the text of the far traceback, and the original as its cause."""
+    """Ray's text holds the far traceback; its last place decides."""
 
-    class RemoteError(ValueError):
-        cause = ValueError("markers: '<think>' is unknown")
+    def text(file: str, line: str) -> ValueError:
+        place = f'ray::Actor.build()\n  File "{file}", line 7, in f\n    {line}\nValueError: x'
+        return ValueError(place)
 
-        def __init__(self, file: str) -> None:
-            super().__init__("a traceback of many lines\nand more")
-            self.traceback_str = f'Traceback:\n  File "{file}", line 1, in f\n    x()\nValueError'
-
-    mine = RemoteError(str(ROOT / "samplers" / "render.py"))
-    assert cli._users(mine)
-    assert cli._message(mine) == "markers: '<think>' is unknown"
-    assert not cli._users(RemoteError("/usr/lib/python3/site-packages/numpy/core.py"))
+    render = str(ROOT / "samplers" / "render.py")
+    assert mistakes.told_remotely(text(render, 'raise ValueError("x")'))
+    assert not mistakes.told_remotely(text(render, "ids.reshape(3, 5)"))
+    assert not mistakes.told_remotely(text("/usr/lib/numpy/core.py", 'raise ValueError("x")'))
 
 
 def test_ctrl_c_is_130_and_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
@@ -219,6 +226,7 @@ def test_eval_takes_a_file_and_a_verifier(capsys: Captured, tmp_path: Path) -> N
         (["eval", "base/find", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["eval", "base/find", "--data", "find", "--budgets", "500"], "500"),
         (["eval", "base/find", "--data", "find", "--verifier", "exat"], "did you mean 'exact'"),
+        (["eval", "base/find", "--data", "find", "--budgets", "8,8"], "budgets: [8, 8]"),
         (["report", "nowhere"], "nowhere"),
     ],
 )
