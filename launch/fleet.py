@@ -87,7 +87,8 @@ class LearnerActor:
         out = []
         for bucket in self.learner.buckets(BUCKET_BYTES):
             if self.rank == 0:
-                out.append(ray.put([(name, _host(tensor)) for name, tensor in bucket]))
+                pairs = [(name, _host(tensor)) for name, tensor in bucket]
+                out += [ray.put(pairs)]  # one object a bucket, whatever it holds
         return out
 
     def save(self, folder: str) -> None:

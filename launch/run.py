@@ -65,7 +65,7 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
                         run.restore(newest, state)
                     LOOPS[stage.kind](run)
                 first += stage.steps
-                model = str(checkpoint.newest(folder / "checkpoints") / "model")
+                model = str(checkpoint.complete(folder / "checkpoints")[-1] / "model")
         (folder / runfolder.DONE).touch()
     return folder
 

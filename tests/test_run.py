@@ -75,7 +75,8 @@ def test_checkpoint_loads_in_transformers(reference: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = sorted((reference / "checkpoints").glob("step-*"))[-1] / "model"
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     saved = weights(reference)
     for name, parameter in model.named_parameters():
         np.testing.assert_array_equal(parameter.detach().numpy(), saved[name])

@@ -43,12 +43,12 @@ class ModelConfig(Component):
 
 class RolloutConfig(Component):
     engine: EngineConfig = EngineConfig()
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     """Rollout workers, one engine each."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     top_p: float = 1.0
     top_k: int = 0
-    max_tokens: int = Field(192, ge=1)
+    max_tokens: int = Field(default=192, ge=1)
     """Cap of a whole response: thought and answer."""
 
     @model_validator(mode="after")
@@ -62,19 +62,19 @@ class RolloutConfig(Component):
 
 
 class GraderConfig(Component):
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     """Reward workers (Ray actors)."""
-    processes: int | None = Field(None, ge=0)
+    processes: int | None = Field(default=None, ge=0)
     """Killable verifier processes in each; 0 grades inside the worker (only verifiers that cannot
     hang). None: 0 for those, else 2."""
-    deadline: float = Field(10.0, gt=0)
+    deadline: float = Field(default=10.0, gt=0)
     """Seconds an answer may take before its process is killed and the verdict is unknown."""
 
 
 class CheckpointConfig(Component):
-    every: int = Field(0, ge=0)
+    every: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0: only at the end of a stage."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
     """How many of the newest to keep."""
 
 
@@ -83,9 +83,9 @@ class GuardConfig(Component):
 
     engine_gap: float | None = None
     """Mean |learner - engine| logprob gap; None: 1e-4 in float32, 1e-2 in bfloat16."""
-    truncated: float = Field(0.95, gt=0, le=1)
+    truncated: float = Field(default=0.95, gt=0, le=1)
     """Share of rollouts that hit the cap in the first step: above it nothing can be learned."""
-    bad_steps: int = Field(3, ge=1)
+    bad_steps: int = Field(default=3, ge=1)
     """Steps in a row with a non-finite loss or gradient."""
 
 
@@ -93,7 +93,7 @@ class Stage(Component):
     """Everything one stage of a run needs. Three sizes; the rest follows from them."""
 
     kind: Literal["rl", "sft"] = "rl"
-    steps: int = Field(30, ge=1)
+    steps: int = Field(default=30, ge=1)
     """Optimisation steps of this stage (batches; see updates_per_batch)."""
     model: ModelConfig
     thinking: ThinkingConfig | Literal["none"] = ThinkingConfig()
@@ -106,12 +106,12 @@ class Stage(Component):
     algorithm: Spec = "grpo"
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
-    prompts_per_step: int = Field(32, ge=1)
-    rollouts_per_prompt: int = Field(8, ge=1)
-    tokens_per_micro_batch: int = Field(4096, ge=1)
-    updates_per_batch: int = Field(1, ge=1)
+    prompts_per_step: int = Field(default=32, ge=1)
+    rollouts_per_prompt: int = Field(default=8, ge=1)
+    tokens_per_micro_batch: int = Field(default=4096, ge=1)
+    updates_per_batch: int = Field(default=1, ge=1)
     """Optimiser steps a batch is split into."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
     """How often each of them is used."""
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()

@@ -29,6 +29,7 @@ from trainer.types import Floats, MicroBatch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainer.reference import Reference
     from trainer.tally import Tally
 
 Update = Sequence[MicroBatch]
@@ -112,7 +113,8 @@ class Learner:
         self.scorer = Scorer(self.model, temperature, config.head_elements)
         self.engine.train()
         self.scorer.check(self.engine)
-        self._reference: tuple[Any, Any] | None = None
+        self._reference: Reference | None = None
+        self._moving = loss.kl != "none" and loss.reference == "ema"
 
     # ------------------------------------------------------------------ training
 
@@ -162,7 +164,8 @@ class Learner:
         if math.isfinite(norm):
             self.bad_steps = 0
             self.updates += 1
-            self._move_reference()
+            if self._moving:
+                self.reference.follow(self.model, self.loss.reference_decay)
             tokens = sum(int((m.weights_N > 0).sum()) for m in update)
             tally.add(losses, metrics, norm, tokens)
         else:
@@ -275,7 +278,7 @@ class Learner:
 
         scorer, module = self.scorer, self.engine
         if which == "reference":
-            module, scorer = self.reference
+            module, scorer = self.reference.model, self.reference.scorer
         with torch.no_grad():
             scored = (policy.score(scorer, module, m, self.device) for m in micro_batches)
             return [(logp.cpu().numpy(), entropy.cpu().numpy()) for logp, entropy in scored]
@@ -297,37 +300,17 @@ class Learner:
             for m, (logp_N, _) in zip(update, scores, strict=True)
         ]
 
-    # ------------------------------------------------------------------ reference
-
     @property
-    def reference(self) -> tuple[Any, Any]:
-        """(model, scorer) of the reference policy, loaded when first asked for.
+    def reference(self) -> Reference:
+        """Loaded when first asked for."""
+        from trainer.reference import Reference
 
-        A whole copy on every rank: the frozen start, or a moving average of the policy.
-        """
         if self._reference is None:
-            from trainer import policy
-            from trainer.logprobs import Scorer
-
-            model = policy.load(self.path, **self._load).to(self.device).eval()
-            model.requires_grad_(False)
-            self._reference = (model, Scorer(model, self.temperature, self.config.head_elements))
+            elements = self.config.head_elements
+            self._reference = Reference(
+                self.path, self.device, self.temperature, elements, **self._load
+            )
         return self._reference
-
-    def _move_reference(self) -> None:
-        """reference <- decay x reference + (1 - decay) x policy, after an optimiser step."""
-        import torch
-
-        from trainer import zero
-
-        if self.loss.kl == "none" or self.loss.reference != "ema":
-            return
-        average = dict(self.reference[0].named_parameters())
-        with torch.no_grad():
-            for group in zero.groups(self.model.named_parameters(), 2**28):
-                with zero.whole([parameter for _, parameter in group]):
-                    for name, parameter in group:
-                        average[name].lerp_(parameter, 1 - self.loss.reference_decay)
 
     # ------------------------------------------------------------------ states
 
@@ -342,8 +325,8 @@ class Learner:
         self.engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
         own = {"updates": self.updates, "bad_steps": self.bad_steps, "rng": zero.rng_state()}
         torch.save(own, folder / f"rank{self.rank}.pt")
-        if self.rank == 0 and self._reference is not None and self.loss.reference == "ema":
-            torch.save(self._reference[0].state_dict(), folder / "reference.pt")
+        if self.rank == 0 and self._moving:
+            torch.save(self.reference.model.state_dict(), folder / "reference.pt")
         torch.distributed.barrier()
 
     def load(self, folder: str | Path) -> None:
@@ -367,9 +350,9 @@ class Learner:
         own = torch.load(folder / f"rank{self.rank}.pt", weights_only=True)
         self.updates, self.bad_steps = own["updates"], own["bad_steps"]
         zero.set_rng_state(own["rng"])
-        if (folder / "reference.pt").exists():
+        if self._moving:
             saved = torch.load(folder / "reference.pt", weights_only=True, map_location=self.device)
-            self.reference[0].load_state_dict(saved)
+            self.reference.model.load_state_dict(saved)
 
     def export(self, folder: str | Path) -> None:
         """A folder that transformers loads: safetensors, config, tokenizer files."""

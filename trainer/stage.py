@@ -68,7 +68,9 @@ class StageRun:
         self.shaping = Shaping(stage.shaping)
         self.algorithm, self.algorithm_config = seam.resolve("trainer.algorithms", stage.algorithm)
         needs = getattr(self.algorithm, "needs", None)
-        self.needs: set[str] = needs(self.algorithm_config) if needs else set()
+        self.needs: set[str] = set(needs(self.algorithm_config)) if needs else set()
+        if stage.loss.importance != "none" and stage.loss.importance_normalize:
+            self.needs.add("old_logprobs")  # its mean is over the whole step: needed to pack
         self.held_out = self._held_out()
 
     def _held_out(self) -> list[Prompt]:
@@ -143,6 +145,7 @@ class StageRun:
             tokens_per_micro_batch=stage.tokens_per_micro_batch,
             ranks=stage.learner.ranks,
             updates=stage.updates_per_batch,
+            packed=stage.model.attention == "flash_attention_2",
         )
 
     def learn(self, batch: Batch) -> dict[str, float]:
@@ -231,7 +234,9 @@ class StageRun:
             self.sync()
         with self.clock.phase("evaluate"):
             plan = self.plans(self.held_out[0], 1)[0]
-            result = evaluate(self.world, self.held_out, config, plan, self.at)
+            self.tracker.note("evaluating")
+            thinking = self.stage.markers is not None
+            result = evaluate(self.world, self.held_out, config, plan, self.at, thinking=thinking)
             result.save(self.folder / "eval")
         return result.flat()
 
@@ -258,7 +263,7 @@ def _demonstrations(stage: Stage, model: str, seed: int) -> SupervisedStream:
         steps=stage.steps,
         seed=seed,
         render=renderer.render,
-        encode=renderer.encode,
+        encode=lambda text: renderer.encode(text).tolist(),
         eos_id=renderer.eos_ids[0],
         opened=opened,
     )
