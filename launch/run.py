@@ -66,6 +66,7 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
                     LOOPS[stage.kind](run)
                 first += stage.steps
                 model = str(checkpoint.complete(folder / "checkpoints")[-1] / "model")
+                _point(folder / "model", Path(model))
         (folder / runfolder.DONE).touch()
     return folder
 
@@ -80,6 +81,12 @@ def _open(recipe: Recipe) -> Path | None:
     (folder / runfolder.CONFIG).write_text(runfolder.resolved(recipe))
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
     return checkpoint.newest(folder / "checkpoints")
+
+
+def _point(link: Path, target: Path) -> None:
+    """`run/model` is the newest model, whatever step it was made at."""
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.relative_to(link.parent))
 
 
 def environment() -> dict[str, str]:
