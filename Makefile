@@ -1,11 +1,14 @@
-# make quickstart   install the core, train two arms side by side, write runs/quickstart/report.html
-# make from-scratch the same from a base model that is trained here first
-# make test         the default suite;  make test-slow: the minutes-long rest;  make lint;  make bench
+# make quickstart    install the core, train two arms side by side, write runs/quickstart/report.html
+# make from-scratch  the same from a base model that is trained here first
+# make test          the default suite
+# make test-slow     the tests that take minutes
+# make lint          ruff and mypy
+# make bench         our step against TRL's, in an environment of its own
 
 VENV := .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
-PIP := $(VENV)/bin/python -m pip install -q --disable-pip-version-check
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 LACONIC := $(VENV)/bin/laconic
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -15,7 +18,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^$$/q; s/^# //p' Makefile
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "laconic needs Python 3.11 or newer; none was found. Install it, or say make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -36,14 +39,12 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 quickstart: $(VENV)/.core
 	@$(LACONIC) doctor
 	@$(LACONIC) sweep grpo/find length/find --seeds 0 --jobs 2 --output runs/quickstart
-	@echo "open runs/quickstart/report.html"
 
 from-scratch: $(VENV)/.core
 	@$(LACONIC) doctor
 	@$(LACONIC) train warmup/find output=runs/from-scratch
 	@$(LACONIC) sweep grpo/find length/find --seeds 0 --jobs 2 --output runs/from-scratch \
-		model.path=runs/from-scratch/warmup-find-seed0/model
-	@echo "open runs/from-scratch/report.html"
+		model.path=runs/from-scratch/warmup-find-seed0
 
 test: $(VENV)/.test
 	@$(VENV)/bin/python -m pytest
@@ -59,7 +60,7 @@ lint: $(VENV)/.test
 # TRL has requirements of its own and gets an environment of its own.
 $(VENV)-trl/.bench: tests/bench/requirements-trl.txt
 	@"$(PYTHON)" -m venv $(VENV)-trl
-	@$(VENV)-trl/bin/python -m pip install -q --disable-pip-version-check -r $<
+	@$(VENV)-trl/bin/python -m pip install -qq --disable-pip-version-check -r $<
 	@touch $@
 
 bench: $(VENV)/.test $(VENV)-trl/.bench

@@ -16,6 +16,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from trainer import checkpoint
+
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
@@ -40,6 +42,8 @@ def fetch(name: str) -> Path:
 def locate(name: str, *, download: bool = False) -> Path | None:
     """The folder of model `name`: a folder, one shipped under recipes/, or a hub name.
 
+    A run's folder stands for the model of its newest checkpoint.
+
     A hub name is looked up in the local cache; with `download` its small files (everything but
     the weights) are fetched. None: a hub name of which nothing is here yet.
 
@@ -49,7 +53,7 @@ def locate(name: str, *, download: bool = False) -> Path | None:
     path = Path(name).expanduser()
     for folder in (path, SHIPPED / name):
         if folder.is_dir():
-            return folder
+            return _of_run(folder)
     org = name.split("/")[0]
     hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
     if hub and not Path(org).is_dir() and not (SHIPPED / org).is_dir():
@@ -58,6 +62,18 @@ def locate(name: str, *, download: bool = False) -> Path | None:
         f"model.path: no folder '{name}'{_nearest(path)}; give a folder with config.json and "
         "weights, a shipped model (base/find), or a hub name (org/name)"
     )
+
+
+def _of_run(folder: Path) -> Path:
+    checkpoints = folder / "checkpoints"
+    if (folder / "config.json").is_file() or not checkpoints.is_dir():
+        return folder
+    newest = checkpoint.newest(checkpoints)
+    if newest is None:
+        raise ValueError(
+            f"model.path: run '{folder}' has no complete checkpoint yet; let it finish"
+        )
+    return newest / "model"
 
 
 def _cached(name: str, download: bool) -> Path | None:
