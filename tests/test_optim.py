@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -50,8 +51,8 @@ def test_rises_then_never_rises_again(schedule, warmup, start, floor, total) -> 
         schedule=schedule, warmup_steps=warmup, decay_from=start, min_lr_ratio=floor
     )
     found = [config.factor(step, total) for step in range(warmup + total + 3)]
-    assert all(a < b for a, b in zip(found[:warmup], found[1 : warmup + 1], strict=True))
-    assert all(a >= b - 1e-12 for a, b in zip(found[warmup:], found[warmup + 1 :], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(found[: warmup + 1]))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(found[warmup:]))
     assert found[warmup] <= 1
     assert min(found[warmup:]) >= floor - 1e-12
 

@@ -96,12 +96,16 @@ def start(model: Any, config: LearnerConfig, optimiser: OptimConfig, dtype: str)
     optim.check(optimiser, config.zero, config.clip_grad)
     import deepspeed
 
+    whole = settings(config, optimiser, dtype)
+    if config.zero == 3:  # keep vectors (norms, biases) whole, and no matrix, however small
+        hidden = model.config.get_text_config().hidden_size
+        whole["zero_optimization"]["stage3_param_persistence_threshold"] = 10 * hidden
     client = None if optimiser.name == "muon" else optim.adamw(optimiser, model)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=client,
         model_parameters=None if client else optim.parameter_groups(optimiser, model),
-        config=settings(config, optimiser, dtype),
+        config=whole,
         dist_init_required=False,
     )
     return engine
