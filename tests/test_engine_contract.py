@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -259,8 +260,13 @@ def test_loaded_weights_are_the_new_model(start, arch, tied, twice):
     engine, asked = start(old, slots=4), prompts(6, seed=10)
     requests = [Request(i, p, 12, (EOS,), seed=i) for i, p in enumerate(asked)]
     before = engine.generate(requests)
-    named = new.state_dict().items() if twice else new.named_parameters()
-    engine.load_weights(((n, v.detach().numpy()) for n, v in named), version=7)
+    named = dict(new.state_dict() if twice else new.named_parameters())
+    arrays = {name: value.detach().numpy() for name, value in named.items()}
+    for array in arrays.values():
+        array.flags.writeable = False  # as Ray's object store hands them out
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.load_weights(arrays.items(), version=7)
     assert engine.version == 7
     after, fresh = engine.generate(requests), start(new).generate(requests)
     assert any(a.ids_T.tobytes() != b.ids_T.tobytes() for a, b in zip(before, after, strict=True))
@@ -323,14 +329,18 @@ def test_bad_weights_and_requests_are_named(start):
 
 
 def test_bfloat16_logprobs(start):
-    model = tiny_model(dtype="bfloat16", initializer_range=0.1)
-    engine, asked = start(model, dtype="bfloat16"), prompts(6, seed=12)
-    made = engine.generate([Request(i, p, 20, (), seed=i) for i, p in enumerate(asked)])
+    """Against transformers in bf16, at positions where bf16 rotary frequencies would be off."""
+    model, asked = tiny_model(dtype="bfloat16", initializer_range=0.1), prompts(6, 12, 200)
+    requests = [Request(i, p, 20, (), seed=i) for i, p in enumerate(asked)]
+    made = start(model, dtype="bfloat16").generate(requests)
     gaps = []
     for prompt, done in zip(asked, made, strict=True):
         expected = logits(model, np.concatenate([prompt, done.ids_T])).log_softmax(-1)
         gaps.append(expected[len(prompt) - 1 : -1][range(20), done.ids_T].numpy() - done.logprobs_T)
-    assert np.abs(np.concatenate(gaps)).mean() < 1e-2  # the bound at which training stops
+    assert np.abs(np.concatenate(gaps)).mean() < 5e-3
+    cast = start(tiny_model(initializer_range=0.1), dtype="bfloat16").generate(requests)
+    for a, b in zip(made, cast, strict=True):
+        same(a, b)
 
 
 @pytest.mark.parametrize(

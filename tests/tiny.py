@@ -77,4 +77,6 @@ def tiny_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
-    return model.to(getattr(torch, dtype)).eval()
+    for parameter in model.parameters():  # as from_pretrained: buffers stay fp32
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return model.eval()

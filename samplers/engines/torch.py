@@ -50,7 +50,9 @@ class TorchEngine:
         check_supported(model)
         auto = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(auto if config.device == "auto" else config.device)
-        self.model = model.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        for parameter in model.parameters():  # not buffers: rotary frequencies stay fp32
+            parameter.data = parameter.data.to(dtype)
         self.version = 0
         self.counters = {"steps": 0, "sampled": 0, "prefilled": 0, "forked": 0}
         text = model.config.get_text_config(decoder=True)
@@ -319,7 +321,8 @@ class TorchEngine:
                 near = difflib.get_close_matches(name, state, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 raise ValueError(f"weights: the model has no parameter named '{name}'{hint}")
-            tensor = torch.as_tensor(value)
+            # Arrays of Ray's object store are read-only, which torch would share with a warning.
+            tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
             if tensor.shape != state[name].shape:
                 raise ValueError(
                     f"weights: '{name}' has shape {tuple(tensor.shape)}; the engine's model has "
