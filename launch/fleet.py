@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from trainer.world import Item
 
 SCHEDULE_S = 30.0
 BUCKET_BYTES = 64 * 2**20
+STORE_BYTES = 512 * 2**20
 
 
 def _environment(device: str, threads: int) -> None:
@@ -134,7 +136,9 @@ class RolloutActor:
 class GraderActor:
     """One verifier pool."""
 
-    def build(self, stage: Stage) -> None:
+    def build(self, stage: Stage, path: Sequence[str]) -> None:
+        """`path`: the driver's sys.path, on which a user's verifier may lie."""
+        sys.path += [folder for folder in path if folder not in sys.path]
         from rewards.pool import VerifierPool
 
         grader = stage.grader
@@ -199,7 +203,7 @@ class Fleet:
             for rank, actor in enumerate(learners)
         ]
         building += [a.build.remote(self.stage, model, device) for a in self.actors["rollout"]]
-        building += [a.build.remote(self.stage) for a in self.actors["grader"]]
+        building += [a.build.remote(self.stage, sys.path) for a in self.actors["grader"]]
         _wait(building)
 
     def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
@@ -300,11 +304,14 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def cluster(cpus: int, address: str | None = None):
+def cluster(
+    cpus: int, address: str | None = None, store_bytes: int = STORE_BYTES
+) -> Iterator[None]:
     """A Ray of our own on this machine, quiet and on loopback, or the one at `address`.
 
     `cpus` are Ray's logical CPUs: on a CPU machine the plan sets them, because a placement
-    group that asks for more than Ray counts would wait for ever and say nothing.
+    group that asks for more than Ray counts would wait for ever and say nothing. `store_bytes` is
+    the shared memory that weights and rollouts travel in.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -325,7 +332,7 @@ def cluster(cpus: int, address: str | None = None):
                 log_to_driver=False,
                 logging_level="ERROR",
                 _temp_dir=folder,
-                object_store_memory=512 * 2**20,
+                object_store_memory=store_bytes,
             )
         yield
     finally:
@@ -359,7 +366,8 @@ def _host(tensor: Any) -> Any:
     """numpy where numpy has the type (zero-copy in the object store); bf16 stays a tensor."""
     import torch
 
-    return tensor if tensor.dtype is torch.bfloat16 else tensor.cpu().numpy()
+    tensor = tensor.cpu()
+    return tensor if tensor.dtype is torch.bfloat16 else tensor.numpy()
 
 
 def _gpus() -> float:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from importlib import metadata
 from pathlib import Path
 
-from launch.fleet import Fleet, cluster
+from launch.fleet import STORE_BYTES, Fleet, cluster
 from launch.placement import place
 from trainer import checkpoint, preflight, runfolder
 from trainer.config import Recipe, load
@@ -48,9 +49,10 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
         newest = _open(recipe)
         state = checkpoint.driver_state(newest) if newest else FRESH
         model = str(newest / "model") if newest else recipe.stages[0].model.path
-        cpus = max(sum(p.totals["CPU"] for p in [place(s, 0)]) for s in recipe.stages)
+        cpus = max(place(stage, 0).totals["CPU"] for stage in recipe.stages)
+        weights = sum(f.stat().st_size for f in fetch(model).glob("*.safetensors"))
         with (
-            cluster(int(cpus), address),
+            cluster(int(cpus), address, STORE_BYTES + 2 * weights),
             Tracker(
                 folder, recipe.tracking, recipe, first_step=state["first"] + state["step"]
             ) as tracker,
@@ -72,15 +74,15 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
 
 
 def _open(recipe: Recipe) -> Path | None:
-    """Begin the folder, or find where an unfinished run of the same recipe left off.
-
-    Raises:
-        ValueError: the folder holds an unfinished run with another configuration.
-    """
+    """Begin the folder, or find where an unfinished run of the same recipe left off."""
     folder = recipe.folder
+    newest = checkpoint.newest(folder / "checkpoints")
+    if newest is None:  # an attempt that got nowhere leaves nothing behind
+        for leftover in ("eval", "rollouts"):
+            shutil.rmtree(folder / leftover, ignore_errors=True)
     (folder / runfolder.CONFIG).write_text(runfolder.resolved(recipe))
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
-    return checkpoint.newest(folder / "checkpoints")
+    return newest
 
 
 def _point(link: Path, target: Path) -> None:
