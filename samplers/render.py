@@ -193,8 +193,9 @@ class Renderer:
     def answer_text(self, ids: Ids) -> str:
         """The text of an answer part, as the grader sees it: no markers, no special tokens."""
         markers = () if self.thinking is None else (self.thinking.start_id, self.thinking.end_id)
+        unseen = {*self.eos_ids, *markers}
         return self.tokenizer.decode(
-            ids[~np.isin(ids, (*self.eos_ids, *markers))].tolist(),
+            [i for i in ids.tolist() if i not in unseen],
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )

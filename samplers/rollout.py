@@ -249,7 +249,7 @@ class RolloutWorker:
         if dtype is not None:
             config = config.model_copy(update={"dtype": dtype})
         renderer = render.load(model, thinking, trust_remote_code)
-        return cls(base.start(model, config), renderer)
+        return cls(base.start(model, config, trust_remote_code), renderer)
 
     def generate(self, jobs: Sequence[Job]) -> list[Rollout]:
         """Make all rollouts, in job order.

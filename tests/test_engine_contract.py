@@ -123,6 +123,18 @@ def test_tokens_do_not_depend_on_the_batch(start):
     assert {c.id for c in done} == set(range(20))
 
 
+def test_an_engine_with_a_past_gives_the_same_bits(start):
+    """A resumed run has a fresh engine: what was generated before must leave no trace."""
+    requests = [Request(i, p, 12, (EOS,), seed=i) for i, p in enumerate(prompts(9, seed=13))]
+    engine = start(tiny_model(), slots=12)
+    fresh = engine.generate(requests)
+    longer = [Request(i, p, 90, (), seed=i) for i, p in enumerate(prompts(14, 14, 60))]
+    engine.generate(longer)
+    for a, b in zip(fresh, engine.generate(requests), strict=True):
+        assert a.ids_T.tobytes() == b.ids_T.tobytes()
+        assert a.logprobs_T.tobytes() == b.logprobs_T.tobytes()
+
+
 def test_equal_prompts_are_prefilled_once(start):
     engine = start(tiny_model(), slots=32)
     prompt = prompts(1, seed=4)[0]

@@ -93,6 +93,6 @@ class Engine(Protocol):
         ...
 
 
-def start(model: Any, config: Config) -> Engine:
+def start(model: Any, config: Config, trust_remote_code: bool = False) -> Engine:
     """The engine that `config.name` names, holding `model` (a folder or hub name)."""
-    return find("samplers.engines", config.name).start(model, config)
+    return find("samplers.engines", config.name).start(model, config, trust_remote_code)

@@ -352,6 +352,6 @@ class TorchEngine:
         self._cache.clear()
 
 
-def start(model: Any, config: Config) -> TorchEngine:
+def start(model: Any, config: Config, trust_remote_code: bool = False) -> TorchEngine:
     """What `samplers.engines.base.start` calls."""
-    return TorchEngine(model, config)
+    return TorchEngine(model, config, trust_remote_code)
