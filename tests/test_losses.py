@@ -362,7 +362,7 @@ def test_engine_gap_is_over_sampled_tokens() -> None:
     given = tokens(4)
     given["behaviour_N"][0] = math.nan
     _, _, metrics = evaluate(LossConfig(), given)
-    gaps = (given["current_N"] - given["behaviour_N"])[1:].abs()
+    gaps = (given["old_N"] - given["behaviour_N"])[1:].abs()  # current moved, old did not
     assert metrics["engine_gap"].tolist() == pytest.approx([gaps.sum().item(), len(gaps)])
     assert metrics["engine_gap_max"].item() == pytest.approx(gaps.max().item())
 

@@ -180,7 +180,8 @@ def policy_loss(
         metrics[name] = torch.stack([summed, where_N.sum().to(summed)])
 
     sampled_N = ~behaviour_N.isnan() & counted_N
-    gap_N = torch.where(sampled_N, (on_policy_N - behaviour_N).abs(), 0.0)
+    # old, not current: also after the first of several updates both sides had the same weights
+    gap_N = torch.where(sampled_N, (old_N - behaviour_N).abs(), 0.0)
     mean("engine_gap", gap_N, sampled_N)
     metrics["engine_gap_max"] = gap_N.max() if len(gap_N) else gap_N.sum()
     if config.importance != "none":
