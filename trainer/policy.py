@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer import linear
 from trainer.logprobs import Scorer
 from trainer.types import MicroBatch
 
@@ -50,6 +51,8 @@ def load(
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
+    if zero3 is None:
+        linear.speed_up(model)
     return model
 
 
