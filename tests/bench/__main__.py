@@ -22,9 +22,9 @@ def main() -> None:
     versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("torch", "transformers"))
     load = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f}; {versions}", flush=True)
-    learner.compare(args.recipe, repeats=2 * args.steps)
-    print(flush=True)
     step.compare(args.trl, args.recipe, args.pairs, args.steps, args.micro_batch, args.core)
+    print(flush=True)
+    learner.compare(args.recipe, repeats=2 * args.steps)  # last: it joins a process group
 
 
 if __name__ == "__main__":
