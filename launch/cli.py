@@ -200,6 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a mistake
         return stop.code if isinstance(stop.code, int) else 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.getcwd() not in sys.path:  # people's own modules; last, so that they shadow nothing
+        sys.path.append(os.getcwd())
     try:
         with _stoppable(), _plain_warnings():
             return args.run(args)

@@ -109,7 +109,8 @@ class LearnerActor:
 class RolloutActor:
     """One engine and the rollout worker beside it."""
 
-    def build(self, stage: Stage, model: str, device: str) -> None:
+    def build(self, stage: Stage, model: str, device: str) -> bool:
+        """Whether the chat template opens the thought."""
         _environment(device, threads=stage.rollout.engine.threads or 1)
         from samplers.rollout import RolloutWorker
 
@@ -120,6 +121,9 @@ class RolloutActor:
             dtype=stage.model.dtype,
             trust_remote_code=stage.model.trust_remote_code,
         )
+
+        markers = self.worker.renderer.thinking
+        return markers is not None and markers.opened
 
     def rollout(self, jobs: Sequence[Job]) -> dict[str, Any]:
         return columns.pack(self.worker.generate(jobs))
@@ -158,6 +162,8 @@ class Fleet:
         self.stage, self.version, self.deterministic = stage, 0, deterministic
         self.actors: dict[Role, list[Any]] = {"learner": [], "rollout": [], "grader": []}
         self._groups: list[Any] = []
+        self.opened: bool | None = None
+        """Whether the chat template opens the thought; None where nothing is generated."""
         try:
             self.placement = place(stage, _gpus())
             self._spawn(self.placement)
@@ -202,9 +208,10 @@ class Fleet:
             actor.build.remote(self.stage, model, rank, master, device)
             for rank, actor in enumerate(learners)
         ]
-        building += [a.build.remote(self.stage, model, device) for a in self.actors["rollout"]]
-        building += [a.build.remote(self.stage, sys.path) for a in self.actors["grader"]]
-        _wait(building)
+        engines = [a.build.remote(self.stage, model, device) for a in self.actors["rollout"]]
+        graders = [a.build.remote(self.stage, sys.path) for a in self.actors["grader"]]
+        opened = _wait([*engines, *building, *graders])[: len(engines)]
+        self.opened = opened[0] if opened else None
 
     def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
         """Whole groups go to engines by turns, one ordered list each."""

@@ -41,6 +41,7 @@ def _stage(stage: Stage) -> Iterator[str]:
     model = None if folder is None else ModelFolder(folder)
     yield from _placed(stage, len(found))
     yield from _sizes(stage)
+    yield thinking(stage, model.opens(stage.markers.start) if model and stage.markers else None)
     yield from _memory(stage, model)
 
 
@@ -70,6 +71,18 @@ def _sizes(stage: Stage) -> Iterator[str]:
     yield f"  micro-batch      {stage.tokens_per_micro_batch:,} tokens per rank"
 
 
+def thinking(stage: Stage, opened: bool | None) -> str:
+    """What of a response is thought. `opened`: the chat template opens it; None: nobody knows."""
+    if stage.markers is None:
+        return "thinking: none (the whole response is the answer)"
+    who = "the chat template opens it" if opened else "the model has to open it"
+    if not stage.data.chat:
+        who = "prompts are plain text, which no template opens"
+    elif opened is None:
+        who = "who opens it is told when the run starts"
+    return f"thinking: from {stage.markers.start} to {stage.markers.end}; {who}"
+
+
 def _memory(stage: Stage, model: ModelFolder | None) -> Iterator[str]:
     """Weights, gradients, optimiser, key/value cache; the rest of a process is a round figure."""
     count = None if model is None else model.parameters
@@ -96,11 +109,11 @@ def _parts(stage: Stage, model: ModelFolder, count: int) -> Iterator[tuple[str, 
         "activations": stage.tokens_per_micro_batch * _activations(stage, model) * each,
     }
     yield "learner", parts
-    per_token = model.kv_bytes_per_token(BYTES[stage.rollout.engine.dtype])
+    per_token = model.kv_bytes_per_token(each)
     if needs_engines(stage):
         tokens = stage.rollout.engine.slots * (stage.rollout.max_tokens + 64)
         cache = {"key/value cache": float(tokens * per_token)} if per_token else {}
-        yield "rollout", {"weights": float(count * BYTES[stage.rollout.engine.dtype]), **cache}
+        yield "rollout", {"weights": float(count * each), **cache}
 
 
 def _logits(stage: Stage, model: ModelFolder) -> int:

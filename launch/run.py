@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch.fleet import STORE_BYTES, Fleet, cluster
 from launch.placement import place
+from launch.plan import thinking
 from trainer import checkpoint, preflight, runfolder
 from trainer.config import Recipe, load
 from trainer.fresh import start_model
@@ -62,6 +63,8 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
                 stage = recipe.stages[index]
                 path = str(start_model(fetch(model), folder / "start", stage, recipe.seed))
                 with Fleet(stage, path, recipe.deterministic) as fleet:
+                    if fleet.opened is not None:
+                        tracker.say(thinking(stage, fleet.opened))
                     run = StageRun(recipe, index, first, path, fleet, tracker, folder)
                     if newest and index == state["stage"]:
                         run.restore(newest, state)

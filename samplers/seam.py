@@ -80,6 +80,11 @@ def function(path: str) -> Any:
         ValueError: the module or the name in it does not exist.
     """
     module_name, _, name = path.partition(":")
+    if module_name == "__main__":
+        raise ValueError(
+            f"'{path}': other processes cannot import what a script or notebook defines; put "
+            f"{name} into a file of its own and write my_file:{name}"
+        )
     try:
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:

@@ -7,6 +7,7 @@ Fields at the top of a recipe hold for every stage; a stage's own fields win. A 
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -137,6 +138,14 @@ class Stage(Component):
                 f"prompts_per_step={self.prompts_per_step} does not divide into "
                 f"updates_per_batch={self.updates_per_batch} equal updates; make it a multiple"
             )
+        if self.rollout.engine.dtype not in ("float32", self.model.dtype):
+            warnings.warn(
+                f"rollout.engine.dtype={self.rollout.engine.dtype} has no effect: engines compute "
+                f"in model.dtype={self.model.dtype}, as learners do",
+                stacklevel=2,
+            )
+        if self.model.add_markers and self.markers is None:
+            warnings.warn("model.add_markers has no effect with thinking: none", stacklevel=2)
         for kind, package in COMPONENTS.items():
             spec = self.budget_spec if kind == "budget" else getattr(self, kind)
             for one in spec if isinstance(spec, tuple) else (spec,):
@@ -147,7 +156,9 @@ class Stage(Component):
     def budget_spec(self) -> dict[str, Any]:
         """The budget with the response cap filled in where the recipe leaves it out."""
         name, settings = seam.split(self.budget)
-        return {"name": name, "max_tokens": self.rollout.max_tokens, **settings}
+        takes = getattr(seam.find(COMPONENTS["budget"], name), "Config", Component).model_fields
+        cap = {"max_tokens": self.rollout.max_tokens} if "max_tokens" in takes else {}
+        return {"name": name, **cap, **settings}
 
 
 COMPONENTS = {
@@ -157,6 +168,14 @@ COMPONENTS = {
     "allocation": "samplers.allocation",
     "algorithm": "trainer.algorithms",
 }
+ENTRIES = {
+    "verifier": "grade",
+    "shaping": "shape",
+    "budget": "plans",
+    "allocation": "Allocator",
+    "algorithm": "sequences",
+}
+"""What a module of each kind must hold."""
 
 
 class Recipe(Component):
@@ -180,14 +199,33 @@ class Recipe(Component):
 
 def _resolve(kind: str, package: str, spec: Spec) -> None:
     """Find and validate one component; its mistakes are told under the field's name."""
-    name, _ = seam.split(spec)
+    name, settings = seam.split(spec)
     if kind in ("verifier", "shaping") and ":" in name:
-        seam.function(name)
+        _function(kind, name, settings)
         return
     try:
-        seam.resolve(package, spec)
+        module, _ = seam.resolve(package, spec)
     except ValidationError as error:
         raise ValueError(explain(error, seam.find(package, name).Config, kind)) from None
+    if not callable(getattr(module, ENTRIES[kind], None)):
+        raise ValueError(
+            f"{kind}: module '{name}' has no {ENTRIES[kind]}; write one as in "
+            f"{package.replace('.', '/')}, or name another module"
+        )
+
+
+def _function(kind: str, path: str, settings: Mapping[str, Any]) -> None:
+    """A user's function by import path: it is there, and its settings are known ones."""
+    from rewards import custom
+
+    try:
+        seam.function(path)
+        if kind == "verifier":
+            custom.Config(**settings)
+    except ValidationError as error:
+        raise ValueError(explain(error, custom.Config, kind)) from None
+    except ValueError as error:
+        raise ValueError(f"{kind}: {error}") from None
 
 
 def shipped() -> list[str]:
@@ -223,19 +261,22 @@ def read(name: str | Path) -> dict[str, Any]:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings merge; anything else is replaced. A component with another name replaces."""
+    """Nested mappings merge; anything else is replaced.
+
+    Another component replaces the old one with its settings, for they are not its own; settings
+    alone are those of the component that is there: `algorithm.std=none` keeps `algorithm: grpo`.
+    """
     out = dict(below)
     for key, value in above.items():
         old = out.get(key)
-        renamed = isinstance(value, Mapping) and "name" in value and isinstance(old, Mapping)
-        if (
-            isinstance(value, Mapping)
-            and isinstance(old, Mapping)
-            and not (renamed and old.get("name") != value["name"])
-        ):
-            out[key] = merge(old, value)
-        else:
-            out[key] = value
+        if key in COMPONENTS and isinstance(value, Mapping):
+            old = Stage.model_fields[key].default if old is None else old
+            old = {"name": old} if isinstance(old, str) else old
+        out[key] = value
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            named = key in (*COMPONENTS, "loss", "task") and "name" in old
+            if not named or value.get("name", old["name"]) == old["name"]:
+                out[key] = merge(old, value)
     return out
 
 
@@ -339,8 +380,11 @@ def _nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def _has(tree: Any, keys: Sequence[str]) -> bool:
+    """Whether `tree` sets what `keys` reach, or something whole that it is a part of."""
     for key in keys:
-        if not isinstance(tree, Mapping) or key not in tree:
+        if not isinstance(tree, Mapping):
+            return True
+        if key not in tree:
             return False
         tree = tree[key]
     return True

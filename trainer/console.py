@@ -67,6 +67,10 @@ class Console:
         if self._live is not None:
             self._refresh()
 
+    def say(self, text: str) -> None:
+        """A line that stays: above the live view, or among the plain lines."""
+        self._terminal.print(f"{self._name}  {text}", markup=False)
+
     def close(self) -> None:
         if self._live is not None:
             self._doing = ""

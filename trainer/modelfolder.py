@@ -151,6 +151,26 @@ class ModelFolder:
                     return template if isinstance(template, str) else json.dumps(template)
         return None
 
+    def opens(self, marker: str) -> bool | None:
+        """Whether the chat template ends its generation prompt with `marker`; None: cannot tell.
+
+        A preview for people: what is trained on is rendered by the tokenizer (samplers/render.py).
+        """
+        from jinja2 import TemplateError
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        jinja = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        talk = [{"role": "user", "content": "1"}]
+        try:
+            template = jinja.from_string(self.chat_template or "")
+            text = template.render(messages=talk, add_generation_prompt=True)
+        except (TemplateError, TypeError):  # it wants more than a preview has
+            return None
+        return text.rstrip().endswith(marker)
+
     @cached_property
     def tokenizer(self) -> Any:
         """A `tokenizers.Tokenizer`, or None where there is no tokenizer.json."""

@@ -7,6 +7,7 @@ knows that ZeRO 1 and 2 cut matrices apart.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -38,9 +39,18 @@ class OptimConfig(Component):
     """Where the decay ends, as a share of the peak."""
 
     @model_validator(mode="after")
-    def _betas(self) -> OptimConfig:
+    def _combine(self) -> OptimConfig:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas={self.betas}: each lies in [0, 1); e.g. [0.9, 0.999]")
+        idle: dict[str, str] = {}
+        if self.name != "muon":
+            idle |= dict.fromkeys(("muon_lr", "momentum"), f"name '{self.name}'")
+        if self.schedule == "constant":
+            idle |= dict.fromkeys(("decay_from", "min_lr_ratio"), "schedule 'constant'")
+        for field, why in idle.items():
+            value = getattr(self, field)
+            if value != type(self).model_fields[field].default:
+                warnings.warn(f"optim.{field}: {value} has no effect with {why}", stacklevel=2)
         return self
 
     def factor(self, step: int, total_steps: int) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rewards import grader
+from rewards.apply import Shaping
 from rewards.verdict import Verdict
 from rewards.verify import require_golds
 from samplers import seam
@@ -59,6 +60,7 @@ def check(stage: Stage, recipe: Recipe, *, thorough: bool = True) -> None:
         datasets["test"] = load_data(stage.data, "test", recipe.seed)
     prompts = [prompt for dataset in datasets.values() for prompt in _some(dataset)]
     _model(stage, prompts, thorough)
+    _plans(stage, prompts[0])
     for dataset in datasets.values():
         _golds(stage, dataset, thorough)
 
@@ -67,7 +69,7 @@ def _sizes(stage: Stage) -> None:
     """Sizes that fit each other: budgets below the cap, groups that have somebody to compare."""
     seam.resolve("samplers.budgets", stage.budget_spec)
     if stage.evaluation is not None:
-        stage.evaluation.grid(stage.rollout.max_tokens)
+        stage.evaluation.grid(stage.rollout.max_tokens, stage.markers is not None)
     if stage.kind == "rl" and stage.rollouts_per_prompt == 1 and _learns_nothing_alone(stage):
         name, _ = seam.split(stage.algorithm)
         raise ValueError(
@@ -78,11 +80,24 @@ def _sizes(stage: Stage) -> None:
 
 
 def _graders(stage: Stage) -> None:
+    Shaping(stage.shaping)
     judge = grader.load(stage.verifier)
-    if stage.kind == "rl" and not stage.grader.processes and not judge.quick:
+    if stage.kind == "rl" and stage.grader.processes == 0 and not judge.quick:
         raise ValueError(
             f"grader.processes=0: verifier '{judge.name}' may hang and must run in processes that "
             "can be killed; set grader.processes=2 or more"
+        )
+
+
+def _plans(stage: Stage, prompt: Prompt) -> None:
+    """The budget policy's first plans must not cut thoughts that a stage without markers lacks."""
+    module, config = seam.resolve("samplers.budgets", stage.budget_spec)
+    plans = module.plans(config, prompt, stage.rollouts_per_prompt, 0, {})
+    if stage.markers is None and any(plan.think is not None or plan.cuts for plan in plans):
+        name, _ = seam.split(stage.budget)
+        raise ValueError(
+            f"budget={name}: cuts thoughts, and with thinking: none there are none; set "
+            "budget=unlimited, or thinking: {start, end}"
         )
 
 
@@ -172,11 +187,20 @@ def _tokens(model: ModelFolder, prompt: Prompt) -> int:
 
 
 def _golds(stage: Stage, dataset: Dataset, thorough: bool) -> None:
-    """Every gold answer of a finite dataset must be right in the eyes of the verifier."""
+    """Every gold answer of a finite dataset must be right in the eyes of the one verifier."""
     if dataset.size is None:
         return
     size = dataset.size if thorough else min(dataset.size, LOOKED_AT)
-    require_golds([dataset[i] for i in range(size)], stage.verifier)
+    prompts = [dataset[i] for i in range(size)]
+    name, _ = seam.split(stage.verifier)
+    other = next((p for p in prompts if p.verifier not in ("", name)), None)
+    if other is not None and not stage.data.task:  # a task's own verifier is a proposal
+        raise ValueError(
+            f"data: row {other.id} names verifier '{other.verifier}', and the stage grades every "
+            f"row by verifier={name}; set verifier={other.verifier}, take such rows or the column "
+            "out, or choose by row in a verifier of your own (my_pkg.my_file:fn)"
+        )
+    require_golds(prompts, stage.verifier)
 
 
 def _cores(recipe: Recipe) -> None:

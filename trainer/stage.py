@@ -121,6 +121,10 @@ class StageRun:
         plans: Sequence[Plan] = self.budget.plans(
             self.budget_config, prompt, n, self.step, self.memory
         )
+        if len(plans) != n:
+            raise ValueError(
+                f"budget: {self.budget.__name__} made {len(plans)} plans where {n} were asked for"
+            )
         return plans
 
     def reward(self, groups: list[Group]) -> list[Group]:

@@ -101,6 +101,10 @@ class Tracker:
         """What is going on right now, beside the progress bar."""
         self.console.note(text)
 
+    def say(self, text: str) -> None:
+        """A line that stays, above the progress."""
+        self.console.say(text)
+
     def close(self) -> None:
         self._stream.close()
         self.console.close()

@@ -77,7 +77,7 @@ class EvalConfig(Component):
         if finite and not thinking:
             raise ValueError(
                 f"evaluation.budgets: {list(finite)} cut thoughts, and with thinking: none there "
-                "are none; leave them out, or set thinking: {start, end}"
+                "are none; set evaluation.budgets=null, or thinking: {start, end}"
             )
         if finite and finite[-1] >= max_tokens:
             raise ValueError(
