@@ -22,6 +22,7 @@ from rewards.verdict import Verdict
 from samplers import columns
 from samplers.types import Job, Rollout
 from trainer.config import Stage
+from trainer.ports import free_port
 from trainer.types import Batch, Floats
 from trainer.world import Item
 
@@ -44,13 +45,9 @@ class LearnerActor:
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 will listen: asked of its own machine."""
-        import socket
-
         import ray
 
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        return ray.util.get_node_ip_address(), free_port()
 
     def build(
         self, stage: Stage, model: str, rank: int, master: tuple[str, int], device: str
