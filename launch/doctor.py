@@ -147,9 +147,7 @@ def _ray() -> Iterator[Check]:
         "assert ray.get(ray.remote(lambda: 7).remote()) == 7; ray.shutdown()"
     )
     env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    fix = (
-        "read /tmp/ray/session_latest/logs; often memory, open files or a hostname that is unknown"
-    )
+    fix = "often memory, open files or a hostname that is unknown"
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, env=env, start_new_session=True,
