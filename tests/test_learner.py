@@ -38,9 +38,8 @@ Weights = dict[str, np.ndarray]
 class Bench:
     """One rank of the processes that a test's engines live in."""
 
-    def __init__(self, rank: int, port: int, folder: str, ranks: int) -> None:
+    def __init__(self, rank: int, folder: str, ranks: int) -> None:
         self.rank, self.folder, self.ranks = rank, folder, ranks
-        self.ports = itertools.count(port)
         self.stages = STAGES if ranks > 1 else (0, 3)
 
     def learner(
@@ -49,7 +48,7 @@ class Bench:
         names = LearnerConfig.model_fields.keys() & settings.keys()
         config = {"clip_grad": 0.0} | {name: settings.pop(name) for name in names}
         config = LearnerConfig(zero=zero, ranks=self.ranks, **config)
-        settings = {"rank": self.rank, "port": next(self.ports), "total_steps": 9} | settings
+        settings = {"rank": self.rank, "port": 0, "total_steps": 9} | settings
         return Learner(settings.pop("path", self.folder), config, optim, loss, **settings)
 
     def updates(self, loss: LossConfig = CE, seed: int = 0, **settings: Any) -> list:
@@ -254,8 +253,8 @@ def _starve(learner: Learner, where: str, most: int) -> None:
     learner._forward = forward  # type: ignore[method-assign]
 
 
-def _measure(rank: int, port: int, folder: str, ranks: int) -> dict[str, Any]:
-    bench = Bench(rank, port, folder, ranks)
+def _measure(rank: int, folder: str, ranks: int) -> dict[str, Any]:
+    bench = Bench(rank, folder, ranks)
     return {
         "skipping": list(skipping(bench)),
         "resuming": list(resuming(bench)),
@@ -264,8 +263,8 @@ def _measure(rank: int, port: int, folder: str, ranks: int) -> dict[str, Any]:
     }
 
 
-def _measure_alone(rank: int, port: int, folder: str) -> dict[str, Any]:
-    bench = Bench(rank, port, folder, 1)
+def _measure_alone(rank: int, folder: str) -> dict[str, Any]:
+    bench = Bench(rank, folder, 1)
     return {
         "several updates": several_updates(bench),
         "equal ways": equal_ways(bench),
@@ -382,3 +381,26 @@ def test_what_does_not_fit_is_halved_once(alone: dict[str, Any]) -> None:
                 assert np.abs(got[name] - weight).max() / largest < tolerance, (dtype, where, name)
     assert "out of memory in a micro-batch" in found["nothing fits, zero=0"]
     assert "out of memory in a micro-batch" in found["nothing fits, zero=2"]
+
+
+def _twice(rank: int, folder: str) -> list[bool]:
+    """Is the process in a group after each of two learners, one after the other?"""
+    import torch
+
+    left = []
+    for _ in range(2):
+        learner = Learner(folder, LearnerConfig(zero=1), ADAMW, CE, total_steps=1)
+        learner.step([Bench(rank, folder, 1).updates()[0]])
+        learner.save(f"{folder}/twice")
+        learner.close()
+        left.append(torch.distributed.is_initialized())
+    learner = Learner(folder, LearnerConfig(), ADAMW, CE, total_steps=1)
+    Path(folder, "twice", "rank1.pt").touch()
+    with pytest.raises(ValueError, match=r"learner\.ranks=1: .* was saved by 2"):
+        learner.load(f"{folder}/twice")
+    learner.close()
+    return left
+
+
+def test_a_learner_leaves_the_group_it_joined(folder: Path) -> None:
+    assert on_ranks(1, _twice, str(folder), fresh=True) == [[False, False]]

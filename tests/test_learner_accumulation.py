@@ -80,15 +80,13 @@ def reference(folder: Path, rows: list[TrainSequence]) -> dict[str, np.ndarray]:
     return {n: p.grad.numpy() for n, p in model.named_parameters()}
 
 
-def moves(rank: int, port: int, folder: str, ranks: int, cuts: list[int]) -> list[tuple]:
+def moves(rank: int, folder: str, ranks: int, cuts: list[int]) -> list[tuple]:
     """Per ZeRO stage and cut: how weights moved over -SCALE, gradient norm, micro-batches."""
     loss = LossConfig(name="ce")
     out = []
-    for again, (zero, tokens) in enumerate(itertools.product(range(4), cuts)):
+    for zero, tokens in itertools.product(range(4), cuts):
         config = LearnerConfig(zero=zero, ranks=ranks, clip_grad=0.0)
-        learner = Learner(
-            folder, config, DESCENT, loss, total_steps=9, rank=rank, port=port + again
-        )
+        learner = Learner(folder, config, DESCENT, loss, total_steps=9, rank=rank, port=0)
         before = dict(pair for bucket in learner.buckets(4000) for pair in bucket)
         rows = sequences()[:: -1 if tokens % 2 else 1]
         batch = pack(rows, loss, tokens_per_micro_batch=tokens, ranks=ranks)

@@ -18,12 +18,12 @@ from trainer.optim import OptimConfig
 BUCKET = 10_000
 
 
-def streamed(rank: int, port: int, folder: str, names: list[str]) -> list[tuple]:
+def streamed(rank: int, folder: str, names: list[str]) -> list[tuple]:
     """Per stage, model and dtype: the buckets of this rank, and what stays gathered after them."""
     import torch
 
     out = []
-    for again, (stage, name, dtype) in enumerate(
+    for stage, name, dtype in (
         (stage, name, dtype)
         for stage in range(4)
         for name in names
@@ -37,7 +37,7 @@ def streamed(rank: int, port: int, folder: str, names: list[str]) -> list[tuple]
             LossConfig(name="ce"),
             total_steps=1,
             rank=rank,
-            port=port + again,
+            port=0,
             dtype=dtype,  # type: ignore[arg-type]
         )
         buckets = list(learner.buckets(BUCKET))

@@ -24,6 +24,7 @@ from pydantic import Field
 from samplers.seam import Component
 from trainer.losses import LossConfig, needs, policy_loss
 from trainer.optim import OptimConfig, set_rates
+from trainer.ports import free_port
 from trainer.types import Floats, MicroBatch
 
 if TYPE_CHECKING:
@@ -100,8 +101,9 @@ class Learner:
             "attention": attention,
             "trust_remote_code": trust_remote_code,
         }
+        self._joined = not torch.distributed.is_initialized()
         self.device = zero.connect(
-            rank, config.ranks, local_rank, address, port or zero.free_port(), config.timeout
+            rank, config.ranks, local_rank, address, port or free_port(), config.timeout
         )
         torch.manual_seed(seed)
         settings = zero.settings(config, optim, dtype) if config.zero == 3 else None
@@ -115,8 +117,6 @@ class Learner:
         self.scorer.check(self.engine)
         self._reference: Reference | None = None
         self._moving = loss.kl != "none" and loss.reference == "ema"
-
-    # ------------------------------------------------------------------ training
 
     def step(self, updates: Sequence[Update], epochs: int = 1) -> dict[str, Any]:
         """Take the optimiser steps of one batch, `epochs` times over.
@@ -266,8 +266,6 @@ class Learner:
             )
         return prompts
 
-    # ------------------------------------------------------------------ scores
-
     def score(
         self, micro_batches: Update, which: Literal["policy", "reference"] = "policy"
     ) -> list[tuple[Floats, Floats]]:
@@ -276,6 +274,7 @@ class Learner:
 
         from trainer import policy
 
+        assert which in ("policy", "reference"), which
         scorer, module = self.scorer, self.engine
         if which == "reference":
             module, scorer = self.reference.model, self.reference.scorer
@@ -311,8 +310,6 @@ class Learner:
                 self.path, self.device, self.temperature, elements, **self._load
             )
         return self._reference
-
-    # ------------------------------------------------------------------ states
 
     def save(self, folder: str | Path) -> None:
         """Weights, optimiser, moving-average reference, random state, counters."""
@@ -358,11 +355,12 @@ class Learner:
         """A folder that transformers loads: safetensors, config, tokenizer files."""
         import torch
 
-        from trainer import weights
+        from trainer import policy, weights
 
         state = weights.state(self.model)
         if self.rank == 0:
-            self.model.save_pretrained(folder, state_dict=state)
+            with policy.quiet():
+                self.model.save_pretrained(folder, state_dict=state)
             _copy_tokenizer(Path(self.path), Path(folder))
         torch.distributed.barrier()
 
@@ -373,10 +371,10 @@ class Learner:
         return weights.buckets(self.model, bucket_bytes)
 
     def close(self) -> None:
-        """Leave the process group and free the engine."""
+        """Free the engine, and leave the process group if this learner joined it."""
         from trainer import zero
 
-        zero.close(self.engine)
+        zero.close(self.engine, leave=self._joined)
 
     def _peak_memory_mb(self) -> float:
         """Of this rank so far: allocated on the GPU, resident on a CPU."""
@@ -389,10 +387,9 @@ class Learner:
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Everything beside the weights and the model's own configuration, as it was."""
+    """What a model folder holds beside its weights and configuration, as it was."""
+    kinds = {".json", ".jinja", ".model", ".txt", ".py"}
     for file in source.iterdir():
-        if (
-            file.suffix in {".json", ".jinja", ".model", ".txt"}
-            and not (target / file.name).exists()
-        ):
+        wanted = file.suffix in kinds and not file.name.endswith(".index.json")
+        if wanted and not (target / file.name).exists():
             shutil.copy2(file, target / file.name)

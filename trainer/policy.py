@@ -5,6 +5,8 @@ Shape suffixes: B rows, T tokens of a row, Q and K tokens as queries and keys, N
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ def load(
     """The model in training shape: no dropout (both sides must give the same numbers), no cache.
 
     With `zero3` (DeepSpeed's configuration) each weight is partitioned as soon as it is read: no
-    rank ever holds the model whole.
+    device ever holds the model whole.
     """
     from transformers import AutoModelForCausalLM
 
@@ -37,12 +39,13 @@ def load(
 
         keep_alive = integration.HfDeepSpeedConfig(zero3)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
-        )
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention,
+                trust_remote_code=trust_remote_code,
+            )
     finally:
         if keep_alive is not None:
             integration.unset_hf_deepspeed_config()
@@ -54,6 +57,20 @@ def load(
     if zero3 is None:
         linear.speed_up(model)
     return model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of transformers: ours are on screen."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def score(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -21,13 +21,6 @@ from trainer.optim import OptimConfig
 
 if TYPE_CHECKING:
     from trainer.learner import LearnerConfig
-
-
-def free_port() -> int:
-    """A port that was free a moment ago, for the ranks to meet at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def connect(
@@ -44,6 +37,8 @@ def connect(
     }
     gpu = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
+    # torch's advice to DeepSpeed about names of collectives, once per call
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
     from deepspeed.comm import comm
 
@@ -188,12 +183,12 @@ def groups(
         yield group
 
 
-def close(engine: Any) -> None:
-    """Leave cleanly: no hooks, no process group."""
+def close(engine: Any, leave: bool) -> None:
+    """Free the engine's hooks and buffers; with `leave`, the process group too."""
     from deepspeed import comm
 
     engine.destroy()
-    if torch.distributed.is_initialized():
+    if leave:
         comm.destroy_process_group()  # DeepSpeed's: it also forgets the groups it keeps
 
 
