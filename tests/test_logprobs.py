@@ -123,12 +123,13 @@ def _peak(rank: int, elements: int) -> float:
 
 
 def test_peak_memory() -> None:
-    """Three tensors of the stated size (16 MiB each here), and the weight's gradient (3 MiB).
+    """Three tensors of the stated size (64 MiB each here), and the weight's gradient (3 MiB).
 
-    All logits would be 781 MiB, and plain autograd holds several such tensors.
+    All logits would be 781 MiB, and plain autograd holds several such tensors. (Blocks of 32 MiB
+    and more go straight back to the system; of smaller ones the C library may keep some.)
     """
-    (peak,) = on_ranks(1, _peak, 2**22, fresh=True)
-    assert peak < 5 * 16
+    (peak,) = on_ranks(1, _peak, 2**24, fresh=True)
+    assert 2 * 64 < peak < 4 * 64
 
 
 MODELS = [
