@@ -24,6 +24,7 @@ from trainer.collect import collect
 from trainer.config import CheckpointConfig, Recipe, Stage
 from trainer.eval.budgets import EvalConfig, evaluate
 from trainer.metrics import Clock, summarise
+from trainer.modelfolder import ModelFolder
 from trainer.rows import annotate
 from trainer.rows import rows as plain_rows
 from trainer.supervised import SupervisedStream
@@ -270,4 +271,5 @@ def _demonstrations(stage: Stage, model: str, seed: int) -> SupervisedStream:
         encode=lambda text: renderer.encode(text).tolist(),
         eos_id=renderer.eos_ids[0],
         opened=opened,
+        context=ModelFolder(Path(model)).context,
     )

@@ -1,0 +1,82 @@
+"""After every weight load engine and learner give the same logprobs: every ZeRO stage, both heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.made import sequence
+from tests.ranks import on_ranks
+from tests.tiny import tiny_model
+from trainer.batching import pack, scatter
+from trainer.learner import Learner, LearnerConfig
+from trainer.losses import LossConfig
+from trainer.optim import OptimConfig
+
+STEPS = 2
+
+
+def follow(rank: int, folder: str, names: list[str], dtypes: list[str]) -> list[tuple]:
+    """Per stage, head and dtype: gaps of the engine before it loads, and after each of its loads."""
+    from samplers.engines.base import Config
+    from samplers.engines.torch import TorchEngine
+
+    loss, rng = LossConfig(name="ce"), np.random.default_rng(0)
+    rows = [
+        replace(sequence(i, n), ids_T=rng.integers(5, 30, n).astype(np.int32))
+        for i, n in enumerate((7, 12, 20))
+    ]
+    batch = pack(rows, loss, tokens_per_micro_batch=24, ranks=2)
+    out = []
+    for stage, name, dtype in ((s, n, d) for s in range(4) for n in names for d in dtypes):
+        model = f"{folder}/{name}"
+        learner = Learner(
+            model, LearnerConfig(zero=stage, ranks=2), OptimConfig(lr=0.05), loss,
+            total_steps=STEPS, rank=rank, port=0, dtype=dtype,
+        )  # type: ignore[arg-type] # fmt: skip
+        engine = TorchEngine(model, Config(device="cpu", dtype=dtype)) if rank == 0 else None
+        gaps = []
+        for step in range(STEPS):
+            learner.step([batch.updates[0][rank]])
+            if step == 0:
+                gaps.append(gap(learner, engine, rows, batch.updates[0][rank]))
+            weights = [pair for bucket in learner.buckets(4096) for pair in bucket]
+            if engine is not None:
+                engine.load_weights(weights, version=step + 1)
+            gaps.append(gap(learner, engine, rows, batch.updates[0][rank]))
+        out.append((stage, name, dtype, gaps))
+        learner.close()
+    return out
+
+
+def gap(learner: Learner, engine, rows, micro_batches) -> float:
+    """Largest |learner - engine| logprob over this rank's trained tokens; 0 without an engine."""
+    scored = [logprobs_N for logprobs_N, _ in learner.score(micro_batches)]
+    if engine is None:
+        return 0.0
+    mine = scatter(micro_batches, scored, rows)
+    theirs = engine.score([row.ids_T for row in rows])
+    gaps = [
+        np.nanmax(np.abs(a_T[1:] - b_T), initial=0.0) for a_T, b_T in zip(mine, theirs, strict=True)
+    ]
+    return float(max(gaps))
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
+    folder: Path = tmp_path_factory.mktemp("models")
+    for tied in (True, False):
+        tiny_model(tied=tied).save_pretrained(folder / ("tied" if tied else "untied"))
+    dtypes = ["float32", "bfloat16"]
+    return on_ranks(2, follow, str(folder), ["tied", "untied"], dtypes, deadline=240)[0]
+
+
+def test_engine_equals_learner_after_every_load(followed: list[tuple]) -> None:
+    assert len(followed) == 16
+    for stage, name, dtype, (before, *after) in followed:
+        bound = 1e-5 if dtype == "float32" else 5e-2
+        assert before > 10 * bound, "the step moved the weights, so a stale engine would show"
+        assert max(after) < bound, (stage, name, dtype, after)
