@@ -38,6 +38,7 @@ def follow(rank: int, folder: str, names: list[str], dtypes: list[str]) -> list[
             total_steps=STEPS, rank=rank, port=0, dtype=dtype,
         )  # type: ignore[arg-type] # fmt: skip
         engine = TorchEngine(model, Config(device="cpu", dtype=dtype)) if rank == 0 else None
+        buffers = {str(b.dtype) for b in learner.model.buffers()}
         gaps = []
         for step in range(STEPS):
             learner.step([batch.updates[0][rank]])
@@ -47,7 +48,7 @@ def follow(rank: int, folder: str, names: list[str], dtypes: list[str]) -> list[
             if engine is not None:
                 engine.load_weights(weights, version=step + 1)
             gaps.append(gap(learner, engine, rows, batch.updates[0][rank]))
-        out.append((stage, name, dtype, gaps))
+        out.append((stage, name, dtype, buffers, gaps))
         learner.close()
     return out
 
@@ -76,7 +77,12 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
 
 def test_engine_equals_learner_after_every_load(followed: list[tuple]) -> None:
     assert len(followed) == 16
-    for stage, name, dtype, (before, *after) in followed:
+    for stage, name, dtype, _, (before, *after) in followed:
         bound = 1e-5 if dtype == "float32" else 5e-2
         assert before > 10 * bound, "the step moved the weights, so a stale engine would show"
         assert max(after) < bound, (stage, name, dtype, after)
+
+
+def test_rotary_frequencies_stay_in_float32(followed: list[tuple]) -> None:
+    """In bfloat16 they are off by turns at long positions, and the engine keeps them exact."""
+    assert {kind for _, _, _, buffers, _ in followed for kind in buffers} == {"torch.float32"}

@@ -82,7 +82,7 @@ def check(config: OptimConfig, zero: int, clip_grad: float) -> None:
             "ZeRO-3 cuts them; set learner.zero to 0, 1 or 2, or optim.name to adamw"
         )
     if zero and clip_grad:
-        # Measured: the norm is taken after orthogonalising, so the update itself is clipped.
+        # In DeepSpeed's source the norm is taken after orthogonalising: it would clip the update.
         raise ValueError(
             f"learner.clip_grad={clip_grad} with optim.name=muon at learner.zero={zero} would clip "
             "Muon's orthogonalised update instead of the gradient; set learner.clip_grad to 0 "

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import linear
 from trainer.logprobs import Scorer
 from trainer.types import MicroBatch
 
@@ -54,9 +53,21 @@ def load(
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
-    if zero3 is None:
-        linear.speed_up(model)
+    if zero3 is not None:
+        _exact_rotary(model)
     return model
+
+
+def _exact_rotary(model: Any) -> None:
+    """Rotary frequencies in float32, as a load without ZeRO-3 makes them.
+
+    Read partitioned in bfloat16, they come out rounded: angles would be off by whole turns at long
+    positions, and engines, which keep them in float32, would disagree.
+    """
+    for module in model.modules():
+        if hasattr(module, "inv_freq") and hasattr(module, "config"):
+            for name, buffer in type(module)(module.config).named_buffers():
+                module._buffers[name] = buffer
 
 
 @contextmanager

@@ -96,6 +96,7 @@ def start(model: Any, config: LearnerConfig, optimiser: OptimConfig, dtype: str)
         hidden = model.config.get_text_config().hidden_size
         whole["zero_optimization"]["stage3_param_persistence_threshold"] = 10 * hidden
     client = None if optimiser.name == "muon" else optim.adamw(optimiser, model)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=client,
@@ -103,6 +104,11 @@ def start(model: Any, config: LearnerConfig, optimiser: OptimConfig, dtype: str)
         config=whole,
         dist_init_required=False,
     )
+    # In bfloat16 ZeRO-3 rounds buffers too, rotary frequencies among them (see policy.load).
+    for name, buffer in buffers.items():
+        owner, _, last = name.rpartition(".")
+        module = engine.module.get_submodule(owner)
+        module._buffers[last] = buffer.to(module._buffers[last].device)
     return engine
 
 
