@@ -49,9 +49,10 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
             return folder
         newest = _open(recipe)
         state = checkpoint.driver_state(newest) if newest else FRESH
-        model = str(newest / "model") if newest else recipe.stages[0].model.path
         cpus = max(place(stage, 0).totals["CPU"] for stage in recipe.stages)
-        weights = sum(f.stat().st_size for f in fetch(model).glob("*.safetensors"))
+        weights = sum(
+            f.stat().st_size for f in fetch(recipe.stages[0].model.path).glob("*.safetensors")
+        )
         with (
             cluster(int(cpus), address, STORE_BYTES + 2 * weights),
             Tracker(
@@ -61,7 +62,7 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
             first = state["first"]
             for index in range(state["stage"], len(recipe.stages)):
                 stage = recipe.stages[index]
-                path = str(start_model(fetch(model), folder / "start", stage, recipe.seed))
+                path = str(begin(recipe, index))
                 with Fleet(stage, path, recipe.deterministic) as fleet:
                     if fleet.opened is not None:
                         tracker.say(thinking(stage, fleet.opened))
@@ -70,8 +71,7 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
                         run.restore(newest, state)
                     LOOPS[stage.kind](run)
                 first += stage.steps
-                model = str(checkpoint.complete(folder / "checkpoints")[-1] / "model")
-                _point(folder / "model", Path(model))
+                _point(folder / "model", checkpoint.complete(folder / "checkpoints")[-1] / "model")
         (folder / runfolder.DONE).touch()
     return folder
 
@@ -81,11 +81,30 @@ def _open(recipe: Recipe) -> Path | None:
     folder = recipe.folder
     newest = checkpoint.newest(folder / "checkpoints")
     if newest is None:  # an attempt that got nowhere leaves nothing behind
-        for leftover in ("eval", "rollouts"):
-            shutil.rmtree(folder / leftover, ignore_errors=True)
+        for leftover in (folder / "eval", folder / "rollouts", *folder.glob("start-*")):
+            shutil.rmtree(leftover, ignore_errors=True)
     (folder / runfolder.CONFIG).write_text(runfolder.resolved(recipe))
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
     return newest
+
+
+def begin(recipe: Recipe, index: int) -> Path:
+    """The model that stage `index` begins with, at a place that stays.
+
+    Its reference, tokenizer and configuration are read from there whenever the stage is resumed;
+    the checkpoint that the stage before ended with is dropped for newer ones.
+    """
+    stage, made = recipe.stages[index], recipe.folder / f"start-{index}"
+    if index == 0:
+        return start_model(fetch(stage.model.path), made, stage, recipe.seed)
+    if not made.is_dir():
+        last, partial = checkpoint.newest(recipe.folder / "checkpoints"), made.with_suffix(".part")
+        assert last is not None, "the stage before ends with a checkpoint"
+        shutil.rmtree(partial, ignore_errors=True)
+        if start_model(last / "model", partial, stage, recipe.seed) != partial:
+            shutil.copytree(last / "model", partial)
+        partial.rename(made)
+    return made
 
 
 def _point(link: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""After every weight load engine and learner give the same logprobs: every ZeRO stage, both heads."""
+"""After every weight load engine and learner give the same logprobs: all ZeRO stages and heads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = 2
 
 
 def follow(rank: int, folder: str, names: list[str], dtypes: list[str]) -> list[tuple]:
-    """Per stage, head and dtype: gaps of the engine before it loads, and after each of its loads."""
+    """Per stage, head and dtype: gaps before the engine loads, and after each of its loads."""
     from samplers.engines.base import Config
     from samplers.engines.torch import TorchEngine
 

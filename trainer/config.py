@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from samplers import seam
 from samplers.data import DataConfig
@@ -24,6 +31,7 @@ from trainer.eval.budgets import EvalConfig
 from trainer.learner import LearnerConfig
 from trainer.losses import LossConfig
 from trainer.optim import OptimConfig
+from trainer.settings import merge, override
 from trainer.supervised import SupervisedConfig
 from trainer.tracking import TrackingConfig
 
@@ -121,6 +129,14 @@ class Stage(Component):
     guard: GuardConfig = GuardConfig()
     supervised: SupervisedConfig = SupervisedConfig()
     """How an sft stage makes batches of its data."""
+
+    @field_validator("verifier", "budget", "allocation", "algorithm", mode="before")
+    @classmethod
+    def _of_the_default(cls, value: Any, info: ValidationInfo) -> Any:
+        """Settings without a name are the default component's."""
+        if not isinstance(value, Mapping) or "name" in value:
+            return value
+        return {"name": cls.model_fields[str(info.field_name)].default, **value}
 
     @field_validator("thinking", mode="before")
     @classmethod
@@ -260,57 +276,6 @@ def read(name: str | Path) -> dict[str, Any]:
     return raw
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings merge; anything else is replaced.
-
-    Another component replaces the old one with its settings, for they are not its own; settings
-    alone are those of the component that is there: `algorithm.std=none` keeps `algorithm: grpo`.
-    """
-    out = dict(below)
-    for key, value in above.items():
-        old = out.get(key)
-        if key in COMPONENTS and isinstance(value, Mapping):
-            old = Stage.model_fields[key].default if old is None else old
-            old = {"name": old} if isinstance(old, str) else old
-        out[key] = value
-        if isinstance(value, Mapping) and isinstance(old, Mapping):
-            named = key in (*COMPONENTS, "loss", "task") and "name" in old
-            if not named or value.get("name", old["name"]) == old["name"]:
-                out[key] = merge(old, value)
-    return out
-
-
-def override(raw: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Apply `a.b=c` settings (values are YAML); `stages.0.steps=5` reaches into one stage.
-
-    Raises:
-        ValueError: not of that form, or every stage sets the field itself.
-    """
-    for text in assignments:
-        path, equals, value = text.partition("=")
-        if not equals or not path:
-            raise ValueError(f"'{text}': settings are written key=value, e.g. optim.lr=1e-3")
-        keys = path.split(".")
-        try:
-            parsed = _number(yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise ValueError(f"'{text}': '{value}' is not a YAML value; quote it?") from None
-        if keys[0] == "stages" and len(keys) > 2 and keys[1].isdigit():
-            stages = raw.get("stages") or [{}]
-            if int(keys[1]) >= len(stages):
-                raise ValueError(f"'{text}': the recipe has {len(stages)} stages, counted from 0")
-            stages[int(keys[1])] = merge(stages[int(keys[1])], _nest(keys[2:], parsed))
-            raw["stages"] = stages
-            continue
-        for i, stage in enumerate(raw.get("stages") or []):
-            if keys[0] in stage and _has(stage, keys):
-                raise ValueError(
-                    f"'{path}' is set by stage {i} itself; write stages.{i}.{path}={value}"
-                )
-        raw = merge(raw, _nest(keys, parsed))
-    return raw
-
-
 def resolve(raw: Mapping[str, Any]) -> Recipe:
     """Check every field and fill in every default.
 
@@ -373,28 +338,3 @@ def _model_in(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((m for a in get_args(annotation) if (m := _model_in(a)) is not None), None)
-
-
-def _nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
-    return {keys[0]: _nest(keys[1:], value) if len(keys) > 1 else value}
-
-
-def _has(tree: Any, keys: Sequence[str]) -> bool:
-    """Whether `tree` sets what `keys` reach, or something whole that it is a part of."""
-    for key in keys:
-        if not isinstance(tree, Mapping):
-            return True
-        if key not in tree:
-            return False
-        tree = tree[key]
-    return True
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as a string; people mean a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

@@ -1,4 +1,4 @@
-"""The model a run begins with, where it is not a ready folder: weights drawn, markers added."""
+"""The model a stage begins with, where it is not a ready folder: weights drawn, markers added."""
 
 from __future__ import annotations
 
