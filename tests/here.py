@@ -1,0 +1,91 @@
+"""A World without Ray: engine, learner and verifiers in this process. Runs of seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rewards.pool import VerifierPool
+from rewards.verdict import Verdict
+from samplers.rollout import RolloutWorker
+from samplers.types import Job, Rollout
+from trainer import preflight
+from trainer.config import Recipe, Stage
+from trainer.fresh import start_model
+from trainer.learner import Learner
+from trainer.loop import LOOPS
+from trainer.modelfolder import fetch
+from trainer.stage import StageRun
+from trainer.tracking import Tracker, read
+from trainer.types import Batch, Floats
+from trainer.world import Item
+
+
+class Here:
+    """`trainer.world.World` of one learner rank, one engine and one verifier pool."""
+
+    def __init__(self, stage: Stage, model: str) -> None:
+        self.stage, self.version, dtype = stage, 0, stage.model.dtype
+        self.worker = RolloutWorker.from_pretrained(
+            model, stage.rollout.engine, stage.markers, dtype=dtype
+        )
+        self.pool = VerifierPool(stage.verifier, workers=stage.grader.processes)
+        self.learner = Learner(
+            model,
+            stage.learner,
+            stage.optim,
+            stage.loss,
+            total_steps=stage.steps * stage.updates_per_batch * stage.epochs,
+            temperature=stage.rollout.temperature,
+            dtype=dtype,
+        )
+
+    def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
+        return self.worker.generate(jobs)
+
+    def grade(self, items: Sequence[Item]) -> list[Verdict]:
+        return self.pool.grade(items)
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return [self.worker.renderer.decode(row) for row in ids]
+
+    def score(self, batch: Batch, which: Any) -> list[Floats]:
+        return [s for (micro,) in batch.updates for s, _ in self.learner.score(micro, which)]
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        return self.learner.step([micro for (micro,) in batch.updates], self.stage.epochs)
+
+    def sync(self) -> None:
+        self.version += 1
+        self.worker.load_weights(chain.from_iterable(self.learner.buckets()), self.version)
+
+    def save(self, folder: Path) -> None:
+        self.learner.save(folder / "learner")
+        self.export(folder / "model")
+
+    def load(self, folder: Path) -> None:
+        self.learner.load(folder / "learner")
+
+    def export(self, folder: Path) -> None:
+        self.learner.export(folder)
+
+    def close(self) -> None:
+        self.pool.close()
+        self.learner.close()
+
+
+def run(recipe: Recipe) -> list[dict[str, Any]]:
+    """Train the recipe's only stage as `launch.run` does, and return its metrics by step."""
+    preflight.check_all(recipe)
+    folder, (stage,) = recipe.folder, recipe.stages
+    folder.mkdir(parents=True)
+    model = str(start_model(fetch(stage.model.path), folder / "start", stage, recipe.seed))
+    world = Here(stage, model)
+    try:
+        with Tracker(folder, recipe.tracking, recipe) as tracker:
+            LOOPS[stage.kind](StageRun(recipe, 0, 0, model, world, tracker, folder))
+    finally:
+        world.close()
+    return read(folder)
