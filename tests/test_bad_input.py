@@ -158,7 +158,10 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["nowhere.grade:fn", "PYTHONPATH"],
     ),
     "missing data file": (["data.path.train=nowhere.jsonl"], ["data.path", "nowhere.jsonl"]),
-    "two sources of data": (["data.task=find"], ["data", "exactly one of task, path and hub"]),
+    "two sources of data": (
+        ["data={task: find, path: x}"],
+        ["data", "exactly one of task, path and hub"],
+    ),
 }
 
 
