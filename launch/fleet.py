@@ -185,7 +185,7 @@ class Fleet:
                     f"{role}: {len(bundles)} x {bundles[0]} could not be placed within "
                     f"{SCHEDULE_S:.0f} s. Asked in all: {placement.totals}; cluster: "
                     f"{_numbers(ray.cluster_resources())}; free: "
-                    f"{_numbers(ray.available_resources())}; ask for fewer processes, or give Ray more"
+                    f"{_numbers(ray.available_resources())}; ask for fewer, or give Ray more"
                 )
             for i, bundle in enumerate(bundles):
                 remote = ray.remote(classes[role])

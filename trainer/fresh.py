@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def with_weights(folder: Path, made: Path, seed: int) -> Path:
     """
     if any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
         return folder
+    _quiet()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -42,6 +44,7 @@ def with_markers(folder: Path, made: Path, stage: Stage) -> Path:
 
     New rows of the embeddings begin at the mean of the old ones (transformers' resize).
     """
+    _quiet()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -60,3 +63,12 @@ def with_markers(folder: Path, made: Path, stage: Stage) -> Path:
     model.save_pretrained(made)
     tokenizer.save_pretrained(made)
     return made
+
+
+def _quiet() -> None:
+    """Before transformers is imported, which imports DeepSpeed, which tells what it found."""
+    import torch
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
