@@ -48,7 +48,7 @@ class Cell:
 
     @property
     def command(self) -> list[str]:
-        train = [sys.executable, "-u", "-m", "launch.cli", "train"]
+        train = [sys.executable, "-P", "-u", "-m", "launch.cli", "train"]
         return [*train, self.arm, f"seed={self.recipe.seed}", *self.settings]
 
 

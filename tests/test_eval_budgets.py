@@ -248,7 +248,7 @@ def test_nested_answers_are_those_of_separate_runs() -> None:
     from samplers.tasks import find
 
     shipped = Shipped()
-    problems = [find.prompt(find.Config(), "test", i) for i in range(6)]
+    problems = [find.prompt(find.Config(), "test", i) for i in range(24)]
     plan, grid = Plan(max_tokens=120), (0, 9, 24, 60)
     result = evaluate(shipped, problems, EvalConfig(budgets=grid, temperature=0), plan)
     for budget in (*grid, "inf"):
