@@ -33,7 +33,10 @@ STORE_BYTES = 512 * 2**20
 
 def _environment(device: str, threads: int) -> None:
     """Set before torch is imported in an actor."""
-    os.environ.update(OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.pop("OMP_NUM_THREADS", None)  # Ray's own; 0 leaves it to torch
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if device == "cpu":
@@ -108,7 +111,7 @@ class RolloutActor:
 
     def build(self, stage: Stage, model: str, device: str) -> bool:
         """Whether the chat template opens the thought."""
-        _environment(device, threads=stage.rollout.engine.threads or 1)
+        _environment(device, threads=stage.rollout.engine.threads)
         from samplers.rollout import RolloutWorker
 
         self.worker = RolloutWorker.from_pretrained(
@@ -252,16 +255,12 @@ class Fleet:
             out += [logprobs_N for rank in scored for logprobs_N, _ in rank]
         return out
 
-    def step(self, batch: Batch) -> dict[str, float]:
+    def step(self, batch: Batch) -> dict[str, Any]:
         learners, epochs = self.actors["learner"], self.stage.epochs
-        shares = zip(*batch.updates, strict=True)  # by rank instead of by update
         results = _wait(
-            [
-                actor.step.remote(list(updates), epochs)
-                for actor, updates in zip(learners, shares, strict=True)
-            ]
+            [a.step.remote(batch.share(rank), epochs) for rank, a in enumerate(learners)]
         )
-        metrics: dict[str, float] = dict(results[0])
+        metrics: dict[str, Any] = dict(results[0])
         metrics["time/learner"] = max(r["seconds"] for r in results)
         metrics["memory/learner_mb"] = max(r["peak_memory_mb"] for r in results)
         return {k: v for k, v in metrics.items() if k not in ("seconds", "peak_memory_mb")}
@@ -336,6 +335,7 @@ def cluster(
                 log_to_driver=False,
                 logging_level="ERROR",
                 _temp_dir=folder,
+                _node_ip_address="127.0.0.1",
                 object_store_memory=store_bytes,
             )
         yield

@@ -55,7 +55,7 @@ class Here:
         return [s for (micro,) in batch.updates for s, _ in self.learner.score(micro, which)]
 
     def step(self, batch: Batch) -> dict[str, float]:
-        return self.learner.step([micro for (micro,) in batch.updates], self.stage.epochs)
+        return self.learner.step(batch.share(0), self.stage.epochs)
 
     def sync(self) -> None:
         self.version += 1

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from trainer import runfolder
 from trainer.metrics import MACHINE
 
 SMALL = (
@@ -139,7 +140,47 @@ def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
     assert run.returncode == 130, error[-2000:]
     assert "Traceback" not in error
     _gone(descendants)
-    assert not (tmp_path / "grpo-find-seed0" / "lock").exists()
+    with runfolder.claim(tmp_path / "grpo-find-seed0"):
+        pass  # the folder is free again
+
+
+TWO_STAGES = """
+extends: grpo/find
+steps: 2
+stages:
+  - kind: sft
+    model: {path: base/fresh}
+    loss: {name: ce}
+    supervised: {pool: 64}
+  - algorithm: raft  # trains on right answers alone, and there will be none
+    rollout: {max_tokens: 4}
+    guard: {truncated: 1.0}
+"""
+
+
+def test_stages_follow_each_other_and_a_step_may_have_nothing_to_train_on(tmp_path: Path) -> None:
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(TWO_STAGES)
+    small = [s for s in SMALL if not s.startswith("rollout.")]
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", "train", str(recipe), f"output={tmp_path}", *small],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = Path(done.stdout.strip().splitlines()[-1])
+    taught, second, *practised = metrics(folder)
+    assert [s["step"] for s in (taught, second, *practised)] == [1, 2, 3, 4]
+    assert taught["loss"] > second["loss"] > 0
+    for step in practised:
+        assert step["accuracy"] == 0
+        assert step["steps"] == 0, "no row, no optimiser step"
+    last = {k: v.copy() for k, v in weights(folder).items()}
+    from safetensors.numpy import load_file
+
+    for name, array in load_file(folder / "start-1" / "model.safetensors").items():
+        np.testing.assert_array_equal(array, last[name])
 
 
 def test_what_cannot_be_placed_is_told(tmp_path: Path) -> None:

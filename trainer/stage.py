@@ -14,7 +14,7 @@ from typing import Any
 
 from rewards.apply import Shaping
 from rewards.verify import verify
-from samplers import seam
+from samplers import seam, seeds
 from samplers.data import PromptStream
 from samplers.data import load as load_data
 from samplers.types import Group, Job, Plan, Prompt, Rollout
@@ -54,12 +54,14 @@ class StageRun:
         self.tracker, self.folder, self.clock = tracker, folder, Clock()
         self.step = 0
         stage = self.stage
+        # a later stage draws other prompts, and other random numbers, than the one before
+        self.seed = seeds.key(recipe.seed, index) if index else recipe.seed
         self.stream: PromptStream | SupervisedStream
         if stage.kind == "sft":
-            self.stream = _demonstrations(stage, model, recipe.seed)
+            self.stream = _demonstrations(stage, model, self.seed)
         else:
-            dataset = load_data(stage.data, "train", recipe.seed)
-            self.stream = PromptStream(dataset, recipe.seed, stage.data.shuffle)
+            dataset = load_data(stage.data, "train", self.seed)
+            self.stream = PromptStream(dataset, self.seed, stage.data.shuffle)
         module, config = seam.resolve("samplers.allocation", stage.allocation)
         self.allocation = module.Allocator(
             config, stage.prompts_per_step, stage.rollouts_per_prompt
@@ -112,7 +114,7 @@ class StageRun:
             make,
             judge,
             lambda group, what: self._annotate([group], {what})[0],
-            seed=self.recipe.seed,
+            seed=self.seed,
             temperature=self.stage.rollout.temperature,
         )
         self.allocation.observe(groups)
@@ -153,7 +155,7 @@ class StageRun:
             packed=stage.model.attention == "flash_attention_2",
         )
 
-    def learn(self, batch: Batch) -> dict[str, float]:
+    def learn(self, batch: Batch) -> dict[str, Any]:
         with self.clock.phase("train"):
             return self.world.step(batch)
 
@@ -161,11 +163,14 @@ class StageRun:
         with self.clock.phase("sync"):
             self.world.sync()
 
-    def finish(self, groups: list[Group], learned: Mapping[str, float]) -> None:
+    def finish(self, groups: list[Group], learned: Mapping[str, Any]) -> None:
         """Close the step: evaluation, figures, bounds, samples one can read, checkpoint."""
         first, self.step = self.step == 0, self.step + 1
         evaluated = self._evaluate() if self._due(self.stage.evaluation) else {}
-        metrics = summarise(groups, learned, self.clock.lap())
+        figures = dict(learned)
+        for note in figures.pop("notes", ()):
+            self.tracker.say(f"step {self.at}: {note}")
+        metrics = summarise(groups, figures, self.clock.lap())
         metrics |= self.allocation.metrics() | evaluated
         self.tracker.log(self.at, metrics)
         guard.check(self.stage, first, metrics)
@@ -262,6 +267,7 @@ def _demonstrations(stage: Stage, model: str, seed: int) -> SupervisedStream:
 
     renderer = render.load(model, stage.markers, stage.model.trust_remote_code)
     opened = renderer.thinking.start if renderer.thinking and renderer.thinking.opened else ""
+    own = renderer.tokenizer.eos_token_id  # of several ends, the one this tokenizer writes
     return SupervisedStream(
         stage.supervised,
         stage.data,
@@ -269,7 +275,7 @@ def _demonstrations(stage: Stage, model: str, seed: int) -> SupervisedStream:
         seed=seed,
         render=renderer.render,
         encode=lambda text: renderer.encode(text).tolist(),
-        eos_id=renderer.eos_ids[0],
+        eos_id=own if own is not None else renderer.eos_ids[0],
         opened=opened,
         context=ModelFolder(Path(model)).context,
     )

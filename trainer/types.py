@@ -92,3 +92,7 @@ class Batch:
     rows: int
     tokens: int
     """Real tokens, padding not counted."""
+
+    def share(self, rank: int) -> list[tuple[MicroBatch, ...]]:
+        """What `rank` computes: its micro-batches, update by update."""
+        return [update[rank] for update in self.updates]

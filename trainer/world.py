@@ -33,8 +33,8 @@ class World(Protocol):
         micro-batches; `which`: policy or reference."""
         ...
 
-    def step(self, batch: Batch) -> dict[str, float]:
-        """Take the batch's optimiser steps on the learners."""
+    def step(self, batch: Batch) -> dict[str, Any]:
+        """Take the batch's optimiser steps on the learners: figures, and `notes` for people."""
         ...
 
     def sync(self) -> None:
