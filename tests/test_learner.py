@@ -67,7 +67,10 @@ def skipping(bench: Bench) -> Iterator[Any]:
 
     In float32 the loss is infinite while its gradient is finite; in bfloat16 both are NaN.
     """
-    cases = [*itertools.product(bench.stages, ["float32"]), (0, "bfloat16"), (2, "bfloat16")]
+    cases = [
+        *itertools.product(bench.stages, ["float32"]),
+        *itertools.product(bench.stages, ["bfloat16"]),
+    ]
     for zero, dtype in cases:
         after = []
         for spoil in (True, False):
@@ -107,8 +110,9 @@ def resuming(bench: Bench) -> Iterator[Any]:
     """Three steps against one, a save, a load into a fresh learner and two more."""
     ema = LossConfig(name="ce", kl="k2", kl_coef=0.1, reference="ema", reference_decay=0.5)
     cases: list[tuple] = [(zero, "float32", ADAMW, ema) for zero in bench.stages]
-    cases += [(0, "bfloat16", ADAMW, CE), (2, "bfloat16", ADAMW, CE), (3, "bfloat16", ADAMW, CE)]
-    cases += [(0, "float32", MUON, CE), (1, "float32", MUON, CE)]
+    cases += [(zero, "bfloat16", ADAMW, CE) for zero in (0, 1)]
+    cases += [(zero, "bfloat16", ADAMW, ema) for zero in (2, 3)]
+    cases += [(0, "float32", MUON, CE), (1, "float32", MUON, CE), (1, "bfloat16", MUON, CE)]
     for zero, dtype, optim, loss in cases:
         target = Path(bench.folder) / f"saved-{bench.ranks}-{zero}-{dtype}-{optim.name}"
         batches = [bench.updates(loss, seed) for seed in (1, 2, 3)]
@@ -133,6 +137,30 @@ def resuming(bench: Bench) -> Iterator[Any]:
         resumed.close()
         same &= all(last[k] == again[k] for k in last if k not in ("seconds", "peak_memory_mb"))
         yield zero, dtype, optim.name, same, end, target / "model"
+
+
+def moving(bench: Bench) -> Iterator[Any]:
+    """A bfloat16 policy that stays a small way off: where its average is after 100 steps."""
+    import torch
+
+    ema = LossConfig(name="ce", kl="k2", kl_coef=0.1, reference="ema")
+    for zero in (0, 3):
+        learner = bench.learner(zero, loss=ema, dtype="bfloat16")
+        start = {n: w.clone() for n, w in learner.reference.average.items()}
+        other = tiny_model(tied=True).to(torch.bfloat16)
+        other.load_state_dict(learner.reference.model.state_dict())
+        with torch.no_grad():
+            for weight in other.parameters():
+                weight.mul_(1 + 2**-6)  # two bfloat16 steps
+        for _ in range(100):
+            learner.reference.follow(other, 0.99)
+        average = learner.reference.average
+        goal = dict(other.named_parameters())
+        way = [((average[n] - start[n]).sum() / (goal[n].float() - start[n]).sum()) for n in start]
+        scored = learner.reference.model.named_parameters()
+        same = all(torch.equal(p, average[n].to(torch.bfloat16)) for n, p in scored)
+        yield [float(share) for share in way], same
+        learner.close()
 
 
 def clipping(bench: Bench) -> Iterator[Any]:
@@ -258,6 +286,7 @@ def _measure(rank: int, folder: str, ranks: int) -> dict[str, Any]:
     return {
         "skipping": list(skipping(bench)),
         "resuming": list(resuming(bench)),
+        "moving": list(moving(bench)),
         "clipping": list(clipping(bench)),
         "muon": list(muon(bench)),
     }
@@ -305,6 +334,12 @@ def test_a_bad_step_is_taken_by_no_rank_and_leaves_no_trace(measured: list[dict]
 def test_resuming_is_exact(measured: list[dict]) -> None:
     for zero, dtype, optim, same, *_ in measured[0]["resuming"]:
         assert same, f"zero={zero} {dtype} {optim}"
+
+
+def test_a_moving_average_moves_in_bfloat16(measured: list[dict]) -> None:
+    for shares, scored_with in measured[0]["moving"]:
+        assert shares == pytest.approx([1 - 0.99**100] * len(shares), rel=1e-3)
+        assert scored_with, "the reference scores with the average, rounded once"
 
 
 def test_an_export_is_the_model(measured: list[dict], folder: Path) -> None:

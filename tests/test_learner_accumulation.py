@@ -9,6 +9,7 @@ Shape suffixes: T tokens of a row, N scored tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -129,3 +130,40 @@ def test_any_cut_gives_the_gradient_of_the_whole(
     counts = [count for *_, count in results[0]]
     assert len(counts) == 12
     assert min(counts) < 3 <= max(counts)
+
+
+COPIES = 64
+
+
+def in_parts(rank: int, folder: str, ranks: int) -> list[tuple]:
+    """Per ZeRO stage in bfloat16: how weights move for one micro-batch, and for 64ths of it.
+
+    A power of two: each part's gradient is exactly a 64th, and only adding up can round.
+    """
+    loss, out = LossConfig(name="ce"), []
+    for zero in (1, 2, 3):
+        moved, norms = [], []
+        for copies in (1, COPIES):
+            config = LearnerConfig(zero=zero, ranks=ranks, clip_grad=0.0)
+            learner = Learner(
+                folder, config, DESCENT, loss,
+                total_steps=9, rank=rank, port=0, dtype="bfloat16",
+            )  # fmt: skip
+            batch = pack(sequences()[:6], loss, tokens_per_micro_batch=10_000, ranks=ranks)
+            (micro,) = batch.updates[0][rank]
+            part = dataclasses.replace(micro, weights_N=micro.weights_N / copies)
+            norms.append(learner.step([[part] * copies])["grad_norm"])
+            moved.append({n: w.float().numpy() for b in learner.buckets() for n, w in b})
+            learner.close()
+        out.append((zero, moved, norms))
+    return out
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_many_micro_batches_in_bfloat16_add_up_without_rounding(folder: Path, ranks: int) -> None:
+    for zero, (whole, parts), norms in on_ranks(ranks, in_parts, str(folder), ranks)[0]:
+        where = f"zero={zero} ranks={ranks}"
+        assert norms[1] == pytest.approx(norms[0], rel=1e-6), where
+        for name, weight in whole.items():
+            # at most one rounding of the weight: to 8 significant bits
+            np.testing.assert_allclose(parts[name], weight, rtol=2**-8, err_msg=where)

@@ -307,7 +307,7 @@ class Learner:
         if self._reference is None:
             elements = self.config.head_elements
             self._reference = Reference(
-                self.path, self.device, self.temperature, elements, **self._load
+                self.path, self.device, self.temperature, elements, self._moving, **self._load
             )
         return self._reference
 
@@ -323,7 +323,7 @@ class Learner:
         own = {"updates": self.updates, "bad_steps": self.bad_steps, "rng": zero.rng_state()}
         torch.save(own, folder / f"rank{self.rank}.pt")
         if self.rank == 0 and self._moving:
-            torch.save(self.reference.model.state_dict(), folder / "reference.pt")
+            torch.save(self.reference.average, folder / "reference.pt")
         torch.distributed.barrier()
 
     def load(self, folder: str | Path) -> None:
@@ -349,7 +349,7 @@ class Learner:
         zero.set_rng_state(own["rng"])
         if self._moving:
             saved = torch.load(folder / "reference.pt", weights_only=True, map_location=self.device)
-            self.reference.model.load_state_dict(saved)
+            self.reference.restore(saved)
 
     def export(self, folder: str | Path) -> None:
         """A folder that transformers loads: safetensors, config, tokenizer files."""

@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,9 @@ def settings(config: LearnerConfig, optimiser: OptimConfig, dtype: str) -> dict[
         "gradient_clipping": 0.0 if by_hand(config, dtype) else config.clip_grad,
         "bf16": {"enabled": bfloat16, **({"check_grad_overflow": True} if bfloat16 else {})},
         "zero_optimization": {"stage": config.zero},
+        # Else micro-batches are added up in bfloat16, and the later ones round away. ZeRO-0 cannot:
+        # DeepSpeed has no optimiser for that mix without partitions and adds up in bfloat16.
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if bfloat16 and config.zero else {}),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
@@ -97,13 +100,14 @@ def start(model: Any, config: LearnerConfig, optimiser: OptimConfig, dtype: str)
         whole["zero_optimization"]["stage3_param_persistence_threshold"] = 10 * hidden
     client = None if optimiser.name == "muon" else optim.adamw(optimiser, model)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=client,
-        model_parameters=None if client else optim.parameter_groups(optimiser, model),
-        config=whole,
-        dist_init_required=False,
-    )
+    with redirect_stdout(None):  # ZeRO-1 in bfloat16 prints its memory
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=client,
+            model_parameters=None if client else optim.parameter_groups(optimiser, model),
+            config=whole,
+            dist_init_required=False,
+        )
     # In bfloat16 ZeRO-3 rounds buffers too, rotary frequencies among them (see policy.load).
     for name, buffer in buffers.items():
         owner, _, last = name.rpartition(".")
