@@ -12,6 +12,8 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 LACONIC := $(VENV)/bin/laconic
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# The tiny model runs on the CPU: each cell of a sweep would take a GPU it sees for its own.
+quickstart from-scratch test test-slow: export CUDA_VISIBLE_DEVICES :=
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart from-scratch test test-slow lint bench clean

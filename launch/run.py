@@ -13,7 +13,7 @@ from launch.placement import place
 from launch.plan import thinking
 from trainer import checkpoint, preflight, runfolder
 from trainer.config import Recipe, load
-from trainer.fresh import start_model
+from trainer.fresh import WEIGHTS, start_model
 from trainer.loop import LOOPS
 from trainer.modelfolder import fetch
 from trainer.stage import StageRun
@@ -43,16 +43,14 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
     elif settings:
         raise ValueError("settings go with a recipe's name; a Recipe is already resolved")
     preflight.check_all(recipe)
-    folder = recipe.folder
+    folder = recipe.folder.absolute()  # actors may have another working directory
     with runfolder.claim(folder):
         if runfolder.finished(recipe):
             return folder
         newest = _open(recipe)
         state = checkpoint.driver_state(newest) if newest else FRESH
         cpus = max(place(stage, 0).totals["CPU"] for stage in recipe.stages)
-        weights = sum(
-            f.stat().st_size for f in fetch(recipe.stages[0].model.path).glob("*.safetensors")
-        )
+        weights = _weight_bytes(fetch(recipe.stages[0].model.path))
         with (
             cluster(int(cpus), address, STORE_BYTES + 2 * weights),
             Tracker(
@@ -62,7 +60,7 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
             first = state["first"]
             for index in range(state["stage"], len(recipe.stages)):
                 stage = recipe.stages[index]
-                path = str(begin(recipe, index))
+                path = str(begin(recipe, index).absolute())
                 with Fleet(stage, path, recipe.deterministic) as fleet:
                     if fleet.opened is not None:
                         tracker.say(thinking(stage, fleet.opened))
@@ -105,6 +103,10 @@ def begin(recipe: Recipe, index: int) -> Path:
             shutil.copytree(last / "model", partial)
         partial.rename(made)
     return made
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(f.stat().st_size for pattern in WEIGHTS for f in folder.glob(pattern))
 
 
 def _point(link: Path, target: Path) -> None:

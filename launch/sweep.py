@@ -44,7 +44,7 @@ class Cell:
 
     @property
     def log(self) -> Path:
-        return Path(self.recipe.output) / "logs" / f"{self.recipe.folder.name}.log"
+        return self.recipe.folder.parent / "logs" / f"{self.recipe.folder.name}.log"
 
     @property
     def command(self) -> list[str]:
@@ -95,7 +95,7 @@ def sweep(
     bad = {end.cell.name for end in failed}
     good = [cell.recipe.folder for cell in cells if cell.name not in bad]
     if good:
-        summarise(good, Path(cells[0].recipe.output) / "report.html")
+        summarise(good, cells[0].recipe.folder.parent / "report.html")
     return int(bool(failed))
 
 

@@ -44,7 +44,7 @@ class DataConfig(Component):
     """Commit or tag of the hub dataset."""
     columns: Columns = Columns()
     system: str = ""
-    """System message put before every prompt that has none."""
+    """System message put before every prompt that has none; before a prompt of plain text, text."""
     suffix: str = ""
     """Appended to every prompt, e.g. ' Please reason step by step.'"""
     chat: bool = True
@@ -213,7 +213,7 @@ def _task(config: DataConfig, split: Split, seed: int) -> Dataset:
 def dress(config: DataConfig, prompt: Prompt) -> Prompt:
     """Add what the config adds to every prompt."""
     if not prompt.messages:
-        return replace(prompt, text=prompt.text + config.suffix)
+        return replace(prompt, text=config.system + prompt.text + config.suffix)
     *before, last = prompt.messages
     content = last["content"] + config.suffix
     if not config.chat:

@@ -7,10 +7,13 @@ it would be a test that fails.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -288,6 +291,35 @@ def test_folder_of_another_finished_run(case: Case, capsys: pytest.CaptureFixtur
     capsys.readouterr()
     said = [str(recipe.folder), "stages.0.steps is 1 there, 2 here", "output="]
     refused(case, capsys, said, "steps=2")
+
+
+def test_a_run_may_go_on_with_other_fields_that_move_no_number(case: Case) -> None:
+    recipe = load(case.recipe)
+    recipe.folder.mkdir(parents=True)
+    (recipe.folder / runfolder.CONFIG).write_text(runfolder.resolved(recipe))
+    (recipe.folder / runfolder.DONE).touch()
+    settings = ["checkpoint.every=1", "checkpoint.keep=5", "tracking.wandb=offline"]
+    assert main(["train", str(case.recipe), *settings]) == 0
+    recipe.folder.parent.rename(case.folder / "moved")
+    assert main(["train", str(case.recipe), f"output={case.folder}/moved"]) == 0
+
+
+def test_flash_attention_names_all_that_it_lacks(
+    case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, package, gpu = "model.dtype=bfloat16 (it is float32)", "the package flash_attn", "GPU"
+    flash = "model.attention=flash_attention_2"
+    monkeypatch.setattr("trainer.preflight._sees_gpu", lambda: False)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    refused(case, capsys, [flash, half, package, gpu, "model.attention=sdpa"], flash)
+    module = ModuleType("flash_attn")
+    module.__spec__ = ModuleSpec("flash_attn", None)
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    refused(case, capsys, [f"{flash} needs a visible GPU; or"], flash, "model.dtype=bfloat16")
+    monkeypatch.setattr("trainer.preflight._sees_gpu", lambda: True)
+    refused(case, capsys, [f"{flash} needs {half}; or"], flash)
+    with pytest.raises(StartedError):
+        main(["train", str(case.recipe), flash, "model.dtype=bfloat16"])
 
 
 def test_the_stage_is_named_where_there_are_several(

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers.data import DataConfig, PromptStream, load
+from samplers.data import DataConfig, PromptStream, dress, load
 from samplers.files import read
+from samplers.types import Prompt
 
 ROWS = [{"problem": f"{i} + {i} = ?", "answer": str(2 * i), "id": f"p{i}"} for i in range(7)]
 
@@ -148,6 +149,11 @@ def test_column_map_and_what_every_prompt_gets(tmp_path):
     assert prompt.meta["more"] == [1]
     plain = load(DataConfig(**config, suffix="?", chat=False))[0]
     assert (plain.messages, plain.text) == ((), "why?")
+
+
+def test_a_prompt_of_plain_text_gets_it_too():
+    plain = Prompt(0, "x", (), "why", "1", "")
+    assert dress(DataConfig(task="find", system="S: ", suffix="?"), plain).text == "S: why?"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from launch.plan import plan
-from launch.run import begin
+from launch.run import _weight_bytes, begin
 from tests import here
 from tests.desk import MINE, fields, furnish, recipe, write_rows
 from trainer import checkpoint, preflight
@@ -156,6 +156,44 @@ def test_parquet_as_verl_writes_it(desk: Path, tmp_path: Path) -> None:
     shown = json.loads((tmp_path / "mine-seed0/rollouts/step-1.jsonl").read_text().splitlines()[0])
     assert shown["id"].startswith("sums/train/")
     assert shown["prompt"] == f"{shown['gold']}+1=?"
+
+
+ASKED = [{"role": "user", "content": "3+1=?"}]
+ANSWERED = [*ASKED, {"role": "assistant", "content": "3</think>4"}]
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "3+1=?", "completion": "3</think>4"}, {"messages": ANSWERED}]
+)
+def test_demonstrations_from_a_file(desk: Path, tmp_path: Path, row: dict[str, Any]) -> None:
+    """They need no gold answers; the problems of an evaluation do."""
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    write_rows(train, [row] * 4)
+    write_rows(test, [{"prompt": "3+1=?", "answer": "4"}])
+    made = fields(desk, tmp_path) | {
+        "kind": "sft",
+        "steps": 1,
+        "data": {"path": {"train": str(train), "test": str(test)}},
+        "verifier": "numeric",
+        "loss": {"name": "ce"},
+    }
+    before, after = here.run(resolve(made))
+    assert "eval/accuracy" in before
+    assert after["grad_norm"] > 0
+    write_rows(test, [{"prompt": "3+1=?", "completion": "4"}])
+    with pytest.raises(ValueError, match=r"test.jsonl:1: no answer"):
+        preflight.check_all(resolve(made))
+    preflight.check_all(resolve(made | {"evaluation": None}))
+    write_rows(train, [{"prompt": "3+1=?", "answer": "4"}])
+    with pytest.raises(ValueError, match=r"train.jsonl:1: no completion"):
+        preflight.check_all(resolve(made | {"evaluation": None}))
+
+
+def test_weights_are_counted_whatever_they_are_stored_as(tmp_path: Path) -> None:
+    """The object store is sized by them."""
+    for name, size in (("a.safetensors", 5), ("pytorch_model.bin", 70), ("config.json", 900)):
+        (tmp_path / name).write_bytes(bytes(size))
+    assert _weight_bytes(tmp_path) == 75
 
 
 def test_own_modules(desk: Path, tmp_path: Path) -> None:
@@ -355,14 +393,18 @@ def ended(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 NOTEBOOK = """
-import json, sys
+import json, os, sys
+from pathlib import Path
 sys.path.append(sys.argv[1])  # after Python has started: its workers must learn of it
 from trainer import train
 first = train("note.yaml", "name=first")
 import ray
 assert not ray.is_initialized()
 ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-second = train("note.yaml", "name=second", f"model.path={first}")
+os.mkdir("elsewhere")
+os.chdir("elsewhere")  # Ray's workers stay where they were
+second = train("../note.yaml", "name=second", f"model.path={os.path.relpath(first)}", "output=out")
+assert second == Path.cwd() / "out" / "second-seed0", second
 assert ray.is_initialized()
 import time
 for _ in range(100):

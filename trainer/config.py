@@ -200,17 +200,27 @@ class Recipe(Component):
     name: str
     seed: int = 0
     deterministic: bool = True
-    """Same recipe and seed, same metrics (times excepted): plans go to engines by index."""
+    """Same recipe and seed, same metrics (times excepted): plans go to engines by index. Off has
+    no effect yet."""
     output: str = "runs"
     """Folder of run folders."""
     tracking: TrackingConfig = TrackingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     stages: tuple[Stage, ...]
 
+    @model_validator(mode="after")
+    def _always_deterministic(self) -> Recipe:
+        if not self.deterministic:
+            warnings.warn(
+                "deterministic=false has no effect: plans go to engines by index either way",
+                stacklevel=2,
+            )
+        return self
+
     @property
     def folder(self) -> Path:
         """This run's folder: output/name-seed (`/` in a name becomes `-`)."""
-        return Path(self.output) / f"{self.name.replace('/', '-')}-seed{self.seed}"
+        return Path(self.output).expanduser() / f"{self.name.replace('/', '-')}-seed{self.seed}"
 
 
 def _resolve(kind: str, package: str, spec: Spec) -> None:

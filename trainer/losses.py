@@ -71,7 +71,7 @@ class LossConfig(Component):
     kl_coef: float = Field(0.0, ge=0)
     """Weight of the KL term; 0 only measures it."""
     reference: Literal["frozen", "ema"] = "frozen"
-    """frozen: the model the run began with (LoRA: the adapter off). ema: a moving average."""
+    """frozen: the model the stage began with. ema: a moving average of the trained one."""
     reference_decay: float = Field(0.99, ge=0, le=1)
     """ema: share of the old reference kept at each optimiser step."""
     entropy_coef: float = 0.0

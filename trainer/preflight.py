@@ -6,9 +6,11 @@ know (a placement that does not fit, an architecture without a cache) is told wh
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from samplers.data import Dataset
 from samplers.data import load as load_data
 from samplers.render import ThinkingConfig
 from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
+from trainer import supervised
 from trainer.config import Recipe, Stage
 from trainer.modelfolder import ModelFolder, locate
 
@@ -55,13 +58,16 @@ def check(stage: Stage, recipe: Recipe, *, thorough: bool = True) -> None:
     """
     _sizes(stage)
     _graders(stage)
-    datasets = {"train": load_data(stage.data, "train", recipe.seed)}
+    _attention(stage)
+    graded = [] if stage.kind == "sft" else [load_data(stage.data, "train", recipe.seed)]
     if stage.evaluation is not None and stage.evaluation.every:
-        datasets["test"] = load_data(stage.data, "test", recipe.seed)
-    prompts = [prompt for dataset in datasets.values() for prompt in _some(dataset)]
-    _model(stage, prompts, thorough)
-    _plans(stage, prompts[0])
-    for dataset in datasets.values():
+        graded.append(load_data(stage.data, "test", recipe.seed))
+    asked = [prompt for dataset in graded for prompt in _some(dataset)]
+    imitated = _examples(stage, recipe.seed) if stage.kind == "sft" else []
+    _model(stage, asked, imitated, thorough)
+    if asked:
+        _plans(stage, asked[0])
+    for dataset in graded:
         _golds(stage, dataset, thorough)
 
 
@@ -77,6 +83,30 @@ def _sizes(stage: Stage) -> None:
             "a single one has advantage 0; set rollouts_per_prompt=2 or more, or an algorithm "
             "without a group baseline (raft)"
         )
+
+
+def _attention(stage: Stage) -> None:
+    """FlashAttention is an extra package, for GPUs, and knows no float32."""
+    if stage.model.attention != "flash_attention_2":
+        return
+    missing = []
+    if stage.model.dtype != "bfloat16":
+        missing.append(f"model.dtype=bfloat16 (it is {stage.model.dtype})")
+    if importlib.util.find_spec("flash_attn") is None:
+        missing.append("the package flash_attn (pip install flash-attn)")
+    if not _sees_gpu():
+        missing.append("a visible GPU")
+    if missing:
+        raise ValueError(
+            f"model.attention=flash_attention_2 needs {', '.join(missing)}; or set "
+            "model.attention=sdpa"
+        )
+
+
+def _sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.device_count() > 0
 
 
 def _graders(stage: Stage) -> None:
@@ -117,12 +147,25 @@ def _learns_nothing_alone(stage: Stage) -> bool:
     return not any(row.advantages_T.any() for row in module.sequences([group], config))
 
 
+def _examples(stage: Stage, seed: int) -> list[Prompt]:
+    """The first prompts of every phase of a supervised stage: they need completions, not golds."""
+    changes: list[Mapping[str, Any]] = [phase.settings for phase in stage.supervised.curriculum]
+    return [
+        prompt
+        for change in [*changes, {}]
+        for prompt in _some(supervised.examples(stage.supervised, stage.data, change, seed))
+    ]
+
+
 def _some(dataset: Dataset) -> list[Prompt]:
     """The first prompts: all of a small dataset, a few of a task (those are made, not read)."""
     return [dataset[i] for i in range(min(LOOKED_AT, dataset.size or 8))]
 
 
-def _model(stage: Stage, prompts: Sequence[Prompt], thorough: bool) -> None:
+def _model(
+    stage: Stage, asked: Sequence[Prompt], imitated: Sequence[Prompt], thorough: bool
+) -> None:
+    """`asked` are answered, up to the response cap; `imitated` come with their completions."""
     folder = locate(stage.model.path, download=thorough)
     if folder is None:
         warnings.warn(
@@ -138,12 +181,13 @@ def _model(stage: Stage, prompts: Sequence[Prompt], thorough: bool) -> None:
             f"model.path: {folder} is {kinds}, which is not a causal language model; give one "
             "whose architecture ends in ForCausalLM"
         )
-    if not model.chat_template and any(p.messages for p in prompts):
+    if not model.chat_template and any(p.messages for p in (*asked, *imitated)):
         raise ValueError(
             f"model.path: {folder} has no chat template, and data.chat=true makes chat messages; "
             "add chat_template.jinja to the folder, or set data.chat=false"
         )
-    _context(stage, model, prompts)
+    if asked:
+        _context(stage, model, asked)
     if stage.markers is not None and not stage.model.add_markers:
         check_markers(model, stage.markers)
 

@@ -16,6 +16,8 @@ from trainer import checkpoint
 from trainer.config import Recipe
 
 CONFIG, DONE, LOCK = "config.yaml", "DONE", ".lock"
+FREE = {"tracking", "checkpoint", "output"}
+"""Fields that move no number: a run may be continued with others."""
 
 
 def resolved(recipe: Recipe) -> str:
@@ -37,18 +39,26 @@ def same(recipe: Recipe) -> None:
     """Refuse a folder with the results of another configuration; an attempt without any may go.
 
     Raises:
-        ValueError: it holds a finished run, or checkpoints, of another configuration.
+        ValueError: it holds a finished run, or checkpoints, of another configuration (apart from
+            the fields in `FREE`).
     """
     folder, config = recipe.folder, recipe.folder / CONFIG
     if not (folder / DONE).is_file() and checkpoint.newest(folder / "checkpoints") is None:
         return
     here = yaml.safe_load(config.read_text()) if config.is_file() else None
-    changed = _first_difference(here, yaml.safe_load(resolved(recipe)))
+    changed = _first_difference(_binding(here), _binding(yaml.safe_load(resolved(recipe))))
     if changed:
         raise ValueError(
             f"{folder} holds a run with another configuration ({changed}); choose another "
             "output=... or name=..., or remove the folder"
         )
+
+
+def _binding(config: Any) -> Any:
+    """`config` without the fields that a continued run may change."""
+    if not isinstance(config, dict):
+        return config
+    return {field: value for field, value in config.items() if field not in FREE}
 
 
 def _first_difference(old: Any, new: Any, path: str = "") -> str | None:
