@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.tiny import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
 from trainer import checkpoint
-from trainer.modelfolder import ModelFolder, locate
+from trainer.modelfolder import ModelFolder, fetch, locate
 
 
 def saved(folder: Path, arch: str = "qwen3", **sizes: Any) -> tuple[ModelFolder, Any]:
@@ -118,3 +119,29 @@ def test_what_may_be_a_hub_name(name: str, hub: bool, monkeypatch: pytest.Monkey
     with nullcontext() if hub or folder else refused:
         locate(name)
     assert bool(asked) == hub
+
+
+@pytest.mark.parametrize(
+    ("weights", "got"),
+    [
+        (["model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
+        (["pytorch_model.bin"], ["pytorch_model.bin"]),
+        ([], None),
+    ],
+)
+def test_weights_of_a_hub_model_are_never_drawn_at_random(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: list[str], got: list[str] | None
+) -> None:
+    """A folder without weights would be, so older ones are fetched, and none is refused."""
+
+    def download(name: str, allow_patterns: list[str], **_: Any) -> str:
+        for file in ("config.json", *weights):
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with nullcontext() if got else pytest.raises(ValueError, match=r"'org/old' holds neither"):
+        fetch("org/old")
+    if got:
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", *got]

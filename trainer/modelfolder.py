@@ -28,7 +28,7 @@ def fetch(name: str) -> Path:
     """The folder of model `name` with its weights, downloaded where it has to be.
 
     Raises:
-        ValueError: as `locate`.
+        ValueError: as `locate`, or a hub model without weights.
     """
     folder = locate(name, download=True)
     assert folder is not None
@@ -36,7 +36,15 @@ def fetch(name: str) -> Path:
         return folder
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, allow_patterns=ALL_FILES))
+    snapshot = Path(snapshot_download(name, allow_patterns=ALL_FILES))
+    if not any(snapshot.glob("*.safetensors")):  # an older model
+        snapshot_download(name, allow_patterns=["*.bin"])
+        if not any(snapshot.glob("*.bin")):  # a folder without weights would be drawn at random
+            raise ValueError(
+                f"model.path: '{name}' holds neither *.safetensors nor *.bin on the hub; choose a "
+                "model with weights"
+            )
+    return snapshot
 
 
 def locate(name: str, *, download: bool = False) -> Path | None:
