@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from samplers.engines import base
+from samplers.engines import _forward, base
 from samplers.types import Completion, Request
 from tests.tiny import tiny_model
 
@@ -353,6 +353,81 @@ def test_bfloat16_logprobs(start):
     cast = start(tiny_model(initializer_range=0.1), dtype="bfloat16").generate(requests)
     for a, b in zip(made, cast, strict=True):
         same(a, b)
+
+
+@pytest.mark.parametrize(("arch", "scale"), [("qwen3", 1.0), ("gpt2", 1.0), ("cohere", 4.0)])
+def test_bfloat16_models_have_a_float32_head(start, arch, scale):
+    """Many peaked logits, which bfloat16 would round by more than the engine may differ."""
+    sizes = {"vocab_size": 4000, "initializer_range": 0.3}
+    sizes |= {"logit_scale": scale} if scale != 1.0 else {}
+    model = tiny_model(arch, dtype="bfloat16", **sizes)
+    engine, weight = start(model, dtype="bfloat16"), model.get_output_embeddings().weight
+    weight = weight.detach().float()
+    rounded = []
+    for i, prompt in enumerate(prompts(12, 12, 60)):
+        (made,) = engine.generate([Request(i, prompt, 1, (), seed=i)])
+        ids = np.append(prompt, made.ids_T)
+        with torch.no_grad():
+            hidden = model.base_model(torch.from_numpy(prompt.astype(np.int64))[None])[0][0]
+        exact = (hidden.float() @ weight.t() * scale).log_softmax(-1)
+        exact = exact[range(len(prompt)), ids[1:]]
+        np.testing.assert_allclose(engine.score([ids])[0], exact, atol=1e-4)
+        np.testing.assert_allclose(made.logprobs_T, exact[-1:], atol=1e-4)
+        plain = logits(model, prompt).log_softmax(-1)[range(len(prompt)), ids[1:]]
+        rounded.append((plain - exact).abs())
+    assert torch.cat(rounded).max() > 1e-2  # rounded logits would fail the checks above
+
+
+def picks(logits_V: torch.Tensor, monkeypatch: pytest.MonkeyPatch, drawn: np.ndarray) -> np.ndarray:
+    """Tokens that the uniform numbers `drawn` pick."""
+    monkeypatch.setattr(_forward, "uniforms", lambda keys, positions: drawn)
+    zeros = np.zeros(len(drawn))
+    tokens, logprobs = _forward.sample(
+        logits_V.expand(len(drawn), -1), zeros.astype(np.float32) + 1,
+        zeros.astype(np.uint64), zeros.astype(np.int64),
+    )  # fmt: skip
+    expected = logits_V.log_softmax(-1)[tokens].numpy()
+    np.testing.assert_allclose(logprobs, expected, atol=1e-5)
+    return tokens
+
+
+def test_rare_tokens_behind_a_likely_one_are_sampled(monkeypatch):
+    """50,000 tokens of 1e-9 each, of which a float32 sum would drop every one."""
+    logits_V = torch.full((50_001,), 1e-9).log()
+    logits_V[0] = float(np.log1p(-5e-5))
+    probs_V = logits_V.softmax(-1).double().numpy()
+    wanted = np.array([1, 2, 777, 25_000, 49_999])
+    middle = (np.cumsum(probs_V)[wanted] - probs_V[wanted] / 2) / probs_V.sum()
+    np.testing.assert_array_equal(picks(logits_V, monkeypatch, middle), wanted)
+
+
+def test_no_draw_gives_an_impossible_token(monkeypatch):
+    logits_V = torch.full((100,), -torch.inf)
+    logits_V[[3, 50, 96]] = torch.tensor([0.0, 1.0, -2.0])
+    drawn = np.concatenate([[2.0**-54, 1 - 2.0**-54], np.linspace(0.001, 0.999, 200)])
+    assert set(picks(logits_V, monkeypatch, drawn)) == {3, 50, 96}
+    # As if sums in parallel had put the search beside the step.
+    off = lambda cdf, target: torch.full_like(target, 49, dtype=torch.int64)  # noqa: E731
+    monkeypatch.setattr(torch, "searchsorted", off)
+    assert set(picks(logits_V, monkeypatch, drawn)) == {50}
+
+
+def test_the_cache_holds_what_is_needed_and_no_more():
+    """Rows grow from a few to all slots, and in length to what their requests allow."""
+    engine = STARTS["torch"](tiny_model(), slots=20)
+    asked = prompts(14, seed=15) + prompts(20, seed=16)
+    cache, sizes = engine._cache, set()
+    requests = [Request(i, p, 100, (), seed=i) for i, p in enumerate(asked)]
+    engine.add(requests[:14])
+    while engine.pending:
+        engine.step()
+        engine.add(requests[14:] if engine.counters["steps"] == 50 else [])
+        sizes.add((cache.slots, cache.capacity))
+        for layer in cache.layers:
+            assert layer.keys.shape[:3:2] == (cache.slots, cache.capacity)
+    assert len(sizes) > 2  # it did grow, by steps
+    assert len(sizes) < 12
+    assert max(sizes) == (20, max(len(p) for p in asked) + 100)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from samplers.types import Floats, Ids
 _SCORE_TOKENS = 16384
 _SCORE_LOGITS = 2**26
 """Logits of one scoring forward (256 MB in fp32)."""
+_IMPOSSIBLE = -87.0
+"""Below this logprob no uniform number of 53 bits reaches a token."""
 
 
 def additive_mask(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -33,6 +35,28 @@ def additive_mask(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 @functools.cache
 def _keeps_logits(kind: Any) -> bool:
     return "logits_to_keep" in inspect.signature(kind.forward).parameters
+
+
+def widen_head(model: Any) -> None:
+    """Make the head of a 16-bit model give float32 logits, as the learner computes them.
+
+    Rounded to bfloat16, a logit of 20 is off by up to 0.06: more than the learner and the engine
+    may differ. What the model does to its logits after the head is done in float32 then, too.
+    """
+    head = model.get_output_embeddings()
+    if isinstance(head, torch.nn.Linear):
+        head.forward = functools.partial(_wide, head)
+
+
+def _wide(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    weight_VH, flat_NH = head.weight, hidden.flatten(0, -2)
+    if weight_VH.is_cuda:  # products of 16-bit numbers, summed and kept in 32 bits
+        logits_NV = torch.mm(flat_NH, weight_VH.t(), out_dtype=torch.float32)
+    else:
+        logits_NV = flat_NH.float() @ weight_VH.float().t()
+    if head.bias is not None:
+        logits_NV += head.bias
+    return logits_NV.view(*hidden.shape[:-1], -1)
 
 
 def last_logits(model: Any, **inputs: Any) -> torch.Tensor:
@@ -81,7 +105,8 @@ def sample(
     """Tokens and their logprobs after temperature (of temperature 1 where it is 0, greedy).
 
     Inverse CDF with one uniform number per token, a function of the row's seed and of how many
-    tokens it has sampled: the same token in any batch.
+    tokens it has sampled: the same token in any batch. The sums are float64: float32 would lose
+    every token rarer than 6e-8 behind a likely one.
     """
     device, logits_NV = logits_NV.device, logits_NV.float()
     greedy_N = temperature_N == 0
@@ -92,8 +117,8 @@ def sample(
     if greedy_N.all():
         token_N1 = logits_NV.argmax(-1, keepdim=True)
     else:
-        drawn_N = uniforms(seed_N, position_N.astype(np.uint64)).astype(np.float32)
-        cdf_NV = logprobs_NV.exp().cumsum(-1)
+        drawn_N = uniforms(seed_N, position_N.astype(np.uint64))
+        cdf_NV = logprobs_NV.exp().double().cumsum_(-1)
         # Scaled to the sum as rounded, so that a token always exists; the first to reach the
         # target, so that it is never one of probability zero.
         target_N1 = torch.from_numpy(drawn_N).to(device)[:, None] * cdf_NV[:, -1:]
@@ -103,8 +128,13 @@ def sample(
             token_N1 = torch.where(
                 torch.from_numpy(greedy_N).to(device)[:, None], best_N1, token_N1
             )
-    logprob_N1 = logprobs_NV.gather(-1, token_N1)
-    return token_N1[:, 0].cpu().numpy(), logprob_N1[:, 0].cpu().numpy()
+    token_N = token_N1[:, 0].cpu().numpy()
+    logprob_N = logprobs_NV.gather(-1, token_N1)[:, 0].cpu().numpy()
+    # Sums in parallel may fall by a rounding between equals, so that a search ends beside its step.
+    for n in np.flatnonzero(logprob_N < _IMPOSSIBLE):
+        token_N[n] = int(logprobs_NV[n].argmax())
+        logprob_N[n] = float(logprobs_NV[n, token_N[n]])
+    return token_N, logprob_N
 
 
 def score(model: Any, ids: Sequence[Ids], temperature: float, vocab: int) -> list[Floats]:

@@ -112,14 +112,18 @@ class SlotCache(Cache):
         self.slots = self.capacity = self.live = self.longest = 0
         self._flat: dict[int, torch.Tensor] = {}
 
-    def reserve(self, slots: int, capacity: int) -> None:
-        """Room for that many rows of that length; grows by half at least, never shrinks."""
+    def reserve(self, slots: int, capacity: int, most: tuple[int, int]) -> None:
+        """Room for that many rows of that length; grows by half at least, never shrinks.
+
+        `most` are the slots and the capacity that can come to be needed: no growth goes beyond.
+        """
         if slots <= self.slots and capacity <= self.capacity:
             return
         if slots > self.slots:
-            slots = max(slots, self.slots * 3 // 2)
+            slots = max(slots, min(self.slots * 3 // 2, most[0]))
         if capacity > self.capacity:
-            capacity = -(-max(capacity, self.capacity * 3 // 2) // 32) * 32
+            spare = -(-max(capacity, self.capacity * 3 // 2) // 32) * 32
+            capacity = max(capacity, min(spare, most[1]))
         self.slots, self.capacity = max(slots, self.slots), max(capacity, self.capacity)
         for layer in self.layers:
             layer.resize(self.slots, self.capacity)

@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from samplers.engines._forward import additive_mask, last_logits, prefill, sample, score
+from samplers.engines._forward import (
+    additive_mask,
+    last_logits,
+    prefill,
+    sample,
+    score,
+    widen_head,
+)
 from samplers.engines._rows import STATE, Kept, Row, Table, chunks
 from samplers.engines._slots import ATTENTION, SlotCache, check_supported
 from samplers.engines.base import Config
@@ -53,6 +60,8 @@ class TorchEngine:
         self.model = model.to(self.device).eval().requires_grad_(False)
         for parameter in model.parameters():  # not buffers: rotary frequencies stay fp32
             parameter.data = parameter.data.to(dtype)
+        if dtype != torch.float32:
+            widen_head(model)
         self.version = 0
         self.counters = {"steps": 0, "sampled": 0, "prefilled": 0, "forked": 0}
         text = model.config.get_text_config(decoder=True)
@@ -61,6 +70,7 @@ class TorchEngine:
         if model._supports_attention_backend and text._attn_implementation == "sdpa":
             model.set_attn_implementation(ATTENTION)
         self._cache = SlotCache(text.num_hidden_layers)
+        self._reach = 0  # longest that a row in the cache can become
         self._state = np.zeros(config.slots, STATE)
         self._ids = np.zeros((config.slots, 64), np.int32)
         self._logprobs = np.zeros((config.slots, 64), np.float32)
@@ -207,7 +217,8 @@ class TorchEngine:
         self._logprobs[slot, : len(row.ids)] = row.logprobs
         if not row.spans:
             row.spans = [(0, self.version)]
-        self._cache.reserve(slot + 1, length + 1)
+        self._reach = max(self._reach, len(row.context) + request.max_tokens)
+        self._cache.reserve(slot + 1, length + 1, (self.config.slots, self._reach))
         return slot
 
     def _prefill(self, rows: list[Row], start: int) -> torch.Tensor:
@@ -236,7 +247,7 @@ class TorchEngine:
     def _decode(self) -> None:
         state = self._state[: len(self._rows)]
         longest = int(state["length"].max()) + 1
-        self._cache.reserve(len(state), longest)
+        self._cache.reserve(len(state), longest, (self.config.slots, self._reach))
         lengths_N = torch.from_numpy(state["length"].copy()).to(self.device)
         self._cache.begin(lengths_N, longest)
         hidden = torch.arange(longest, device=self.device) > lengths_N[:, None]
@@ -350,6 +361,7 @@ class TorchEngine:
         self._forks.clear()
         self._rows.clear()
         self._cache.clear()
+        self._reach = 0
 
 
 def start(model: Any, config: Config, trust_remote_code: bool = False) -> TorchEngine:
