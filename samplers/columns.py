@@ -26,11 +26,11 @@ def pack(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     runs = [t for r in rollouts for t in (r.thought, *(a.tokens for c in r.answers for a in c))]
     prompts = [r.prompt_ids_T for r in rollouts]
     rows = [
-        (r.group, r.index, r.closed, r.unfinished, len(r.answers), len(r.answers[0]))
+        (r.group, r.index, r.closed, r.unfinished, r.skipped, len(r.answers), len(r.answers[0]))
         for r in rollouts
     ]
     return {
-        "rows": np.array(rows, np.int64).reshape(-1, 6),
+        "rows": np.array(rows, np.int64).reshape(-1, 7),
         "prompt_ids": _join(prompts, np.int32),
         "prompt_lengths": np.array([len(p) for p in prompts], np.int32),
         "ids": _join([t.ids_T for t in runs], np.int32),
@@ -52,15 +52,17 @@ def unpack(columns: dict[str, Any], jobs: Sequence[Job]) -> list[Rollout]:
     runs, prompts = _runs(columns), _prompts(columns)
     afters, texts = iter(columns["after"].tolist()), iter(columns["texts"])
     out = []
-    for job, (_, _, closed, unfinished, cuts, per_cut) in zip(jobs, rows.tolist(), strict=True):
+    for job, (_, _, closed, unfinished, skipped, cuts, per_cut) in zip(
+        jobs, rows.tolist(), strict=True
+    ):
         thought = next(runs)
         answers = tuple(
             tuple(Answer(next(afters), next(runs), next(texts)) for _ in range(per_cut))
             for _ in range(cuts)
         )
         head = (job.prompt.index, job.group, job.index, job.seed, job.plan)
-        body = (next(prompts), thought, bool(closed), answers, bool(unfinished))
-        out.append(Rollout(*head, *body))
+        body = (next(prompts), thought, bool(closed), answers)
+        out.append(Rollout(*head, *body, unfinished=bool(unfinished), skipped=bool(skipped)))
     return out
 
 

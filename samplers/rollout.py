@@ -57,12 +57,13 @@ class Run:
             or self.plan.answer is not None
             or self.plan.answers_per_cut > 1
         )
-        self.closed = False
+        self.closed = self.skipped = False
         self.thought = forced(renderer.encode(self.plan.prefill) if self.plan.prefill else _NONE)
         self.cuts = len(self.plan.cuts) or 1
         self.answers: list[list[Answer | None]] = [
             [None] * self.plan.answers_per_cut for _ in range(self.cuts)
         ]
+        self.repeats: dict[int, int] = {}  # cut: the one whose answers it shows
 
     # Thinking
 
@@ -73,11 +74,12 @@ class Run:
             self.thought = forced(_NONE)
             return self._answer_all([(0, prefill)])
         ends = np.flatnonzero(prefill == self.markers.end_id)
+        self.skipped = len(ends) > 0 or self.renderer.closed(self.prompt_ids)
         if len(ends):  # the plan closes the thought before the model can open it
             self.thought = forced(prefill[: ends[0]])
             begun = np.concatenate([prefill[ends[0] :], self.after_close])
             return self._answer_all([(int(ends[0]), begun)] * self.cuts)
-        if self.renderer.closed(self.prompt_ids):
+        if self.skipped:
             self.thought = forced(_NONE)
             return self._answer_all([(0, np.concatenate([prefill, self.after_close]))] * self.cuts)
         budget = (
@@ -137,7 +139,11 @@ class Run:
         self, starts: Sequence[tuple[int, Ids]], handle: int | None = None
     ) -> Iterator[tuple[Place, Request]]:
         """`answers_per_cut` answers from each (tokens of the thought, forced ids)."""
+        last = {after: cut for cut, (after, _) in enumerate(starts)}
         for cut, (after, begun) in enumerate(starts):
+            if self.plan.collapse and last[after] != cut:
+                self.repeats[cut] = last[after]
+                continue
             room = self.plan.max_tokens - after - len(begun)
             limit = room if self.plan.answer is None else min(room, self.plan.answer)
             for number in range(self.plan.answers_per_cut):
@@ -213,6 +219,8 @@ class Run:
         )
 
     def finish(self) -> Rollout:
+        for cut, of in self.repeats.items():
+            self.answers[cut] = self.answers[of]
         answers = tuple(tuple(a for a in cut if a is not None) for cut in self.answers)
         assert all(len(cut) == self.plan.answers_per_cut for cut in answers)
         last = answers[-1][0].tokens
@@ -221,7 +229,7 @@ class Run:
         job = self.job
         return Rollout(
             job.prompt.index, job.group, job.index, job.seed, job.plan,
-            self.prompt_ids, self.thought, self.closed, answers,
+            self.prompt_ids, self.thought, self.closed, answers, False, self.skipped,
         )  # fmt: skip
 
 
@@ -354,7 +362,7 @@ class RolloutWorker:
         self._seconds += seconds
         self._stats["rollouts"] += len(rollouts)
         for rollout in rollouts:
-            answers = [a.tokens for cut in rollout.answers for a in cut]
+            answers = [a.tokens for a in rollout.made]
             self._stats["thought"] += len(rollout.thought)
             self._stats["answer"] += sum(int((~tokens.forced_T).sum()) for tokens in answers)
             self._stats["forced"] += sum(int(tokens.forced_T.sum()) for tokens in answers)

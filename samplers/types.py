@@ -64,6 +64,9 @@ class Plan:
     """Forced start of the response, after the generation prompt."""
     subgroup: str = ""
     """Rollouts of one prompt that share a mode or an announced budget share this key."""
+    collapse: bool = False
+    """Cuts that see the same of the thought (all at or beyond its end) share the last one's
+    answers: for measuring; training needs independent ones."""
     chunk: int | None = None
     """At most this many new tokens per step; the rest is continued by newer weights."""
 
@@ -162,6 +165,13 @@ class Rollout:
     answers: tuple[tuple[Answer, ...], ...]
     """[cut][answer]; a plan without cuts has one cut of one answer, always present."""
     unfinished: bool = False
+    skipped: bool = False
+    """The prompt or the plan's prefill closed the thought: the model had only to answer."""
+
+    @property
+    def ended(self) -> bool:
+        """The thought came to its end unforced, so the final answer is the model's own."""
+        return self.closed or self.skipped
 
     @property
     def think_tokens(self) -> int:
@@ -184,9 +194,17 @@ class Rollout:
         return len(self.thought) + len(self.final.tokens)
 
     @property
+    def made(self) -> tuple[Answer, ...]:
+        """Every answer that was generated; a collapsed plan's cuts may show one several times."""
+        cuts = self.answers
+        if self.plan.collapse:
+            cuts = tuple({cut[0].after: cut for cut in cuts}.values())
+        return tuple(answer for cut in cuts for answer in cut)
+
+    @property
     def sampled_tokens(self) -> int:
         """Everything that was generated and paid for, every answer of every cut."""
-        runs = [self.thought, *(a.tokens for cut in self.answers for a in cut)]
+        runs = [self.thought, *(a.tokens for a in self.made)]
         return int(sum((~run.forced_T).sum() for run in runs))
 
     @property

@@ -26,7 +26,7 @@ async def patient(text, gold, meta):
     return float(len(text) % 2 == 0)
 
 def trl(prompts, completions, answer, hard, **kwargs):
-    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+    texts = [c[0]["content"] for c in completions]
     return [float((len(t) + len(a) + h) % 2 == 0) for t, a, h in zip(texts, answer, hard)]
 
 def brevity(completions, completion_ids, **kwargs):

@@ -111,10 +111,11 @@ def by_hand(plan: Plan, seed: int, renderer: Renderer = RENDERER) -> dict[str, A
         at = prefill.index(END)
         thought = expect(prefill[:at], [NAN] * at)
         starts = [(at, prefill[at:] + after_close)] * len(cuts)
-        return answers(plan, seed, renderer, prompt, thought, starts)
+        return answers(plan, seed, renderer, prompt, {**thought, "skipped": True}, starts)
     if prompt[-1] == END:
         starts = [(0, prefill + after_close)] * len(cuts)
-        return answers(plan, seed, renderer, prompt, expect(), starts)
+        skip = {**expect(), "skipped": True}
+        return answers(plan, seed, renderer, prompt, skip, starts)
     budgeted = plan.think is not None or bool(plan.cuts)
     budget = plan.think if plan.think is not None else max(plan.cuts, default=plan.max_tokens)
     room = max(0, min(budget, plan.max_tokens) - len(prefill))
@@ -152,6 +153,8 @@ def answers(plan, seed, renderer, prompt, thought, starts) -> dict[str, Any]:
     """From each (tokens of the thought that are seen, forced ids) as many answers as planned."""
     out = []
     for c, (after, forced) in enumerate(starts):
+        if plan.collapse:  # the last cut that sees as much answers for all of them
+            c = max(i for i, start in enumerate(starts) if start == (after, forced))
         out.append([])
         for a in range(plan.answers_per_cut):
             limit = plan.max_tokens - after - len(forced)
@@ -179,4 +182,5 @@ def expect(thought=(), logprobs=(), finish="stop", closed=False) -> dict[str, An
         "logprobs": list(logprobs),
         "finish": finish,
         "closed": closed,
+        "skipped": False,
     }

@@ -39,7 +39,13 @@ def rollouts(draw: Any) -> list[tuple[Job, Rollout]]:
         cut = st.lists(answer, min_size=per_cut, max_size=per_cut).map(tuple)
         answers = draw(st.lists(cut, min_size=1, max_size=3).map(tuple))
         head = (prompt.index, job.group, index, seed, job.plan, draw(IDS))
-        body = (draw(tokens()), draw(st.booleans()), answers, draw(st.booleans()))
+        body = (
+            draw(tokens()),
+            draw(st.booleans()),
+            answers,
+            draw(st.booleans()),
+            draw(st.booleans()),
+        )
         out.append((job, Rollout(*head, *body)))
     return out
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rewards.verdict import Verdict
+from rewards.verify import context
+from samplers.rollout import RolloutWorker
 from samplers.types import Answer, Job, Plan, Prompt, Rollout, Tokens
+from tests.scripted import PROMPT, RENDERER, ScriptedEngine
 from trainer.eval import budgets
 from trainer.eval.budgets import EvalConfig, evaluate
 
@@ -35,6 +39,7 @@ class Scripted:
     unknown: set[str] = field(default_factory=set)
     jobs: list[Job] = field(default_factory=list)
     graded: int = 0
+    items: list[budgets.Item] = field(default_factory=list)
 
     @staticmethod
     def facts(job: Job) -> tuple[int, int, bool]:
@@ -67,6 +72,7 @@ class Scripted:
 
     def grade(self, items: Sequence[budgets.Item]) -> list[Verdict]:
         self.graded += len(items)
+        self.items += items
         return [self._verdict(text, meta["id"]) for text, _, meta in items]
 
     def _verdict(self, text: str | None, name: str) -> Verdict:
@@ -218,6 +224,69 @@ def test_budgets_stay_below_the_cap() -> None:
         evaluate(Scripted(), [], EvalConfig(), PLAN)
 
 
+def test_verifiers_are_told_what_training_tells_them() -> None:
+    result, workers = run(EvalConfig(budgets=(8,)), count=2)
+    assert result.rows
+    told = [context(prompt) for prompt in prompts(2)]
+    assert told[0]["prompt"] == "question 0"
+    assert workers.items
+    assert all(meta in told for _, _, meta in workers.items)
+
+
+class Talking(Scripted):
+    """A worker and its renderer around the scripted engine; any answer that was reached counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rollouts: list[Rollout] = []
+
+    def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
+        self.worker = RolloutWorker(ScriptedEngine(), RENDERER)
+        self.rollouts = self.worker.generate(jobs)
+        return self.rollouts
+
+    def _verdict(self, text: str | None, name: str) -> Verdict:
+        return Verdict(text is not None, float(text is not None), "ok" if text else "wrong", text)
+
+
+def talk(plan: Plan, grid: tuple[int, ...]) -> tuple[budgets.EvalResult, list[Rollout]]:
+    asked = [replace(PROMPT, index=i, id=f"p{i}", meta={"id": f"p{i}"}) for i in range(40)]
+    workers = Talking()
+    result = evaluate(workers, asked, EvalConfig(budgets=grid, temperature=1.0), plan)
+    return result, workers.rollouts
+
+
+@pytest.mark.parametrize(
+    "mode", [{"template": {"enable_thinking": False}}, {"prefill": "B1</think>"}]
+)
+def test_a_thought_that_the_prompt_closed_has_an_answer_of_its_own(mode: dict[str, Any]) -> None:
+    result, rollouts = talk(Plan(max_tokens=40, **mode), (0, 8))
+    assert not any(r.closed for r in rollouts)
+    value = {name: e.value for name, e in result.metrics.items()}
+    assert value["accuracy"] == value["accuracy@8"] == value["cap_accuracy@8"] == 1
+    assert value["forced@0"] == value["forced@8"] == 0
+    assert all(row["text"] is not None for row in result.shown)
+
+
+def test_budgets_beyond_the_end_of_a_thought_repeat_its_own_answer() -> None:
+    grid = (0, 4, 12, 20, 30)
+    result, rollouts = talk(Plan(max_tokens=60), grid)
+    rows = iter(result.rows)
+    repeated = 0
+    for rollout in rollouts:
+        *at, own = [next(rows) for _ in (*grid, "inf")]
+        beyond = [row for row in at if rollout.closed and row["budget"] >= rollout.think_tokens]
+        repeated += len(beyond)
+        for row in beyond:
+            assert {**row, "budget": "inf", "think_tokens": own["think_tokens"]} == own
+        distinct = {cut[0].after: len(cut[0].tokens) for cut in rollout.answers}
+        assert len(rollout.made) == len(distinct)
+        forced = sum(int(a.tokens.forced_T.sum()) for a in rollout.made)
+        paid = len(rollout.thought) + sum(distinct.values()) - forced
+        assert rollout.sampled_tokens == paid
+    assert repeated > 40
+
+
 class Shipped:
     """The base model that ships with the recipes, on the real engine, judged by its answer text."""
 
@@ -249,15 +318,15 @@ def test_nested_answers_are_those_of_separate_runs() -> None:
 
     shipped = Shipped()
     problems = [find.prompt(find.Config(), "test", i) for i in range(24)]
-    plan, grid = Plan(max_tokens=120), (0, 9, 24, 60)
+    plan, grid = Plan(max_tokens=96), (0, 9, 24, 60)
     result = evaluate(shipped, problems, EvalConfig(budgets=grid, temperature=0), plan)
     for budget in (*grid, "inf"):
-        alone = plan if budget == "inf" else Plan(max_tokens=120, think=int(budget))
+        alone = plan if budget == "inf" else Plan(max_tokens=96, think=int(budget))
         jobs = [Job(p, alone, i, 0, 1, temperature=0) for i, p in enumerate(problems)]
         rows = [row for row in result.rows if row["budget"] == budget]
         for row, rollout in zip(rows, shipped.rollout(jobs), strict=True):
             assert row["answer"] == rollout.final.text
             assert row["think_tokens"] == rollout.think_tokens
-            assert row["forced"] == (budget != "inf" and not rollout.closed)
+            assert row["forced"] == (budget != "inf" and not rollout.ended)
     closed = [row["closed"] for row in result.rows if row["budget"] == "inf"]
     assert 0 < sum(closed) < len(closed)

@@ -26,7 +26,8 @@ def check(rollout: Rollout, plan: Plan, seed: int, renderer: Renderer = RENDERER
     np.testing.assert_array_equal(
         rollout.thought.logprobs_T, np.array(expected["logprobs"], np.float32)
     )
-    assert rollout.closed == expected["closed"]
+    assert (rollout.closed, rollout.skipped) == (expected["closed"], expected["skipped"])
+    assert rollout.ended == (expected["closed"] or expected["skipped"])
     assert rollout.thought.finish == expected["finish"]
     assert [len(cut) for cut in rollout.answers] == [len(cut) for cut in expected["answers"]]
     flat = [answer for cut in expected["answers"] for answer in cut]
@@ -57,6 +58,7 @@ def plans(draw_: Any) -> Plan:
         answer=draw_(st.none() | st.integers(1, 9)),
         cuts=tuple(sorted(draw_(st.sets(st.integers(0, 40), max_size=4)))),
         answers_per_cut=draw_(st.integers(1, 3)),
+        collapse=draw_(st.booleans()),
         close=draw_(st.sampled_from(["", "w</think>", "</think>!:"])),
         after_close=draw_(st.sampled_from(["", "A="])),
         prefill=draw_(st.sampled_from(["", "T", "B1</think>", "</think>"])),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from rewards.verdict import UNKNOWN, Verdict
+from rewards.verify import context
 from samplers import seeds
 from samplers.seam import Component
 from samplers.types import Answer, Job, Plan, Prompt, Rollout
@@ -188,6 +189,7 @@ def nested(plan: Plan, grid: Sequence[int], answer_tokens: int | None = None) ->
         answer=answer_tokens or plan.answer,
         cuts=(*grid, plan.max_tokens) if grid else (),
         answers_per_cut=1,
+        collapse=True,
         chunk=None,
     )
 
@@ -259,11 +261,11 @@ class _Table:
 
 
 def _answers(rollout: Rollout, budgets: int) -> list[Answer | None]:
-    """The answer at each budget and, last, the model's own: None where its thought never closed."""
+    """The answer at each budget and, last, the model's own: None where its thought never ended."""
     if not rollout.plan.cuts:
         return [rollout.final]
     assert len(rollout.answers) == budgets + 1, (len(rollout.answers), budgets)
-    own = rollout.final if rollout.closed else None
+    own = rollout.final if rollout.ended else None
     return [*(cut[0] for cut in rollout.answers[:-1]), own]
 
 
@@ -276,7 +278,7 @@ def _grade(
         prompt = job.prompt
         for answer in answers:
             text = answer.text if answer else None
-            wanted.setdefault((job.group, text), (text, prompt.answer, prompt.meta))
+            wanted.setdefault((job.group, text), (text, prompt.answer, context(prompt)))
     found = dict(zip(wanted, workers.grade(list(wanted.values())), strict=True))
     return [
         [found[job.group, answer.text if answer else None] for answer in answers]
@@ -294,7 +296,7 @@ def _rows(
     difficulty = job.prompt.meta.get("difficulty")
     rows = []
     for budget, answer, verdict in zip((*grid, UNCUT), answers, verdicts, strict=True):
-        ran_free = budget == UNCUT or (rollout.closed and _own(rollout, answer))
+        ran_free = budget == UNCUT or (rollout.ended and _own(rollout, answer))
         last = answer.tokens if answer and len(answer.tokens) else rollout.thought
         think = rollout.think_tokens
         rows.append(
@@ -309,7 +311,7 @@ def _rows(
                 "think_tokens": min(think, budget) if isinstance(budget, int) else think,
                 "answer_tokens": int((~answer.tokens.forced_T).sum()) if answer else 0,
                 "forced": not ran_free and answer is not None and answer.text is not None,
-                "closed": rollout.closed,
+                "closed": rollout.ended,
                 "finish": last.finish,
             }
         )
@@ -341,7 +343,7 @@ def _shown(
             "prompt": jobs[i].prompt.text or _last_message(jobs[i].prompt),
             "gold": jobs[i].prompt.answer,
             "thought": thought,
-            "text": rollouts[i].final.text if rollouts[i].closed or width == 1 else None,
+            "text": rollouts[i].final.text if rollouts[i].ended or width == 1 else None,
             "answers": {
                 str(row["budget"]): [row["answer"], row["correct"]]
                 for row in rows[i * width : (i + 1) * width]
