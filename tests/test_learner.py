@@ -211,6 +211,20 @@ def several_updates(bench: Bench) -> dict[str, Any]:
     return {"metrics": metrics, "same": same, "count": len(batch)}
 
 
+def first_gap(bench: Bench) -> tuple[dict[str, Any], float, int]:
+    """Metrics of two updates, two epochs, without old logprobs; the gap before the first."""
+    import torch
+
+    batch = bench.updates(updates=2)
+    learner = bench.learner(0, threads=2)
+    scored = zip(batch[0], learner.score(batch[0]), strict=True)
+    gaps = [np.abs(logp_N + 1.5)[m.weights_N > 0] for m, (logp_N, _) in scored]
+    metrics, threads = learner.step(batch, epochs=2), torch.get_num_threads()
+    learner.close()
+    torch.set_num_threads(1)
+    return metrics, float(np.concatenate(gaps).mean()), threads
+
+
 def equal_ways(bench: Bench) -> dict[str, Weights]:
     """One step, computed in ways that must not matter."""
     rows: dict[str, Any] = {"rows": 6}  # no branches: those cannot be packed
@@ -244,6 +258,7 @@ def short_of_memory(bench: Bench) -> dict[str, Any]:
             warnings.simplefilter("always")
             metrics = learner.step(bench.updates(tokens_per_micro_batch=125))
         said_so = [str(w.message) for w in said if "halved and tried again" in str(w.message)]
+        assert set(metrics["notes"]) == set(said_so)
         out[dtype, where] = (weights(learner), metrics["loss"], len(said_so))
         learner.close()
     for zero, most in ((0, 0), (2, 2)):
@@ -296,6 +311,7 @@ def _measure_alone(rank: int, folder: str) -> dict[str, Any]:
     bench = Bench(rank, folder, 1)
     return {
         "several updates": several_updates(bench),
+        "first gap": first_gap(bench),
         "equal ways": equal_ways(bench),
         "memory": short_of_memory(bench),
     }
@@ -328,6 +344,9 @@ def test_a_bad_step_is_taken_by_no_rank_and_leaves_no_trace(measured: list[dict]
         assert (metrics["steps"], metrics["skipped_steps"]) == (0, 1), where
         assert set(metrics["bad_prompts"]) == last[4], where  # those of the rank that had the NaN
         assert unchanged, where
+        (note,) = metrics["notes"]
+        assert note.endswith(f"skipped; its prompts {sorted(last[4])}"), where
+        assert first[2]["notes"] == last[2]["notes"], where
         assert no_trace, where
 
 
@@ -387,6 +406,14 @@ def test_old_logprobs_are_those_before_the_first_update(alone: dict[str, Any]) -
     assert found["same"]
     assert found["metrics"]["ref_kl"] > 0
     assert found["metrics"]["ppo_kl"] != 0
+
+
+def test_the_engine_gap_is_that_of_the_first_update(alone: dict[str, Any]) -> None:
+    """Later ones compare other weights than those that sampled, where no old logprobs are kept."""
+    metrics, gap, threads = alone["first gap"]
+    assert metrics["steps"] == 4
+    assert metrics["engine_gap"] == pytest.approx(gap, rel=1e-6)
+    assert threads == 2
 
 
 def test_ways_that_must_not_matter(alone: dict[str, Any]) -> None:

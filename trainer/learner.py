@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import resource
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -50,6 +48,8 @@ class LearnerConfig(Component):
     """Recompute activations in backward: less memory, a third more time."""
     head_elements: int = Field(2**25, ge=1)
     """Largest logits tensor, in elements (tokens x vocabulary); more is done in chunks."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of a rank. On a CPU more ranks gain more than more threads."""
     timeout: float = Field(1800.0, gt=0)
     """Seconds a rank waits for the others before it gives up."""
 
@@ -84,7 +84,6 @@ class Learner:
         attention: str = "sdpa",
         trust_remote_code: bool = False,
         max_bad_steps: int = 3,
-        seed: int = 0,
     ) -> None:
         import torch
 
@@ -96,6 +95,7 @@ class Learner:
         self.rank, self.dtype, self.temperature = rank, dtype, temperature
         self.total_steps, self.max_bad_steps = total_steps, max_bad_steps
         self.updates, self.bad_steps = 0, 0
+        self._notes: list[str] = []
         self._load: dict[str, Any] = {
             "dtype": dtype,
             "attention": attention,
@@ -105,7 +105,7 @@ class Learner:
         self.device = zero.connect(
             rank, config.ranks, local_rank, address, port or free_port(), config.timeout
         )
-        torch.manual_seed(seed)
+        torch.set_num_threads(config.threads)
         settings = zero.settings(config, optim, dtype) if config.zero == 3 else None
         model = policy.load(self.path, zero3=settings, **self._load)
         if config.gradient_checkpointing:
@@ -128,15 +128,16 @@ class Learner:
         Returns:
             Means over the batch, the same on every rank: the loss's metrics, `loss` (per optimiser
             step), `grad_norm` (before clipping), `lr` (of the last step), `tokens` trained on,
-            `steps` taken, `skipped_steps` and, with those, `bad_prompts`. Of this rank: `seconds`
-            and `peak_memory_mb`.
+            `steps` taken, `skipped_steps` and, with those, `bad_prompts`; `notes`, lines that the
+            user should read, of all ranks. Of this rank: `seconds` and `peak_memory_mb`.
 
         Raises:
             FloatingPointError: `max_bad_steps` steps in a row had no finite loss or gradient.
         """
-        from trainer.tally import Tally
+        from trainer import zero
+        from trainer.tally import Tally, peak_memory_mb
 
-        started = time.perf_counter()
+        started, self._notes = time.perf_counter(), []
         updates = self._annotated(updates, epochs)
         tally = Tally(self.device)
         for _ in range(epochs):
@@ -144,11 +145,13 @@ class Learner:
                 if update:  # a step that nothing is trained on has no micro-batches, on any rank
                     self._update(update, tally)
         metrics = tally.means()
+        everyone = zero.gather_objects(self._notes)
+        metrics["notes"] = list(dict.fromkeys(note for notes in everyone for note in notes))
         metrics["lr"] = self.optim.lr * self.optim.factor(
             max(0, self.updates - 1), self.total_steps
         )
         metrics["seconds"] = time.perf_counter() - started
-        metrics["peak_memory_mb"] = self._peak_memory_mb()
+        metrics["peak_memory_mb"] = peak_memory_mb(self.device)
         return metrics
 
     def _update(self, update: Update, tally: Tally) -> None:
@@ -169,7 +172,11 @@ class Learner:
             tokens = sum(int((m.weights_N > 0).sum()) for m in update)
             tally.add(losses, metrics, norm, tokens)
         else:
-            tally.skip(self._bad_step(update, torch.stack(losses).isfinite().tolist()))
+            prompts = self._bad_step(update, torch.stack(losses).isfinite().tolist())
+            tally.skip(prompts)
+            self._notes.append(
+                f"loss or gradient not finite: an optimiser step was skipped; its prompts {prompts}"
+            )
 
     def _accumulate(self, update: Update) -> tuple[Update, list[Tensor], list[dict[str, Tensor]]]:
         """Forward and backward of all micro-batches: the same, their losses and metrics.
@@ -214,11 +221,11 @@ class Learner:
             )
         first, second = halve(micro)
         zero.discard(self.engine)
-        warnings.warn(
-            f"out of memory in {size}: halved and tried again; lower tokens_per_micro_batch to "
-            "save the time",
-            stacklevel=2,
+        self._notes.append(
+            f"rank {self.rank}: out of memory in {size}: halved and tried again; lower "
+            "tokens_per_micro_batch to save the time"
         )
+        warnings.warn(self._notes[-1], stacklevel=2)
         return [*update[:at], first, second, *update[at + 1 :]]
 
     def _forward(self, micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -375,15 +382,6 @@ class Learner:
         from trainer import zero
 
         zero.close(self.engine, leave=self._joined)
-
-    def _peak_memory_mb(self) -> float:
-        """Of this rank so far: allocated on the GPU, resident on a CPU."""
-        import torch
-
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**20
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:

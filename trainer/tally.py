@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,3 +72,11 @@ class Tally:
             out |= dict(zip(maxima, largest_M.tolist(), strict=True))
         out["grad_norm"] = self.norms / self.steps
         return out
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """MiB of this process so far: allocated on the GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

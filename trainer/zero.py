@@ -139,9 +139,6 @@ def apply(engine: Any, clip_grad: float, measure: bool) -> float:
 def discard(engine: Any) -> None:
     """Forget the gradients of an optimiser step that was broken off, at ZeRO-0."""
     engine.zero_grad()
-    if hasattr(engine.optimizer, "clear_hp_grads"):  # bfloat16 adds them up in float32
-        engine.optimizer.clear_hp_grads()
-        engine.optimizer.exit_backward()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
