@@ -55,7 +55,7 @@ class LearnerActor:
     def build(
         self, stage: Stage, model: str, rank: int, master: tuple[str, int], device: str
     ) -> None:
-        _environment(device, threads=1)
+        _environment(device, threads=stage.learner.threads)
         from trainer.learner import Learner
 
         self.rank = rank

@@ -48,8 +48,8 @@ def place(stage: Stage, gpus: float) -> Placement:
     learner, rollout = _shares(ranks, workers, int(gpus)) if gpus else ({}, {})
     return Placement(
         bundles={
-            "learner": ({"CPU": 1.0, **learner},) * ranks,
-            "rollout": ({"CPU": 1.0, **rollout},) * workers,
+            "learner": ({"CPU": float(stage.learner.threads), **learner},) * ranks,
+            "rollout": ({"CPU": float(stage.rollout.engine.threads or 1), **rollout},) * workers,
             "grader": ({"CPU": 1.0},) * (stage.grader.workers if workers else 0),
         },
         strategies={"learner": "PACK", "rollout": "SPREAD", "grader": "SPREAD"},

@@ -102,7 +102,7 @@ def _parts(stage: Stage, model: ModelFolder, count: int) -> Iterator[tuple[str, 
     master = 0 if each == 4 else 4  # bf16 trains on an fp32 copy
     parts: dict[str, float] = {
         "weights": count * each / (ranks if zero >= 3 else 1),
-        "gradients": count * each / (ranks if zero >= 2 else 1),
+        "gradients": count * _gradient_bytes(stage) / (ranks if zero >= 2 else 1),
         "optimiser": count * (4 * moments + master) / (ranks if zero >= 1 else 1),
         # of one chunk of the head, with its gradient
         "logits": 2.0 * 4 * min(stage.learner.head_elements, _logits(stage, model)),
@@ -114,6 +114,13 @@ def _parts(stage: Stage, model: ModelFolder, count: int) -> Iterator[tuple[str, 
         tokens = stage.rollout.engine.slots * (stage.rollout.max_tokens + 64)
         cache = {"key/value cache": float(tokens * per_token)} if per_token else {}
         yield "rollout", {"weights": float(count * each), **cache}
+
+
+def _gradient_bytes(stage: Stage) -> int:
+    """Per weight. In bfloat16 ZeRO 1 to 3 add micro-batches up in float32, ZeRO 1 beside them."""
+    if stage.model.dtype == "float32":
+        return 4
+    return {0: 2, 1: 6}.get(stage.learner.zero, 4)
 
 
 def _logits(stage: Stage, model: ModelFolder) -> int:

@@ -69,7 +69,7 @@ NO_THOUGHT = {"thinking": "none", "evaluation": {"budgets": None}}
 RUNS: dict[str, dict[str, Any]] = {
     "gpt2": {"model": {"path": "{desk}/gpt2"}},
     "untied head": {"model": {"path": "{desk}/untied"}},
-    "bfloat16": {"model": {"dtype": "bfloat16"}},
+    "bfloat16": {"model": {"dtype": "bfloat16"}, "learner": {"zero": 1}},
     "zero 3": {"learner": {"zero": 3}},
     "gradient checkpointing": {"learner": {"gradient_checkpointing": True}},
     "muon": {"optim": {"name": "muon", "muon_lr": 0.01}},

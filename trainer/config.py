@@ -160,6 +160,12 @@ class Stage(Component):
                 f"in model.dtype={self.model.dtype}, as learners do",
                 stacklevel=2,
             )
+        if self.model.dtype == "bfloat16" and self.learner.zero == 0:
+            warnings.warn(
+                "learner.zero=0 with model.dtype=bfloat16 adds micro-batches' gradients up in "
+                "bfloat16 (percents of rounding); learner.zero=1 adds them up in float32",
+                stacklevel=2,
+            )
         if self.model.add_markers and self.markers is None:
             warnings.warn("model.add_markers has no effect with thinking: none", stacklevel=2)
         for kind, package in COMPONENTS.items():
