@@ -35,7 +35,7 @@ def find(package: str, name: str) -> ModuleType:
     Raises:
         ValueError: no such component, with the nearest that exist.
     """
-    kind = package.rsplit(".", 1)[-1]
+    kind = package.rsplit(".", 1)[-1].removesuffix("s")  # the field that names it
     target = name if "." in name else f"{package}.{name}"
     try:
         return importlib.import_module(target)

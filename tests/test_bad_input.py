@@ -315,7 +315,8 @@ def test_flash_attention_names_all_that_it_lacks(
     module = ModuleType("flash_attn")
     module.__spec__ = ModuleSpec("flash_attn", None)
     monkeypatch.setitem(sys.modules, "flash_attn", module)
-    refused(case, capsys, [f"{flash} needs a visible GPU; or"], flash, "model.dtype=bfloat16")
+    bf16 = ("model.dtype=bfloat16", "learner.zero=1")
+    refused(case, capsys, [f"{flash} needs a visible GPU; or"], flash, *bf16)
     monkeypatch.setattr("trainer.preflight._sees_gpu", lambda: True)
     refused(case, capsys, [f"{flash} needs {half}; or"], flash)
     with pytest.raises(StartedError):
