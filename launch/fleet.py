@@ -158,8 +158,8 @@ class GraderActor:
 class Fleet:
     """A World of Ray actors for one stage."""
 
-    def __init__(self, stage: Stage, model: str, deterministic: bool = True) -> None:
-        self.stage, self.version, self.deterministic = stage, 0, deterministic
+    def __init__(self, stage: Stage, model: str) -> None:
+        self.stage, self.version = stage, 0
         self.actors: dict[Role, list[Any]] = {"learner": [], "rollout": [], "grader": []}
         self._groups: list[Any] = []
         self.opened: bool | None = None

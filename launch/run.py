@@ -61,7 +61,7 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
             for index in range(state["stage"], len(recipe.stages)):
                 stage = recipe.stages[index]
                 path = str(begin(recipe, index).absolute())
-                with Fleet(stage, path, recipe.deterministic) as fleet:
+                with Fleet(stage, path) as fleet:
                     if fleet.opened is not None:
                         tracker.say(thinking(stage, fleet.opened))
                     run = StageRun(recipe, index, first, path, fleet, tracker, folder)
