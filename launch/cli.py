@@ -162,6 +162,7 @@ def parser() -> argparse.ArgumentParser:
     one = add("eval", evaluate)
     _model_arguments(one)
     one.add_argument("--data", required=True, help="a dataset file, or a task (find)")
+    one.add_argument("--columns", help="of the file: '{prompt: question, answer: target}'")
     one.add_argument("--budgets", type=_budgets, default=(None,), help="0,8,16,inf")
     one.add_argument("--problems", type=_count, default=256)
     one.add_argument("--samples", type=_count, default=1, help="per problem and budget")

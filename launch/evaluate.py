@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -34,24 +35,28 @@ def evaluate(args: argparse.Namespace) -> int:
         answer_tokens=args.answer_tokens,
         seed=args.seed,
     )
-    config.grid(args.max_tokens)
-    dataset = _dataset(args.data)
+    thinking = not args.no_thinking
+    config.grid(args.max_tokens, thinking)
+    dataset = _dataset(args.data, yaml.safe_load(args.columns) if args.columns else {})
     size = min(args.problems, dataset.size or args.problems)
     with VerifierPool(yaml.safe_load(args.verifier)) as pool:
         worker, _ = inprocess.worker(args)
         workers = inprocess.Workers(worker, pool)
         prompts = [dataset[i] for i in range(size)]
-        result = measure(workers, prompts, config, Plan(max_tokens=args.max_tokens))
+        plan = Plan(max_tokens=args.max_tokens)
+        result = measure(workers, prompts, config, plan, thinking=thinking)
     if args.out:
         result.save(args.out)
     print(_json(result) if args.json else _table(result, finite))
     return 0
 
 
-def _dataset(name: str) -> Dataset:
-    """A file of problems, or the held-out problems of a task."""
+def _dataset(name: str, columns: Any) -> Dataset:
+    """A file of problems with its column map, or the held-out problems of a task."""
     if Path(name).suffix or name not in seam.names("samplers.tasks"):
-        return load(DataConfig(path={"test": name}), "test")
+        return load(DataConfig(path={"test": name}, columns=columns), "test")
+    if columns:
+        raise ValueError(f"--columns: task '{name}' has no columns; they belong to a file")
     return load(DataConfig(task=name), "test")
 
 

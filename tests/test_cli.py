@@ -201,10 +201,11 @@ def test_eval_is_the_evaluation_of_training(capsys: Captured, tmp_path: Path) ->
 
 def test_eval_takes_a_file_and_a_verifier(capsys: Captured, tmp_path: Path) -> None:
     prompts = [find.prompt(find.Config(), "test", i) for i in range(8)]
-    rows = [{"problem": p.messages[0]["content"], "answer": p.answer.lower()} for p in prompts]
+    rows = [{"sums": p.messages[0]["content"], "answer": p.answer.lower()} for p in prompts]
     data = tmp_path / "problems.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ["eval", "base/find", "--data", str(data), "--budgets", "8,inf", "--seed", "1"]
+    argv += ["--columns", "{prompt: sums}"]
     assert main([*argv, "--json"]) == 0
     strict = json.loads(capsys.readouterr().out)
     assert strict["problems"] == 8
@@ -224,6 +225,11 @@ def test_eval_takes_a_file_and_a_verifier(capsys: Captured, tmp_path: Path) -> N
         (["generate", "base/find", "x", "--markers", "<a>", "</a>"], "'<a>'"),
         (["generate", "base/find", "What is 2 + 2?"], "cannot represent 'What is 2 + 2?'"),
         (["eval", "base/find", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["eval", "base/find", "--data", "find", "--columns", "{prompt: q}"], "has no columns"),
+        (
+            ["eval", "base/find", "--data", "find", "--no-thinking", "--budgets", "8"],
+            "thinking: none",
+        ),
         (["eval", "base/find", "--data", "find", "--budgets", "500"], "500"),
         (["eval", "base/find", "--data", "find", "--verifier", "exat"], "did you mean 'exact'"),
         (["eval", "base/find", "--data", "find", "--budgets", "8,8"], "budgets: [8, 8]"),
