@@ -39,6 +39,7 @@ def test_cosine() -> None:
     assert found == pytest.approx([0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)])
 
 
+@pytest.mark.filterwarnings("ignore:.*has no effect")
 @given(
     schedule=st.sampled_from(["constant", "linear", "cosine"]),
     warmup=st.integers(0, 12),
