@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from launch.inprocess import Workers
 from rewards.pool import VerifierPool
-from rewards.verdict import Verdict
 from samplers.rollout import RolloutWorker
-from samplers.types import Job, Rollout
 from trainer import preflight
 from trainer.config import Recipe, Stage
 from trainer.fresh import start_model
@@ -20,18 +18,17 @@ from trainer.modelfolder import fetch
 from trainer.stage import StageRun
 from trainer.tracking import Tracker, read
 from trainer.types import Batch, Floats
-from trainer.world import Item
 
 
-class Here:
+class Here(Workers):
     """`trainer.world.World` of one learner rank, one engine and one verifier pool."""
 
     def __init__(self, stage: Stage, model: str) -> None:
         self.stage, self.version, dtype = stage, 0, stage.model.dtype
-        self.worker = RolloutWorker.from_pretrained(
+        worker = RolloutWorker.from_pretrained(
             model, stage.rollout.engine, stage.markers, dtype=dtype
         )
-        self.pool = VerifierPool(stage.verifier, workers=stage.grader.processes)
+        super().__init__(worker, VerifierPool(stage.verifier, workers=stage.grader.processes))
         self.learner = Learner(
             model,
             stage.learner,
@@ -41,15 +38,6 @@ class Here:
             temperature=stage.rollout.temperature,
             dtype=dtype,
         )
-
-    def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
-        return self.worker.generate(jobs)
-
-    def grade(self, items: Sequence[Item]) -> list[Verdict]:
-        return self.pool.grade(items)
-
-    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        return [self.worker.renderer.decode(row) for row in ids]
 
     def score(self, batch: Batch, which: Any) -> list[Floats]:
         return [s for (micro,) in batch.updates for s, _ in self.learner.score(micro, which)]
