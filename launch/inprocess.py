@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
-from samplers.engines.base import Config as EngineConfig
+from samplers.engines.torch import Config as EngineConfig
 from samplers.render import ThinkingConfig
 from samplers.rollout import RolloutWorker
 from samplers.types import Job, Rollout

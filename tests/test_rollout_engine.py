@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from samplers.engines._torch import TorchEngine
 from samplers.engines.base import Config
-from samplers.engines.torch import TorchEngine
 from samplers.rollout import RolloutWorker
 from samplers.types import Job, Plan, Rollout
 from tests.scripted import PROMPT, RENDERER

@@ -21,7 +21,7 @@ BELOW = {
 }
 OF_SAMPLERS_FOR_REWARDS = ("samplers.types", "samplers.seam", "samplers.seeds")
 HEAVY = ("ray", "vllm", "deepspeed", "torch", "transformers")
-TORCH_FILES = ("samplers.engines.torch", "samplers.engines.vllm")
+TORCH_FILES = ("samplers.engines._torch", "samplers.engines._vllm")
 
 
 def modules(package: str) -> Iterator[str]:

@@ -21,8 +21,8 @@ STEPS = 2
 
 def follow(rank: int, folder: str, names: list[str], dtypes: list[str]) -> list[tuple]:
     """Per stage, head and dtype: gaps before the engine loads, and after each of its loads."""
+    from samplers.engines._torch import TorchEngine
     from samplers.engines.base import Config
-    from samplers.engines.torch import TorchEngine
 
     loss, rng = LossConfig(name="ce"), np.random.default_rng(0)
     rows = [

@@ -16,6 +16,7 @@ import yaml
 from pydantic import (
     BaseModel,
     Field,
+    SerializeAsAny,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -24,7 +25,8 @@ from pydantic import (
 
 from samplers import seam
 from samplers.data import DataConfig
-from samplers.engines.base import Config as EngineConfig
+from samplers.engines import base as engines
+from samplers.engines import torch as embedded
 from samplers.render import ThinkingConfig
 from samplers.seam import Component
 from trainer.eval.budgets import EvalConfig
@@ -51,7 +53,8 @@ class ModelConfig(Component):
 
 
 class RolloutConfig(Component):
-    engine: EngineConfig = EngineConfig()
+    engine: SerializeAsAny[engines.Config] = embedded.Config()
+    """`torch`, `vllm`, or a mapping with `name` and the settings of that engine's file."""
     workers: int = Field(default=1, ge=1)
     """Rollout workers, one engine each."""
     temperature: float = Field(default=1.0, gt=0)
@@ -59,6 +62,20 @@ class RolloutConfig(Component):
     top_k: int = 0
     max_tokens: int = Field(default=192, ge=1)
     """Cap of a whole response: thought and answer."""
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        if isinstance(value, engines.Config):
+            return value
+        if isinstance(value, Mapping):
+            value = {"name": "torch", **value}
+        name, settings = seam.split(value)
+        module = seam.find("samplers.engines", name)
+        try:
+            return module.Config(name=name, **settings)
+        except ValidationError as error:
+            raise ValueError(explain(error, module.Config)) from None
 
     @model_validator(mode="after")
     def _whole_distribution(self) -> RolloutConfig:

@@ -18,8 +18,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from samplers.engines._torch import TorchEngine
 from samplers.engines.base import Config
-from samplers.engines.torch import TorchEngine
 from samplers.types import Request
 from tests.tiny import tiny_model
 

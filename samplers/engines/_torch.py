@@ -1,0 +1,364 @@
+"""The embedded engine: continuous batching over a transformers module and a slot cache.
+
+Live rows fill slots 0..N-1 of one KV cache. Each step feeds one token a row, whatever the row's
+length; a finished row's slot is taken over by the last live one, so no step computes for the
+dead; waiting requests join between steps. State of rows is arrays, so the cost of a step in
+Python does not grow with the rows.
+
+Shape suffixes: N live rows, U distinct prompts of a prefill, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from samplers.engines._forward import (
+    additive_mask,
+    last_logits,
+    prefill,
+    sample,
+    score,
+    widen_head,
+)
+from samplers.engines._rows import STATE, Kept, Row, Table, chunks
+from samplers.engines._slots import ATTENTION, SlotCache, check_supported
+from samplers.engines.base import Config
+from samplers.types import Completion, Finish, Floats, Ids, Request
+
+
+class TorchEngine:
+    """See `samplers.engines.base.Engine`. The engine owns `model` and may change its settings.
+
+    Args:
+        model: a transformers causal LM, or the folder or hub name of one.
+        config: slots, dtype, device and threads.
+
+    Raises:
+        ValueError: the model keeps other state than a full KV cache (named).
+    """
+
+    def __init__(self, model: Any, config: Config | None = None, trust_remote_code: bool = False):
+        self.config = config = config or Config()
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        dtype = getattr(torch, config.dtype)
+        if not isinstance(model, torch.nn.Module):
+            from transformers import AutoModelForCausalLM
+
+            model = AutoModelForCausalLM.from_pretrained(
+                model, dtype=dtype, trust_remote_code=trust_remote_code
+            )
+        check_supported(model)
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(auto if config.device == "auto" else config.device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        for parameter in model.parameters():  # not buffers: rotary frequencies stay fp32
+            parameter.data = parameter.data.to(dtype)
+        if dtype != torch.float32:
+            widen_head(model)
+        self.version = 0
+        self.counters = {"steps": 0, "sampled": 0, "prefilled": 0, "forked": 0}
+        text = model.config.get_text_config(decoder=True)
+        self.context: int | None = getattr(text, "max_position_embeddings", None)
+        self._vocab = int(text.vocab_size)
+        if model._supports_attention_backend and text._attn_implementation == "sdpa":
+            model.set_attn_implementation(ATTENTION)
+        self._cache = SlotCache(text.num_hidden_layers)
+        self._reach = 0  # longest that a row in the cache can become
+        self._state = np.zeros(config.slots, STATE)
+        self._ids = np.zeros((config.slots, 64), np.int32)
+        self._logprobs = np.zeros((config.slots, 64), np.float32)
+        self._rows: list[Row] = []
+        self._forks: deque[Row] = deque()
+        self._fresh: deque[Row] = deque()
+        self._done: list[Completion] = []
+        self._kept: dict[int, Kept] = {}
+        self._handles = 0
+        self._stops = Table(torch.zeros(self._vocab, dtype=torch.bool))
+        self._biases = Table(torch.zeros(self._vocab, device=self.device))
+
+    @property
+    def pending(self) -> int:
+        return len(self._rows) + len(self._forks) + len(self._fresh) + len(self._done)
+
+    # Requests
+
+    def add(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            row = self._row(request)
+            if row.kept is None:
+                self._fresh.append(row)
+            else:
+                row.kept.forks += 1
+                self._forks.append(row)
+
+    def _row(self, request: Request) -> Row:
+        ids, kept = np.asarray(request.ids, np.int32), None
+        if request.prefix is not None:
+            handle, length = request.prefix
+            kept = self._kept.get(handle)
+            if kept is None or not 0 <= length <= len(kept.ids):
+                known = "released or never kept" if kept is None else f"{len(kept.ids)} tokens long"
+                raise ValueError(
+                    f"request {request.id}: prefix {request.prefix}: handle {handle} is {known}; "
+                    "fork before releasing, at a length within the kept tokens"
+                )
+            ids = np.concatenate([kept.ids[:length], ids])
+            if kept.kv is None:
+                kept = None
+        where = f"request {request.id}"
+        if len(ids) == 0:
+            raise ValueError(f"{where}: no prompt tokens; give at least one id or a prefix")
+        if request.max_tokens < 1:
+            raise ValueError(f"{where}: max_tokens {request.max_tokens}; must be at least 1")
+        if request.temperature < 0:
+            raise ValueError(f"{where}: temperature {request.temperature}; must be 0 or more")
+        if self.context is not None and len(ids) + request.max_tokens > self.context:
+            raise ValueError(
+                f"{where}: {len(ids)} prompt tokens + max_tokens {request.max_tokens} exceed the "
+                f"model's context of {self.context}; lower max_tokens or shorten the prompt"
+            )
+        outside = [i for i in (*request.stop_ids, *(request.logit_bias or ())) if i >= self._vocab]
+        if outside or ids.min() < 0 or ids.max() >= self._vocab:
+            raise ValueError(
+                f"{where}: token id outside the vocabulary of {self._vocab}; the tokenizer does "
+                "not belong to this model, or its embeddings were not resized"
+            )
+        return Row(request, ids, kept)
+
+    def step(self) -> list[Completion]:
+        with torch.inference_mode():
+            self._admit()
+            if self._rows:
+                self._decode()
+        done, self._done = self._done, []
+        return done
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        assert not self.pending, "generate() would swallow completions of others; use add and step"
+        self.add(requests)
+        done: dict[int, Completion] = {}
+        while self.pending:
+            done |= {c.id: c for c in self.step()}
+        return [done[r.id] for r in requests]
+
+    def abort(self, ids: Iterable[int]) -> None:
+        ids = set(ids)
+        for queue in (self._forks, self._fresh):
+            for row in [r for r in queue if r.request.id in ids]:
+                queue.remove(row)
+                self._leave(row)
+                self._done.append(self._completion(row, row.ids, row.logprobs, "abort"))
+        live = [s for s, row in enumerate(self._rows) if row.request.id in ids]
+        with torch.inference_mode():
+            self._evict(dict.fromkeys(live, "abort"))
+
+    def release(self, handles: Iterable[int]) -> None:
+        for kept in [self._kept.pop(h) for h in handles if h in self._kept]:
+            kept.released = True
+            if not kept.forks:
+                kept.kv = None
+
+    @staticmethod
+    def _leave(row: Row) -> None:
+        """A fork leaves the queue; the last one to do so frees a released prefix."""
+        if row.kept is not None:
+            row.kept.forks -= 1
+            if row.kept.released and not row.kept.forks:
+                row.kept.kv = None
+            row.kept = None
+
+    # Admission
+
+    def _admit(self) -> None:
+        for _ in range(min(len(self._forks), self.config.slots - len(self._rows))):
+            self._fork(self._forks.popleft())
+        free, waiting = self.config.slots - len(self._rows), len(self._fresh)
+        # A prefill costs a forward: it waits until an eighth of the slots can share one.
+        if not waiting or free < min(waiting, -(-self.config.slots // 8)):
+            return
+        rows = [self._fresh.popleft() for _ in range(min(waiting, free))]
+        start = len(self._rows)
+        for row in rows:
+            self._enter(row, len(row.context) + len(row.ids))
+        self._commit(self._prefill(rows, start), start)
+
+    def _fork(self, row: Row) -> None:
+        """Copy the prefix KV; what it does not cover is fed token by token by later steps."""
+        kept, prefix = row.kept, row.request.prefix
+        assert kept is not None
+        assert kept.kv is not None
+        assert prefix is not None
+        length = min(prefix[1], kept.length, len(row.context) - 1)
+        slot = self._enter(row, length)
+        state = self._state[slot : slot + 1]
+        state["token"], state["left"] = row.context[length], len(row.context) - length - 1
+        self._cache.restore(slot, kept.kv, length)
+        self.counters["forked"] += length
+        self._leave(row)
+
+    def _enter(self, row: Row, length: int) -> int:
+        """Give `row` the next slot."""
+        request, slot = row.request, len(self._rows)
+        self._state[slot] = (
+            length, 0, 0, len(row.ids), request.max_tokens,
+            request.seed & 0xFFFFFFFFFFFFFFFF, request.temperature,
+            self._stops.row(dict.fromkeys(request.stop_ids, 1)),
+            self._biases.row(request.logit_bias or {}),
+        )  # fmt: skip
+        self._rows.append(row)
+        self._ids[slot, : len(row.ids)] = row.ids
+        self._logprobs[slot, : len(row.ids)] = row.logprobs
+        if not row.spans:
+            row.spans = [(0, self.version)]
+        self._reach = max(self._reach, len(row.context) + request.max_tokens)
+        self._cache.reserve(slot + 1, length + 1, (self.config.slots, self._reach))
+        return slot
+
+    def _prefill(self, rows: list[Row], start: int) -> torch.Tensor:
+        """KV of whole contexts into slots from `start`; logits after each [N, V].
+
+        Equal contexts are computed once: a group of rollouts shares its prompt.
+        """
+        users: dict[bytes, list[int]] = {}
+        contexts = [np.concatenate([row.context, row.ids]) for row in rows]
+        for i, ids in enumerate(contexts):
+            users.setdefault(ids.tobytes(), []).append(i)
+        logits_V: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+        for group in chunks(list(users.values()), [len(contexts[i[0]]) for i in users.values()]):
+            unique = [contexts[members[0]] for members in group]
+            logits_UV, cache = prefill(self.model, unique)
+            for u, members in enumerate(group):
+                slots = [start + i for i in members]
+                self._cache.store(slots, cache, u, len(unique[u]))
+                for i in members:
+                    logits_V[i] = logits_UV[u]
+            self.counters["prefilled"] += sum(map(len, unique))
+        return torch.stack(logits_V)
+
+    # Decoding
+
+    def _decode(self) -> None:
+        state = self._state[: len(self._rows)]
+        longest = int(state["length"].max()) + 1
+        self._cache.reserve(len(state), longest, (self.config.slots, self._reach))
+        lengths_N = torch.from_numpy(state["length"].copy()).to(self.device)
+        self._cache.begin(lengths_N, longest)
+        hidden = torch.arange(longest, device=self.device) > lengths_N[:, None]
+        logits_NV = last_logits(
+            self.model,
+            input_ids=torch.from_numpy(state["token"].copy()).to(self.device)[:, None],
+            position_ids=lengths_N[:, None],
+            attention_mask=additive_mask(hidden[:, None, None], self.model.dtype),
+            past_key_values=self._cache,
+        )
+        state["length"] += 1
+        self.counters["steps"] += 1
+        self._commit(logits_NV, 0)
+
+    def _commit(self, logits_NV: torch.Tensor, start: int) -> None:
+        """Sample for the rows from `start` on, feed forced tokens instead where some are left."""
+        state = self._state[start : len(self._rows)]
+        if state["bias"].any():
+            logits_NV = logits_NV + self._biases.values[torch.from_numpy(state["bias"].copy())]
+        tokens, logprobs = sample(logits_NV, state["temperature"], state["seed"], state["count"])
+        forced = state["left"] > 0
+        for i in np.flatnonzero(forced):
+            tokens[i] = self._rows[start + i].context[-state["left"][i]]
+        state["token"] = tokens
+        state["left"] -= forced
+        made = np.flatnonzero(~forced) if forced.any() else slice(None)
+        counts, slots = state["count"][made], np.arange(start, start + len(state))[made]
+        if len(counts) and counts.max() >= self._ids.shape[1]:
+            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)], 1)
+            self._logprobs = np.concatenate([self._logprobs, np.zeros_like(self._logprobs)], 1)
+        self._ids[slots, counts], self._logprobs[slots, counts] = tokens[made], logprobs[made]
+        state["count"] += ~forced
+        self.counters["sampled"] += len(slots)
+        stopped = self._stops.values.numpy()[state["stops"], tokens] & ~forced
+        ended = stopped | ((state["count"] >= state["limit"]) & ~forced)
+        last = np.flatnonzero(ended).tolist()
+        self._evict({start + i: "stop" if stopped[i] else "length" for i in last})
+
+    def _evict(self, ended: dict[int, Finish]) -> None:
+        """Complete rows and let the last live rows take over their slots."""
+        if not ended:
+            return
+        for slot, finish in ended.items():
+            row, count = self._rows[slot], int(self._state["count"][slot])
+            ids = self._ids[slot, :count].copy()
+            done = self._completion(row, ids, self._logprobs[slot, :count].copy(), finish, slot)
+            self._done.append(done)
+        live = len(self._rows) - len(ended)
+        holes = sorted(slot for slot in ended if slot < live)
+        movers = [slot for slot in range(live, len(self._rows)) if slot not in ended]
+        if holes:
+            self._cache.move(movers, holes, int(self._state["length"][movers].max()))
+            for array in (self._state, self._ids, self._logprobs):
+                array[holes] = array[movers]
+            for hole, mover in zip(holes, movers, strict=True):
+                self._rows[hole] = self._rows[mover]
+        del self._rows[live:]
+
+    def _completion(
+        self, row: Row, ids: Ids, logprobs: Floats, finish: Finish, slot: int | None = None
+    ) -> Completion:
+        handle = None
+        if row.request.keep and slot is not None and finish != "abort":
+            length = int(self._state["length"][slot])
+            kv = self._cache.save(slot, length)
+            handle, self._handles = self._handles, self._handles + 1
+            self._kept[handle] = Kept(np.concatenate([row.context, ids]), kv, length)
+        spans = tuple(row.spans) or ((0, self.version),)
+        return Completion(row.request.id, ids, logprobs, finish, spans, handle)
+
+    # Scoring and weights
+
+    @torch.inference_mode()
+    def score(self, ids: Sequence[Ids], temperature: float = 1.0) -> list[Floats]:
+        return score(self.model, ids, temperature or 1.0, self._vocab)
+
+    @torch.no_grad()
+    def load_weights(self, weights: Iterable[tuple[str, Any]], version: int | None = None) -> None:
+        state = self.model.state_dict()
+        for name, value in weights:
+            if name not in state:
+                near = difflib.get_close_matches(name, state, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"weights: the model has no parameter named '{name}'{hint}")
+            # Arrays of Ray's object store are read-only, which torch would share with a warning.
+            tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+            if tensor.shape != state[name].shape:
+                raise ValueError(
+                    f"weights: '{name}' has shape {tuple(tensor.shape)}; the engine's model has "
+                    f"{tuple(state[name].shape)}: load weights of the same architecture"
+                )
+            state[name].copy_(tensor)
+        self.version = self.version + 1 if version is None else version
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop all KV: live rows and waiting forks go back to the queue, in order, as prompts."""
+        for kept in self._kept.values():
+            kept.kv = None
+        again: list[Row] = []
+        for slot, row in enumerate(self._rows):
+            count = int(self._state["count"][slot])
+            row.ids = self._ids[slot, :count].copy()
+            row.logprobs = self._logprobs[slot, :count].copy()
+            row.spans = [s for s in row.spans if s[0] < count] + [(count, self.version)]
+            again.append(row)
+        for row in self._forks:
+            self._leave(row)
+            again.append(row)
+        self._fresh.extendleft(reversed(again))
+        self._forks.clear()
+        self._rows.clear()
+        self._cache.clear()
+        self._reach = 0
