@@ -6,6 +6,7 @@ recipe and seed. Shape suffixes as in samplers/types.py.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,40 +25,62 @@ Number = float | int
 
 
 class Clock:
-    """Time per phase. Phases may nest: a second is counted once, in the innermost.
+    """Time per phase, of all threads. Phases may nest: a thread counts in its innermost alone.
+
+    The thread that makes the clock owns the step: its phases and the rest (`other`) sum to it.
+    Phases of other threads run beside it and are told as `overlapped`, so that the same rest is
+    still known. A phase that two threads are in at once is counted once.
 
     Phases that throughput is read from: `generate`, `train`. `lap` is called once a step.
     """
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._stack: list[str] = []
+        self._owned = 0.0
+        self._owner = threading.get_ident()
+        self._stacks: dict[int, list[str]] = {}
+        self._lock = threading.Lock()
         self._began = self._mark = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        self._charge()
-        self._stack.append(name)
+        thread = threading.get_ident()
+        with self._lock:
+            self._charge()
+            self._stacks.setdefault(thread, []).append(name)
         try:
             yield
         finally:
-            self._charge()
-            self._stack.pop()
+            with self._lock:
+                self._charge()
+                self._stacks[thread].pop()
+                if not self._stacks[thread]:  # threads come and go
+                    del self._stacks[thread]
 
     def lap(self) -> dict[str, float]:
-        """Seconds per phase since the last lap, and `step`: all of them and the rest."""
-        self._charge()
-        now, seconds = self._mark, dict(self._seconds)
-        seconds["step"] = now - self._began
-        self._seconds.clear()
-        self._began = now
+        """Seconds per phase since the last lap, and `step`: the owner's phases and the rest.
+
+        `overlapped`, where there is any: seconds of the phases that are not the owner's.
+        """
+        with self._lock:
+            self._charge()
+            seconds = dict(self._seconds)
+            overlapped = sum(seconds.values()) - self._owned
+            if overlapped > 1e-9:
+                seconds["overlapped"] = overlapped
+            seconds["step"] = self._mark - self._began
+            self._seconds.clear()
+            self._owned, self._began = 0.0, self._mark
         return seconds
 
     def _charge(self) -> None:
+        """The time since the last change goes to the phases that threads were in."""
         now = time.perf_counter()
-        if self._stack:
-            self._seconds[self._stack[-1]] += now - self._mark
-        self._mark = now
+        passed, self._mark = now - self._mark, now
+        for name in {stack[-1] for stack in self._stacks.values()}:
+            self._seconds[name] += passed
+        if self._owner in self._stacks:
+            self._owned += passed
 
 
 def summarise(
@@ -171,7 +194,9 @@ def _times(timings: Mapping[str, float], figures: Mapping[str, Number]) -> dict[
     out: dict[str, Number] = {f"time/{name}": seconds for name, seconds in timings.items()}
     step = timings.get("step", 0.0)
     if step > 0:
-        inside = sum(seconds for name, seconds in timings.items() if name != "step")
+        apart = ("step", "overlapped")
+        inside = sum(seconds for name, seconds in timings.items() if name not in apart)
+        inside -= timings.get("overlapped", 0.0)
         out["time/other_share"] = max(0.0, 1 - inside / step)
     for phase, tokens in (("generate", "tokens/sampled"), ("train", "tokens")):
         if timings.get(phase) and tokens in figures:
