@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -50,16 +50,9 @@ class Beside:
         assert self._done.acquire(timeout=10)
 
 
-@pytest.fixture
-def beside() -> Iterator[Callable[[], Beside]]:
-    yield Beside
-
-
-def test_a_thread_beside_is_counted_and_leaves_the_rest_as_it_is(
-    hands: Hands, beside: Callable[[], Beside]
-) -> None:
+def test_a_thread_beside_is_counted_and_leaves_the_rest_as_it_is(hands: Hands) -> None:
     """0-6 generate, 6-8 verify beside; the owner: 1-5 train, 5-7 wait, then 3 s of nothing."""
-    producer, clock = beside(), hands.clock
+    producer, clock = Beside(), hands.clock
     generate, verify = clock.phase("generate"), clock.phase("verify")
     producer.do(generate.__enter__)
     with hands.at(1).phase("train"):
@@ -80,10 +73,8 @@ def test_a_thread_beside_is_counted_and_leaves_the_rest_as_it_is(
     assert out["time/overlapped"] == 8
 
 
-def test_a_phase_of_several_threads_is_counted_once(
-    hands: Hands, beside: Callable[[], Beside]
-) -> None:
-    one, other, clock = beside(), beside(), hands.clock
+def test_a_phase_of_several_threads_is_counted_once(hands: Hands) -> None:
+    one, other, clock = Beside(), Beside(), hands.clock
     first, second = clock.phase("generate"), clock.phase("generate")
     one.do(first.__enter__)
     hands.now = 2
@@ -96,8 +87,8 @@ def test_a_phase_of_several_threads_is_counted_once(
     assert hands.at(7).lap() == {"generate": 6, "overlapped": 4, "step": 7}
 
 
-def test_a_phase_goes_on_into_the_next_lap(hands: Hands, beside: Callable[[], Beside]) -> None:
-    producer, clock = beside(), hands.clock
+def test_a_phase_goes_on_into_the_next_lap(hands: Hands) -> None:
+    producer, clock = Beside(), hands.clock
     generate = clock.phase("generate")
     producer.do(generate.__enter__)
     assert hands.at(3).lap() == {"generate": 3, "overlapped": 3, "step": 3}
@@ -107,9 +98,9 @@ def test_a_phase_goes_on_into_the_next_lap(hands: Hands, beside: Callable[[], Be
     assert hands.at(6).lap() == {"step": 1}
 
 
-def test_each_thread_has_phases_of_its_own(hands: Hands, beside: Callable[[], Beside]) -> None:
+def test_each_thread_has_phases_of_its_own(hands: Hands) -> None:
     """A phase of one thread does not become the inner one of another's."""
-    producer, clock = beside(), hands.clock
+    producer, clock = Beside(), hands.clock
     inner = clock.phase("verify")
     with clock.phase("train"):
         hands.now = 1
