@@ -108,12 +108,25 @@ def start(model: Any, config: LearnerConfig, optimiser: OptimConfig, dtype: str)
             config=whole,
             dist_init_required=False,
         )
+    if config.zero == 0 and dtype == "bfloat16":
+        _as_if_new(engine.optimizer)
     # In bfloat16 ZeRO-3 rounds buffers too, rotary frequencies among them (see policy.load).
     for name, buffer in buffers.items():
         owner, _, last = name.rpartition(".")
         module = engine.module.get_submodule(owner)
         module._buffers[last] = buffer.to(module._buffers[last].device)
     return engine
+
+
+def _as_if_new(wrapper: Any) -> None:
+    """Undo the step without gradients that DeepSpeed allocates with at ZeRO-0 in bfloat16.
+
+    It decays the weights once, and Adam counts it: real steps would begin at 0.74 of their size.
+    """
+    wrapper.optimizer.state.clear()
+    for masters, weights in zip(wrapper.fp32_groups, wrapper.fp16_groups, strict=True):
+        for master, weight in zip(masters, weights, strict=True):
+            master.data.copy_(weight.data)
 
 
 def apply(engine: Any, clip_grad: float, measure: bool) -> float:
@@ -164,6 +177,11 @@ def whole(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
 def numel(parameter: nn.Parameter) -> int:
     """Elements of the whole parameter, partitioned or not."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole parameter, partitioned or not."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def gather_objects(value: Any) -> list[Any]:

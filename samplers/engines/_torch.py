@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from samplers import ring
 from samplers.engines._forward import (
     additive_mask,
     last_logits,
@@ -62,7 +63,7 @@ class TorchEngine:
             parameter.data = parameter.data.to(dtype)
         if dtype != torch.float32:
             widen_head(model)
-        self.version = 0
+        self.version, self.receivers, self._asleep = 0, 1, False
         self.counters = {"steps": 0, "sampled": 0, "prefilled": 0, "forked": 0}
         text = model.config.get_text_config(decoder=True)
         self.context: int | None = getattr(text, "max_position_embeddings", None)
@@ -90,6 +91,7 @@ class TorchEngine:
     # Requests
 
     def add(self, requests: Sequence[Request]) -> None:
+        self._awake("add")
         for request in requests:
             row = self._row(request)
             if row.kept is None:
@@ -133,6 +135,7 @@ class TorchEngine:
         return Row(request, ids, kept)
 
     def step(self) -> list[Completion]:
+        self._awake("step")
         with torch.inference_mode():
             self._admit()
             if self._rows:
@@ -322,18 +325,19 @@ class TorchEngine:
 
     @torch.inference_mode()
     def score(self, ids: Sequence[Ids], temperature: float = 1.0) -> list[Floats]:
+        self._awake("score")
         return score(self.model, ids, temperature or 1.0, self._vocab)
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Any]], version: int | None = None) -> None:
+        self._awake("load weights")
         state = self.model.state_dict()
         for name, value in weights:
             if name not in state:
                 near = difflib.get_close_matches(name, state, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 raise ValueError(f"weights: the model has no parameter named '{name}'{hint}")
-            # Arrays of Ray's object store are read-only, which torch would share with a warning.
-            tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+            tensor = torch.as_tensor(value)
             if tensor.shape != state[name].shape:
                 raise ValueError(
                     f"weights: '{name}' has shape {tuple(tensor.shape)}; the engine's model has "
@@ -342,6 +346,23 @@ class TorchEngine:
             state[name].copy_(tensor)
         self.version = self.version + 1 if version is None else version
         self._forget()
+
+    def receive(self, source: ring.Source, version: int) -> None:
+        with ring.read(source) as weights:
+            self.load_weights(weights, version)
+
+    def sleep(self) -> None:
+        self._forget()
+        self._asleep = True
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        self._asleep = False
+
+    def _awake(self, what: str) -> None:
+        if self._asleep:
+            raise ValueError(f"engine: cannot {what} while asleep; call wake() first")
 
     def _forget(self) -> None:
         """Drop all KV: live rows and waiting forks go back to the queue, in order, as prompts."""
@@ -352,7 +373,9 @@ class TorchEngine:
             count = int(self._state["count"][slot])
             row.ids = self._ids[slot, :count].copy()
             row.logprobs = self._logprobs[slot, :count].copy()
-            row.spans = [s for s in row.spans if s[0] < count] + [(count, self.version)]
+            row.spans = [s for s in row.spans if s[0] < count]
+            if not row.spans or row.spans[-1][1] != self.version:
+                row.spans.append((count, self.version))
             again.append(row)
         for row in self._forks:
             self._leave(row)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
+from samplers.ring import Source
 from samplers.seam import Component, find
 from samplers.types import Completion, Floats, Ids, Request
 
@@ -35,6 +36,8 @@ class Engine(Protocol):
 
     version: int
     """Version of the weights; every token made is stamped with it."""
+    receivers: int
+    """Processes that read weights in `receive`: 1, or one per tensor-parallel rank."""
 
     @property
     def pending(self) -> int:
@@ -90,6 +93,27 @@ class Engine(Protocol):
         Raises:
             ValueError: an unknown name or another shape.
         """
+        ...
+
+    def receive(self, source: Source, version: int) -> None:
+        """Load the weights that a learner sends to `source`.
+
+        Raises:
+            SyncError: the learner failed, died or hung (by the source's deadline).
+            ValueError: weights of another model; the learner is told as well.
+        """
+        ...
+
+    def sleep(self) -> None:
+        """Give the memory of the KV cache back, to a learner on the same device.
+
+        What was under way goes on after `wake`, prefilled again. Until then adding, stepping,
+        scoring and loading are a ValueError.
+        """
+        ...
+
+    def wake(self) -> None:
+        """End `sleep`; no effect on an engine that is awake."""
         ...
 
 

@@ -1,0 +1,128 @@
+"""The learner's side of a weight sync: buckets leave through a ring, or vLLM's own backends.
+
+`auto` takes shared memory where all engines sit on the host of the first learner rank, CUDA's
+memory handles (ipc) where vLLM engines share the learners' GPUs, and NCCL where vLLM engines sit
+elsewhere. The engines' side is `Engine.receive(source, version)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from samplers.ring import Source, Writer
+from samplers.seam import Component
+
+if TYPE_CHECKING:
+    from trainer.learner import Learner
+
+Transport = Literal["shm", "nccl", "ipc"]
+WRITER, READER = 0.8, 0.9
+"""Shares of the deadline after which the learner, and then an engine, gives up: the first to do so
+names the one that hangs, before the driver's own deadline."""
+
+
+class SyncConfig(Component):
+    """How new weights come to the engines."""
+
+    transport: Literal["auto", "shm", "nccl", "ipc"] = "auto"
+    """`shm` (shared memory of one host), `nccl` (vLLM engines on GPUs of any host), `ipc` (vLLM
+    engines that share the learners' GPUs); auto takes the one that fits."""
+    bucket_mb: int = Field(default=64, ge=1)
+    """Weights travel in buckets of this size (a larger tensor in one of its own); two are held in
+    memory at a time, and one more where ZeRO-3 gathers them."""
+    deadline: float = Field(default=300.0, gt=0)
+    """Seconds a sync may take; then the side that did not answer is named and the run stops."""
+
+
+class Publisher:
+    """One learner rank's part in every sync of a stage; all ranks take part in each.
+
+    Args:
+        kind: how the weights travel.
+        names: what to call each reader in an error; an engine of several has as many.
+        address: nccl: host and port where rank 0 is met.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        config: SyncConfig,
+        kind: Transport,
+        names: Sequence[str],
+        address: tuple[str, int],
+    ) -> None:
+        from trainer import weights
+
+        self.learner, self.kind, self.names = learner, kind, names
+        self.bucket_bytes = config.bucket_mb * 2**20
+        self.patience = config.deadline
+        self.sizes = weights.sizes(learner.model)
+        self._address = address
+        self._writer: Writer | None = None
+        self._sender: Any = None
+        if learner.rank == 0 and kind != "nccl":
+            largest = max(_bytes(dtype, shape) for _, dtype, shape in self.sizes)
+            room = max(largest, self.bucket_bytes) if kind == "shm" else 1
+            self._writer = Writer(names, room, WRITER * config.deadline)
+
+    def source(self) -> Source:
+        """What the first reader is told; `Source.of` numbers the others. Rank 0's."""
+        address = self._writer.address if self._writer else "{}:{}".format(*self._address)
+        nccl = self.kind == "nccl"
+        return Source(
+            self.kind,
+            address,
+            readers=len(self.names),
+            deadline=READER * self.patience,
+            bucket_bytes=self.bucket_bytes,
+            parameters=tuple((n, _name(d), s) for n, d, s in self.sizes) if nccl else (),
+        )
+
+    def publish(self) -> None:
+        """Send the current weights. Collective.
+
+        Raises:
+            SyncError: an engine failed, died or hung.
+        """
+        if self.kind == "shm":
+            self._through_the_ring()
+            return
+        from trainer import vllm_sync
+
+        if self._sender is None:
+            self._sender = vllm_sync.sender(self, self._writer, self._address)
+        self._sender.send_weights()
+
+    def _through_the_ring(self) -> None:
+        writer = self._writer
+        if writer is None:
+            for _ in self.learner.buckets(self.bucket_bytes):
+                pass
+            return
+        try:
+            writer.begin()
+            for _ in self.learner.buckets(self.bucket_bytes, writer.room):
+                writer.send()
+            writer.end()
+        except BaseException as error:
+            writer.fail(f"weight sync: the learner failed: {type(error).__name__}: {error}")
+            raise
+
+    def close(self) -> None:
+        if self._sender is not None:
+            self._sender.shutdown()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _bytes(dtype: Any, shape: Sequence[int]) -> int:
+    import math
+
+    return int(math.prod(shape) * dtype.itemsize)
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
