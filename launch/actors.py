@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.transport import Seat
 from rewards.verdict import Verdict
 from samplers import columns
+from samplers.ring import Source
 from samplers.types import Job
 from trainer.config import Stage
 from trainer.ports import free_port
+from trainer.profile import Watches
+from trainer.sync import Publisher, Transport
 from trainer.world import Item
-
-BUCKET_BYTES = 64 * 2**20
 
 
 def _environment(device: str, threads: int) -> None:
@@ -30,7 +32,19 @@ def _environment(device: str, threads: int) -> None:
         os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
 
 
-class LearnerActor:
+class Actor:
+    """What every process can do."""
+
+    def __init__(self) -> None:
+        self._watches = Watches()
+
+    def profile(self, folder: str | None, name: str) -> None:
+        """Record times into `folder` as the process `name`; None: no longer."""
+        works = list(vars(self).values())
+        self._watches.profile(Path(folder) if folder else None, {name: works})
+
+
+class LearnerActor(Actor):
     """One data-parallel rank."""
 
     def address(self) -> tuple[str, int]:
@@ -40,12 +54,13 @@ class LearnerActor:
         return ray.util.get_node_ip_address(), free_port()
 
     def build(
-        self, stage: Stage, model: str, rank: int, master: tuple[str, int], device: str
+        self, stage: Stage, model: str, rank: int, master: tuple[str, int], device: str, seed: int
     ) -> None:
         _environment(device, threads=stage.learner.threads)
         from trainer.learner import Learner
 
-        self.rank = rank
+        self.rank, self.sync = rank, stage.sync
+        self.publisher: Publisher | None = None
         sft = stage.kind == "sft"
         self.learner = Learner(
             model,
@@ -60,6 +75,8 @@ class LearnerActor:
             dtype=stage.model.dtype,
             attention=stage.model.attention,
             trust_remote_code=stage.model.trust_remote_code,
+            lora=stage.model.lora,
+            seed=seed,
             max_bad_steps=stage.guard.bad_steps,
         )
 
@@ -69,16 +86,17 @@ class LearnerActor:
     def score(self, micro_batches: Any, which: Any) -> Any:
         return self.learner.score(micro_batches, which)
 
-    def publish(self) -> list[Any]:
-        """Weights in bounded buckets, in the object store; every rank takes part, rank 0 gives."""
-        import ray
+    def where(self) -> Seat:
+        return _seat()
 
-        out = []
-        for bucket in self.learner.buckets(BUCKET_BYTES):
-            if self.rank == 0:
-                pairs = [(name, _host(tensor)) for name, tensor in bucket]
-                out += [ray.put(pairs)]  # one object a bucket, whatever it holds
-        return out
+    def connect(self, kind: Transport, readers: Sequence[str], port: int, host: str) -> Source:
+        """Make ready for syncs with these readers; rank 0's source is the one that counts."""
+        self.publisher = Publisher(self.learner, self.sync, kind, readers, (host, port))
+        return self.publisher.source()
+
+    def publish(self) -> None:
+        assert self.publisher is not None, "connected when the fleet was built"
+        self.publisher.publish()
 
     def save(self, folder: str) -> None:
         self.learner.save(Path(folder))
@@ -90,10 +108,12 @@ class LearnerActor:
         self.learner.export(Path(folder))
 
     def close(self) -> None:
+        if self.publisher is not None:
+            self.publisher.close()
         self.learner.close()
 
 
-class RolloutActor:
+class RolloutActor(Actor):
     """One engine and the rollout worker beside it."""
 
     def build(self, stage: Stage, model: str, device: str) -> bool:
@@ -115,16 +135,17 @@ class RolloutActor:
     def rollout(self, jobs: Sequence[Job]) -> dict[str, Any]:
         return columns.pack(self.worker.generate(jobs))
 
-    def load(self, buckets: Sequence[Any], version: int) -> None:
-        import ray
+    def where(self) -> Seat:
+        return _seat(self.worker.engine.receivers)
 
-        self.worker.load_weights((pair for ref in buckets for pair in ray.get(ref)), version)
+    def receive(self, source: Source, version: int) -> None:
+        self.worker.receive(source, version)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         return [self.worker.renderer.decode(row) for row in ids]
 
 
-class GraderActor:
+class GraderActor(Actor):
     """One verifier pool."""
 
     def build(self, stage: Stage, path: Sequence[str]) -> None:
@@ -142,9 +163,9 @@ class GraderActor:
         self.pool.close()
 
 
-def _host(tensor: Any) -> Any:
-    """numpy where numpy has the type (zero-copy in the object store); bf16 stays a tensor."""
-    import torch
+def _seat(readers: int = 0) -> Seat:
+    import ray
 
-    tensor = tensor.cpu()
-    return tensor if tensor.dtype is torch.bfloat16 else tensor.numpy()
+    context = ray.get_runtime_context()
+    gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
+    return Seat(context.get_node_id(), gpus, readers)

@@ -7,20 +7,23 @@ the numbers asked for and available, and an actor that dies is an error that nam
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.actors import GraderActor, LearnerActor, RolloutActor
 from launch.mistakes import told_remotely
 from launch.placement import Placement, Role, place
+from launch.transport import choose, names
 from rewards.verdict import Verdict
 from samplers import columns
+from samplers.ring import Source, SyncError
 from samplers.types import Job, Rollout
 from trainer.config import Stage
 from trainer.types import Batch, Floats
@@ -28,21 +31,24 @@ from trainer.world import Item
 
 SCHEDULE_S = 30.0
 STORE_BYTES = 512 * 2**20
+"""Shared memory that rollouts travel in; weights have their own (samplers/ring.py)."""
 
 
 class Fleet:
     """A World of Ray actors for one stage."""
 
-    def __init__(self, stage: Stage, model: str) -> None:
-        self.stage, self.version = stage, 0
+    def __init__(self, stage: Stage, model: str, seed: int = 0) -> None:
+        self.stage, self.seed, self.version = stage, seed, 0
         self.actors: dict[Role, list[Any]] = {"learner": [], "rollout": [], "grader": []}
         self._groups: list[Any] = []
+        self._sources: list[Source] = []
         self.opened: bool | None = None
         """Whether the chat template opens the thought; None where nothing is generated."""
         try:
             self.placement = place(stage, _gpus())
             self._spawn(self.placement)
             self._build(model)
+            self._connect()
         except BaseException:
             self.close()
             raise
@@ -80,13 +86,29 @@ class Fleet:
         learners, device = self.actors["learner"], self.placement.device
         master = _wait([learners[0].address.remote()])[0]
         building = [
-            actor.build.remote(self.stage, model, rank, master, device)
+            actor.build.remote(self.stage, model, rank, master, device, self.seed)
             for rank, actor in enumerate(learners)
         ]
         engines = [a.build.remote(self.stage, model, device) for a in self.actors["rollout"]]
         graders = [a.build.remote(self.stage, sys.path) for a in self.actors["grader"]]
         opened = _wait([*engines, *building, *graders])[: len(engines)]
         self.opened = opened[0] if opened else None
+
+    def _connect(self) -> None:
+        """Settle how weights travel, and tell everyone."""
+        learners, engines = self.actors["learner"], self.actors["rollout"]
+        if not engines:
+            return
+        seats = _wait([actor.where.remote() for actor in (*learners, *engines)])
+        theirs = seats[len(learners) :]
+        engine = self.stage.rollout.engine.name
+        kind = choose(self.stage.sync.transport, engine, seats[: len(learners)], theirs)
+        host, port = _wait([learners[0].address.remote()])[0]
+        source, *_ = _wait([a.connect.remote(kind, names(theirs), port, host) for a in learners])
+        first = 0
+        for seat in theirs:
+            self._sources.append(source.of(first))
+            first += seat.readers
 
     def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
         """Whole groups go to engines by turns, one ordered list each."""
@@ -141,10 +163,23 @@ class Fleet:
         return {k: v for k, v in metrics.items() if k not in ("seconds", "peak_memory_mb")}
 
     def sync(self) -> None:
-        """Every rank takes part in publishing; every engine loads the same buckets."""
+        """Every rank takes part in publishing; every engine loads the same buckets.
+
+        Raises:
+            SyncError: a learner or an engine failed, died or did not answer by the deadline.
+        """
         self.version += 1
-        buckets = _wait([a.publish.remote() for a in self.actors["learner"]])[0]
-        _wait([a.load.remote(buckets, self.version) for a in self.actors["rollout"]])
+        learners, engines = self.actors["learner"], self.actors["rollout"]
+        if not engines:
+            return
+        refs = [actor.publish.remote() for actor in learners]
+        refs += [
+            actor.receive.remote(source, self.version)
+            for actor, source in zip(engines, self._sources, strict=True)
+        ]
+        who = [f"learner rank {i}" for i in range(len(learners))]
+        who += [f"engine {i}" for i in range(len(engines))]
+        _wait(refs, dict(zip(refs, who, strict=True)), self.stage.sync.deadline)
 
     def save(self, folder: Path) -> None:
         _wait([a.save.remote(str(folder / "learner")) for a in self.actors["learner"]])
@@ -155,6 +190,15 @@ class Fleet:
 
     def export(self, folder: Path) -> None:
         _wait([a.export.remote(str(folder)) for a in self.actors["learner"]])
+
+    def profile(self, folder: Path | None) -> None:
+        asked = [
+            actor.profile.remote(str(folder) if folder else None, f"{role}-{i}")
+            for role, actors in self.actors.items()
+            for i, actor in enumerate(actors)
+        ]
+        if folder:  # an end need not wait for what is still at work
+            _wait(asked)
 
     def close(self) -> None:
         """Learners leave their process group cleanly; then every actor is ended."""
@@ -182,15 +226,11 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def cluster(
-    cpus: int, address: str | None = None, store_bytes: int = STORE_BYTES
-) -> Iterator[None]:
+def cluster(cpus: int, address: str | None = None) -> Iterator[None]:
     """A Ray of our own on this machine, quiet and on loopback, or the one at `address`.
 
     `cpus` are Ray's logical CPUs: on a CPU machine the plan sets them, because a placement
-    group that asks for more than Ray counts would wait for ever and say nothing. `store_bytes` is
-    the shared memory that weights and rollouts travel in.
-    """
+    group that asks for more than Ray counts would wait for ever and say nothing."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -211,7 +251,7 @@ def cluster(
                 logging_level="ERROR",
                 _temp_dir=folder,
                 _node_ip_address="127.0.0.1",
-                object_store_memory=store_bytes,
+                object_store_memory=STORE_BYTES,
             )
         yield
     finally:
@@ -223,21 +263,34 @@ def cluster(
             time.sleep(0.1)
 
 
-def _wait(refs: list[Any]) -> list[Any]:
-    """Results of all, or the first failure at once: a user's error as itself, a death by name."""
+def _wait(
+    refs: list[Any], names: Mapping[Any, str] | None = None, deadline: float = math.inf
+) -> list[Any]:
+    """Results of all, or the first failure at once: a user's error as itself, a death by name.
+
+    Args:
+        names: whose answer each is, where it is worth saying.
+        deadline: seconds after which those that did not answer are a SyncError.
+    """
     import ray
 
-    pending = list(refs)
+    pending, until, names = list(refs), time.monotonic() + deadline, names or {}
     while pending:
-        done, pending = ray.wait(pending, num_returns=1, timeout=5)
+        left = until - time.monotonic()
+        if left <= 0:
+            silent = ", ".join(names.get(ref, "a worker process") for ref in pending)
+            raise SyncError(f"weight sync: {silent} did not answer within {deadline:g} s")
+        done, pending = ray.wait(pending, num_returns=1, timeout=min(5, left))
         for ref in done:
             try:
                 ray.get(ref)
             except ray.exceptions.RayTaskError as error:
-                users = isinstance(error.cause, ValueError) and told_remotely(error)
-                raise error.cause if users else error from None
+                cause = error.cause
+                users = isinstance(cause, ValueError) and told_remotely(error)
+                raise cause if users or isinstance(cause, SyncError) else error from None
             except ray.exceptions.RayActorError as error:
-                raise RuntimeError(f"a worker process died: {error}") from None
+                who = names.get(ref, "a worker process")
+                raise RuntimeError(f"{who} died: {error}") from None
     return ray.get(refs)
 
 

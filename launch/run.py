@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import warnings
 from importlib import metadata
 from pathlib import Path
 
-from launch.fleet import STORE_BYTES, Fleet, cluster
+from launch.fleet import Fleet, cluster
 from launch.placement import place
 from launch.plan import thinking
 from trainer import checkpoint, preflight, runfolder
 from trainer.config import Recipe, load
-from trainer.fresh import WEIGHTS, start_model
+from trainer.fresh import start_model
 from trainer.loop import LOOPS
 from trainer.modelfolder import fetch
+from trainer.profile import Profile
 from trainer.stage import StageRun
 from trainer.tracking import Tracker
 
@@ -24,7 +26,9 @@ FRESH = {"stage": 0, "first": 0, "step": -1}
 """State of a run that has not begun: not even step 0, its first evaluation, is logged."""
 
 
-def train(recipe: str | Path | Recipe, *settings: str, address: str | None = None) -> Path:
+def train(
+    recipe: str | Path | Recipe, *settings: str, address: str | None = None, profile: int = 0
+) -> Path:
     """Train `recipe` and return its run folder.
 
     A folder that holds the same run, unfinished, is continued from its newest checkpoint; a
@@ -34,6 +38,7 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
         recipe: a shipped name (`grpo/find`), a YAML file, or a resolved Recipe.
         settings: `a.b=c` assignments, as on the command line.
         address: a running Ray cluster; None starts one on this machine.
+        profile: trace so many steps into the run folder: see `trainer/profile.py`.
 
     Raises:
         ValueError: a mistake in the recipe or its files, before any model is loaded.
@@ -46,27 +51,30 @@ def train(recipe: str | Path | Recipe, *settings: str, address: str | None = Non
     folder = recipe.folder.absolute()  # actors may have another working directory
     with runfolder.claim(folder):
         if runfolder.finished(recipe):
+            if profile:
+                warnings.warn(f"--profile has no effect: {folder} is finished", stacklevel=2)
             return folder
         newest = _open(recipe)
         state = checkpoint.driver_state(newest) if newest else FRESH
         cpus = max(place(stage, 0).totals["CPU"] for stage in recipe.stages)
-        weights = _weight_bytes(fetch(recipe.stages[0].model.path))
         with (
-            cluster(int(cpus), address, STORE_BYTES + 2 * weights),
+            cluster(int(cpus), address),
             Tracker(
                 folder, recipe.tracking, recipe, first_step=state["first"] + state["step"]
             ) as tracker,
+            Profile(folder, profile) as profiled,
         ):
             first = state["first"]
             for index in range(state["stage"], len(recipe.stages)):
                 stage = recipe.stages[index]
                 path = str(begin(recipe, index).absolute())
-                with Fleet(stage, path) as fleet:
+                with Fleet(stage, path, recipe.seed) as fleet:
                     if fleet.opened is not None:
                         tracker.say(thinking(stage, fleet.opened))
                     run = StageRun(recipe, index, first, path, fleet, tracker, folder)
                     if newest and index == state["stage"]:
                         run.restore(newest, state)
+                    profiled.watch(run)
                     LOOPS[stage.kind](run)
                 first += stage.steps
                 _point(folder / "model", checkpoint.complete(folder / "checkpoints")[-1] / "model")
@@ -103,10 +111,6 @@ def begin(recipe: Recipe, index: int) -> Path:
             shutil.copytree(last / "model", partial)
         partial.rename(made)
     return made
-
-
-def _weight_bytes(folder: Path) -> int:
-    return sum(f.stat().st_size for pattern in WEIGHTS for f in folder.glob(pattern))
 
 
 def _point(link: Path, target: Path) -> None:

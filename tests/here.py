@@ -15,6 +15,7 @@ from trainer.fresh import start_model
 from trainer.learner import Learner
 from trainer.loop import LOOPS
 from trainer.modelfolder import fetch
+from trainer.profile import Profile, Watches
 from trainer.stage import StageRun
 from trainer.tracking import Tracker, read
 from trainer.types import Batch, Floats
@@ -23,12 +24,13 @@ from trainer.types import Batch, Floats
 class Here(Workers):
     """`trainer.world.World` of one learner rank, one engine and one verifier pool."""
 
-    def __init__(self, stage: Stage, model: str) -> None:
+    def __init__(self, stage: Stage, model: str, seed: int = 0) -> None:
         self.stage, self.version, dtype = stage, 0, stage.model.dtype
         worker = RolloutWorker.from_pretrained(
             model, stage.rollout.engine, stage.markers, dtype=dtype
         )
         super().__init__(worker, VerifierPool(stage.verifier, workers=stage.grader.processes))
+        self.watches = Watches()
         self.learner = Learner(
             model,
             stage.learner,
@@ -37,6 +39,8 @@ class Here(Workers):
             total_steps=stage.steps * stage.updates_per_batch * stage.epochs,
             temperature=stage.rollout.temperature,
             dtype=dtype,
+            lora=stage.model.lora,
+            seed=seed,
         )
 
     def score(self, batch: Batch, which: Any) -> list[Floats]:
@@ -59,21 +63,31 @@ class Here(Workers):
     def export(self, folder: Path) -> None:
         self.learner.export(folder)
 
+    def profile(self, folder: Path | None) -> None:
+        works = {"learner-0": self.learner, "rollout-0": self.worker, "grader-0": self.pool}
+        self.watches.profile(folder, {name: [thing] for name, thing in works.items()})
+
     def close(self) -> None:
+        self.watches.profile(None, {})
         self.pool.close()
         self.learner.close()
 
 
-def run(recipe: Recipe) -> list[dict[str, Any]]:
+def run(recipe: Recipe, profile: int = 0) -> list[dict[str, Any]]:
     """Train the recipe's only stage as `launch.run` does, and return its metrics by step."""
     preflight.check_all(recipe)
     folder, (stage,) = recipe.folder, recipe.stages
     folder.mkdir(parents=True)
     model = str(start_model(fetch(stage.model.path), folder / "start", stage, recipe.seed))
-    world = Here(stage, model)
+    world = Here(stage, model, recipe.seed)
     try:
-        with Tracker(folder, recipe.tracking, recipe) as tracker:
-            LOOPS[stage.kind](StageRun(recipe, 0, 0, model, world, tracker, folder))
+        with (
+            Tracker(folder, recipe.tracking, recipe) as tracker,
+            Profile(folder, profile) as profiled,
+        ):
+            stage_run = StageRun(recipe, 0, 0, model, world, tracker, folder)
+            profiled.watch(stage_run)
+            LOOPS[stage.kind](stage_run)
     finally:
         world.close()
     return read(folder)

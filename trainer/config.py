@@ -31,10 +31,12 @@ from samplers.render import ThinkingConfig
 from samplers.seam import Component
 from trainer.eval.budgets import EvalConfig
 from trainer.learner import LearnerConfig
+from trainer.lora import LoraConfig
 from trainer.losses import LossConfig
 from trainer.optim import OptimConfig
 from trainer.settings import merge, override
 from trainer.supervised import SupervisedConfig
+from trainer.sync import SyncConfig
 from trainer.tracking import TrackingConfig
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -50,6 +52,8 @@ class ModelConfig(Component):
     """Run code that comes with the model. Off: such a model is refused."""
     add_markers: bool = False
     """Add missing thinking markers to the vocabulary and resize the embeddings."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of the weights: true, or a mapping of settings."""
 
 
 class RolloutConfig(Component):
@@ -141,6 +145,7 @@ class Stage(Component):
     """How often each of them is used."""
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
+    sync: SyncConfig = SyncConfig()
     grader: GraderConfig = GraderConfig()
     evaluation: EvalConfig | None = None
     guard: GuardConfig = GuardConfig()
@@ -185,6 +190,8 @@ class Stage(Component):
             )
         if self.model.add_markers and self.markers is None:
             warnings.warn("model.add_markers has no effect with thinking: none", stacklevel=2)
+        if self.model.lora is not None:
+            self.model.lora.suits(self.loss, self.optim)
         for kind, package in COMPONENTS.items():
             spec = self.budget_spec if kind == "budget" else getattr(self, kind)
             for one in spec if isinstance(spec, tuple) else (spec,):

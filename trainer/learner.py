@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,7 @@ from trainer.types import Floats, MicroBatch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainer.lora import LoraConfig
     from trainer.reference import Reference
     from trainer.tally import Tally
 
@@ -61,6 +62,7 @@ class Learner:
         path: a model folder that transformers loads.
         total_steps: optimiser steps of the stage; the schedule ends there.
         temperature: the sampling temperature; logprobs are those after it.
+        lora: train adapters, first drawn from `seed`, and leave the model's own weights alone.
         max_bad_steps: non-finite steps in a row before `step` raises.
 
     Raises:
@@ -83,6 +85,8 @@ class Learner:
         dtype: Literal["float32", "bfloat16"] = "float32",
         attention: str = "sdpa",
         trust_remote_code: bool = False,
+        lora: LoraConfig | None = None,
+        seed: int = 0,
         max_bad_steps: int = 3,
     ) -> None:
         import torch
@@ -92,6 +96,7 @@ class Learner:
 
         assert port is not None or config.ranks == 1, "several ranks need a port to meet at"
         self.path, self.config, self.optim, self.loss = str(path), config, optim, loss
+        self.lora = lora
         self.rank, self.dtype, self.temperature = rank, dtype, temperature
         self.total_steps, self.max_bad_steps = total_steps, max_bad_steps
         self.updates, self.bad_steps = 0, 0
@@ -107,7 +112,7 @@ class Learner:
         )
         torch.set_num_threads(config.threads)
         settings = zero.settings(config, optim, dtype) if config.zero == 3 else None
-        model = policy.load(self.path, zero3=settings, **self._load)
+        model = policy.load(self.path, zero3=settings, lora=lora, seed=seed, **self._load)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.engine = zero.start(model, config, optim, dtype)
@@ -279,13 +284,16 @@ class Learner:
         """(logprobs_N, entropy_N) of each micro-batch under the current or the reference policy."""
         import torch
 
-        from trainer import policy
+        from trainer import lora, policy
 
         assert which in ("policy", "reference"), which
         scorer, module = self.scorer, self.engine
-        if which == "reference":
+        switch: AbstractContextManager[None] = nullcontext()
+        if which == "reference" and self.lora:  # without its adapter the policy is the reference
+            switch = lora.switched_off(self.model)
+        elif which == "reference":
             module, scorer = self.reference.model, self.reference.scorer
-        with torch.no_grad():
+        with torch.no_grad(), switch:
             scored = (policy.score(scorer, module, m, self.device) for m in micro_batches)
             return [(logp.cpu().numpy(), entropy.cpu().numpy()) for logp, entropy in scored]
 
@@ -326,7 +334,9 @@ class Learner:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        self.engine.save_checkpoint(
+            str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=bool(self.lora)
+        )
         own = {"updates": self.updates, "bad_steps": self.bad_steps, "rng": zero.rng_state()}
         torch.save(own, folder / f"rank{self.rank}.pt")
         if self.rank == 0 and self._moving:
@@ -350,7 +360,7 @@ class Learner:
                 f"learner.ranks={self.config.ranks}: {folder} was saved by {ranks}; resume with as "
                 "many, or start a new run from its model folder"
             )
-        self.engine.load_checkpoint(str(folder), tag="engine")
+        self.engine.load_checkpoint(str(folder), tag="engine", load_module_strict=not self.lora)
         own = torch.load(folder / f"rank{self.rank}.pt", weights_only=True)
         self.updates, self.bad_steps = own["updates"], own["bad_steps"]
         zero.set_rng_state(own["rng"])
@@ -359,35 +369,23 @@ class Learner:
             self.reference.restore(saved)
 
     def export(self, folder: str | Path) -> None:
-        """A folder that transformers loads: safetensors, config, tokenizer files."""
-        import torch
+        """A folder that transformers loads: safetensors, config, tokenizer files.
 
-        from trainer import policy, weights
+        With `lora.export` beside, its subfolder `adapter` is one that PEFT loads.
+        """
+        from trainer import weights
 
-        state = weights.state(self.model)
-        if self.rank == 0:
-            with policy.quiet():
-                self.model.save_pretrained(folder, state_dict=state)
-            _copy_tokenizer(Path(self.path), Path(folder))
-        torch.distributed.barrier()
+        beside = self.lora is not None and self.lora.export == "beside"
+        weights.export(self.model, Path(self.path), Path(folder), beside)
 
-    def buckets(self, bucket_bytes: int = 2**28) -> Any:
+    def buckets(self, bucket_bytes: int = 2**28, into: Any = None) -> Any:
         """The current weights for the engines: see `trainer.weights.buckets`."""
         from trainer import weights
 
-        return weights.buckets(self.model, bucket_bytes)
+        return weights.buckets(self.model, bucket_bytes, into)
 
     def close(self) -> None:
         """Free the engine, and leave the process group if this learner joined it."""
         from trainer import zero
 
         zero.close(self.engine, leave=self._joined)
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """What a model folder holds beside its weights and configuration, as it was."""
-    kinds = {".json", ".jinja", ".model", ".txt", ".py"}
-    for file in source.iterdir():
-        wanted = file.suffix in kinds and not file.name.endswith(".index.json")
-        if wanted and not (target / file.name).exists():
-            shutil.copy2(file, target / file.name)

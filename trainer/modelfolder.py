@@ -73,6 +73,8 @@ def locate(name: str, *, download: bool = False) -> Path | None:
 
 
 def _of_run(folder: Path) -> Path:
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return _of_adapter(folder)
     checkpoints = folder / "checkpoints"
     if (folder / "config.json").is_file() or not checkpoints.is_dir():
         return folder
@@ -82,6 +84,18 @@ def _of_run(folder: Path) -> Path:
             f"model.path: run '{folder}' has no complete checkpoint yet; let it finish"
         )
     return newest / "model"
+
+
+def _of_adapter(folder: Path) -> Path:
+    """The merged model that our own adapters lie in."""
+    if (folder.parent / "config.json").is_file():
+        return folder.parent
+    base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+    raise ValueError(
+        f"model.path: '{folder}' holds an adapter of '{base}' and no model; merge it first: "
+        "peft.AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
+        ".save_pretrained(merged), and copy the tokenizer there"
+    )
 
 
 def _cached(name: str, download: bool) -> Path | None:
@@ -221,12 +235,20 @@ class ModelFolder:
     @cached_property
     def parameters(self) -> int | None:
         """Number of weights: exact from safetensors headers, else estimated from config.json."""
-        files = sorted(self.path.glob("*.safetensors"))
-        if files:
-            return sum(prod(shape) for file in files for shape in _shapes(file))
-        return self._estimate()
+        return None if self.shapes is None else sum(map(prod, self.shapes.values()))
 
-    def _estimate(self) -> int | None:
+    @property
+    def shapes(self) -> dict[str, list[int]] | None:
+        """Name -> shape of every weight: as `stored`, else as config.json lets expect."""
+        return self.stored or self._expected()
+
+    @cached_property
+    def stored(self) -> dict[str, list[int]] | None:
+        """Name -> shape of every weight, from safetensors headers; None without such files."""
+        files = sorted(self.path.glob("*.safetensors"))
+        return {name: shape for file in files for name, shape in _shapes(file)} or None
+
+    def _expected(self) -> dict[str, list[int]] | None:
         """A decoder with gated MLP and grouped heads (Llama, Qwen, Mistral, ...)."""
         config = self.config
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -235,9 +257,24 @@ class ModelFolder:
         width, layers, heads, ffn = (int(config[name]) for name in names)
         head = config.get("head_dim") or width // heads
         kv = config.get("num_key_value_heads") or heads
-        layer = width * head * (2 * heads + 2 * kv) + 3 * width * ffn + 2 * width
-        embeddings = 1 if config.get("tie_word_embeddings") else 2
-        return layers * layer + config["vocab_size"] * width * embeddings + width
+        layer = {
+            "self_attn.q_proj": [heads * head, width],
+            "self_attn.k_proj": [kv * head, width],
+            "self_attn.v_proj": [kv * head, width],
+            "self_attn.o_proj": [width, heads * head],
+            "mlp.gate_proj": [ffn, width],
+            "mlp.up_proj": [ffn, width],
+            "mlp.down_proj": [width, ffn],
+            "input_layernorm": [width],
+            "post_attention_layernorm": [width],
+        }
+        out = {"model.embed_tokens.weight": [int(config["vocab_size"]), width]}
+        for i in range(layers):
+            out |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+        out["model.norm.weight"] = [width]
+        if not config.get("tie_word_embeddings"):
+            out["lm_head.weight"] = out["model.embed_tokens.weight"]
+        return out
 
     def kv_bytes_per_token(self, bytes_each: int) -> int | None:
         """Key/value cache of one token, all layers; None for families that name sizes otherwise."""
@@ -266,12 +303,12 @@ def _json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _shapes(file: Path) -> Iterator[list[int]]:
-    """Shapes of a safetensors file, from its header (8-byte length, then JSON)."""
+def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
+    """Names and shapes of a safetensors file, from its header (8-byte length, then JSON)."""
     with file.open("rb") as stream:
         try:
             (size,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(size))
         except (struct.error, ValueError, MemoryError, OverflowError):
             raise ValueError(f"{file}: not a safetensors file; download or save it again") from None
-    yield from (entry["shape"] for name, entry in header.items() if name != "__metadata__")
+    yield from ((name, e["shape"]) for name, e in header.items() if name != "__metadata__")

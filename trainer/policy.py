@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer import lora as adapters
 from trainer.logprobs import Scorer
+from trainer.lora import LoraConfig
 from trainer.types import MicroBatch
 
 
@@ -24,11 +26,13 @@ def load(
     attention: str,
     trust_remote_code: bool = False,
     zero3: dict[str, Any] | None = None,
+    lora: LoraConfig | None = None,
+    seed: int = 0,
 ) -> Any:
     """The model in training shape: no dropout (both sides must give the same numbers), no cache.
 
     With `zero3` (DeepSpeed's configuration) each weight is partitioned as soon as it is read: no
-    device ever holds the model whole.
+    device ever holds the model whole. With `lora` only adapters, drawn from `seed`, are trainable.
     """
     from transformers import AutoModelForCausalLM
 
@@ -55,6 +59,8 @@ def load(
             module.attention_dropout = 0.0
     if zero3 is not None:
         _exact_rotary(model)
+    if lora is not None:
+        adapters.adapt(model, lora, seed)
     return model
 
 

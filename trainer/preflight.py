@@ -23,7 +23,7 @@ from samplers.data import Dataset
 from samplers.data import load as load_data
 from samplers.render import ThinkingConfig
 from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
-from trainer import supervised
+from trainer import lora, supervised
 from trainer.config import Recipe, Stage
 from trainer.modelfolder import ModelFolder, locate
 
@@ -190,6 +190,8 @@ def _model(
         _context(stage, model, asked)
     if stage.markers is not None and not stage.model.add_markers:
         check_markers(model, stage.markers)
+    if stage.model.lora is not None:
+        lora.check_names(model, stage.model.lora, build=thorough)
 
 
 def check_markers(model: ModelFolder, thinking: ThinkingConfig) -> None:
