@@ -22,7 +22,7 @@ def train(args: argparse.Namespace) -> int:
     """Train a recipe."""
     from launch.run import train as run
 
-    print(run(args.recipe, *args.settings))
+    print(run(args.recipe, *args.settings, profile=args.profile))
     return 0
 
 
@@ -154,6 +154,11 @@ def parser() -> argparse.ArgumentParser:
         one = add(name, run)
         one.add_argument("recipe", help="a recipe that ships (see `laconic recipes`), or a file")
         one.add_argument("settings", nargs="*", metavar="a.b=c", help=SETTINGS)
+        if name == "train":
+            text = "trace the first STEPS steps (5) into RUN/trace.json, for ui.perfetto.dev"
+            one.add_argument(
+                "--profile", nargs="?", type=_count, const=5, default=0, metavar="STEPS", help=text
+            )
     one = add("sweep", sweep)
     one.add_argument("arms", nargs="+", metavar="RECIPE | a.b=c", help="arms; " + SETTINGS)
     one.add_argument("--seeds", type=_seeds, default=(0,), help="0-4, 3 or 0,2,5 (default 0)")

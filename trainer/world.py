@@ -50,3 +50,7 @@ class World(Protocol):
     def export(self, folder: Path) -> None:
         """A model folder that transformers loads."""
         ...
+
+    def profile(self, folder: Path | None) -> None:
+        """Every process begins to record its times into `folder`; None: they end."""
+        ...
