@@ -1,245 +1,81 @@
-"""What a budget means at generation time: each rollout is a small state machine.
+"""The rollout worker: one engine, one running batch, however many callers.
 
-A rollout thinks, its thought is closed (by itself, or by force at its budget), and it answers, once
-or several times, at the end or at several cuts. The worker moves every rollout on between engine
-steps, so no phase waits for the slowest of a batch. Evaluation and `laconic generate` use it too.
+`samplers/run.py` says what a budget means; the worker moves every rollout on between engine steps,
+so no phase waits for the slowest of a batch. Evaluation and `laconic generate` use it too.
 
-Elastic Reasoning (arXiv:2505.05315) forces one close; AnytimeReasoner (arXiv:2505.13438) answers
-at nested budgets.
+Several threads may call at once. What they ask for stands in one line; whoever finds nobody at the
+engine steps it for all until its own is done, and then another one takes over.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import numpy as np
-
-from samplers import render, seeds
+from samplers import render
 from samplers.engines import base
 from samplers.render import Renderer, ThinkingConfig
-from samplers.types import Answer, Completion, Finish, Ids, Job, Request, Rollout, Tokens
+from samplers.ring import Source
+from samplers.run import THOUGHT, Place, Run, split
+from samplers.types import Floats, Ids, Job, Request, Rollout
 
-_THINK, _ANSWER = 0, 1
-"""Phases, as parts of a request's seed."""
-_NONE = np.zeros(0, np.int32)
-Spans = tuple[tuple[int, int], ...]
-
-
-class Place(NamedTuple):
-    """Where a completion goes: answer [cut][number], or the thought (cut -1)."""
-
-    cut: int
-    number: int
+__all__ = ["THOUGHT", "RolloutWorker", "Run", "split"]
 
 
-THOUGHT = Place(-1, 0)
+@dataclass(eq=False)
+class _Asked:
+    """What a thread waits for."""
+
+    ended: bool = False
+    value: Any = None
+    error: BaseException | None = None
+
+    def end(self, value: Any = None, error: BaseException | None = None) -> None:
+        self.value, self.error, self.ended = value, error, True
 
 
-class Run:
-    """One rollout on its way. `begin` and `take` return the requests that come next.
+@dataclass(eq=False)
+class _Call(_Asked):
+    """One `generate`: its rollouts on their way."""
 
-    A request is a `Request` whose id is to be set, with the place its completion belongs to.
-    """
+    jobs: Sequence[Job] = ()
+    number: int = -1
+    runs: list[Run] = field(default_factory=list)
+    open: int = 0
+    """Requests whose completion has not come."""
+    aborted: frozenset[tuple[int, int]] = frozenset()
+    """(group, index) of rollouts that are to end."""
 
-    def __init__(self, job: Job, prompt_ids: Ids, renderer: Renderer) -> None:
-        self.job, self.plan, self.renderer = job, job.plan, renderer
-        self.prompt_ids = prompt_ids
-        self.markers = renderer.thinking
-        self.budgeted = self.plan.think is not None or bool(self.plan.cuts)
-        self.after_close = renderer.after_close_ids(self.plan)
-        self.two_calls = (
-            self.budgeted
-            or len(self.after_close) > 0
-            or self.plan.answer is not None
-            or self.plan.answers_per_cut > 1
-        )
-        self.closed = self.skipped = False
-        self.thought = forced(renderer.encode(self.plan.prefill) if self.plan.prefill else _NONE)
-        self.cuts = len(self.plan.cuts) or 1
-        self.answers: list[list[Answer | None]] = [
-            [None] * self.plan.answers_per_cut for _ in range(self.cuts)
-        ]
-        self.repeats: dict[int, int] = {}  # cut: the one whose answers it shows
 
-    # Thinking
+@dataclass(eq=False)
+class _Errand(_Asked):
+    """Something to do with the engine between two steps."""
 
-    def begin(self) -> Iterator[tuple[Place, Request]]:
-        """The first request: the thought; or the answers, where there is nothing to think."""
-        prefill = self.thought.ids_T
-        if self.markers is None:
-            self.thought = forced(_NONE)
-            return self._answer_all([(0, prefill)])
-        ends = np.flatnonzero(prefill == self.markers.end_id)
-        self.skipped = len(ends) > 0 or self.renderer.closed(self.prompt_ids)
-        if len(ends):  # the plan closes the thought before the model can open it
-            self.thought = forced(prefill[: ends[0]])
-            begun = np.concatenate([prefill[ends[0] :], self.after_close])
-            return self._answer_all([(int(ends[0]), begun)] * self.cuts)
-        if self.skipped:
-            self.thought = forced(_NONE)
-            return self._answer_all([(0, np.concatenate([prefill, self.after_close]))] * self.cuts)
-        budget = (
-            self.plan.think if self.plan.think is not None else max(self.plan.cuts, default=None)
-        )
-        cap = self.plan.max_tokens
-        limit = (cap if budget is None else min(budget, cap)) - len(prefill)
-        if limit < 1:
-            self.thought = replace(self.thought, finish="length")
-            return self._answer_all(self._closes())
-        stops = (self.markers.end_id, *self.renderer.eos_ids) if self.two_calls else None
-        return iter([(THOUGHT, self._request(self._context(), limit, THOUGHT, stops))])
-
-    def _think(self, done: Completion) -> Iterator[tuple[Place, Request]]:
-        assert self.markers is not None
-        ids, logprobs, last = done.ids_T, done.logprobs_T, len(done.ids_T)
-        ends = np.flatnonzero(ids == self.markers.end_id)
-        self.closed = len(ends) > 0
-        eos = done.finish == "stop" and not self.closed
-        if eos and self.budgeted:
-            last -= 1  # the budget promises an answer: the eos goes, the thought is closed
-        elif self.closed:
-            last = int(ends[0]) + 1
-        finish: Finish = "stop" if self.closed else done.finish
-        prefill = len(self.thought)
-        spans, rest = split(done.spans, last)
-        self.thought = Tokens(
-            np.concatenate([self.thought.ids_T, ids[:last]]),
-            np.concatenate([self.thought.logprobs_T, logprobs[:last]]),
-            finish,
-            shift(spans, prefill),
-        )
-        if not self.two_calls:
-            rest = rest if last < len(ids) else ()
-            answer = Tokens(ids[last:], logprobs[last:], done.finish, rest)
-            self.answers[0][0] = self._read(len(self.thought), answer, 0)
-            return iter(())
-        if done.finish == "abort" or not (self.closed or self.budgeted):
-            return self._no_answers(done.finish)
-        return self._answer_all(self._closes(), done.handle)
-
-    def _closes(self) -> list[tuple[int, Ids]]:
-        """(tokens of the thought that are seen, forced ids) at each cut."""
-        body = len(self.thought) - int(self.closed)
-        out = []
-        for cut in self.plan.cuts or (len(self.thought),):
-            if self.closed and cut >= body:
-                out.append((len(self.thought), self.after_close))
-            else:
-                close = np.concatenate([self.renderer.close_ids(self.plan), self.after_close])
-                out.append((min(cut, body), close))
-        return out
-
-    # Answering
-
-    def _answer_all(
-        self, starts: Sequence[tuple[int, Ids]], handle: int | None = None
-    ) -> Iterator[tuple[Place, Request]]:
-        """`answers_per_cut` answers from each (tokens of the thought, forced ids)."""
-        last = {after: cut for cut, (after, _) in enumerate(starts)}
-        for cut, (after, begun) in enumerate(starts):
-            if self.plan.collapse and last[after] != cut:
-                self.repeats[cut] = last[after]
-                continue
-            room = self.plan.max_tokens - after - len(begun)
-            limit = room if self.plan.answer is None else min(room, self.plan.answer)
-            for number in range(self.plan.answers_per_cut):
-                place = Place(cut, number)
-                if limit < 1:
-                    empty = Tokens(_NONE, np.zeros(0, np.float32), "length")
-                    self.answers[cut][number] = Answer(after, empty, None)
-                    continue
-                self.answers[cut][number] = Answer(after, forced(begun), None)
-                if handle is None:
-                    ids = np.concatenate([self._context(after), begun])
-                    yield place, self._request(ids, limit, place)
-                else:
-                    prefix = (handle, len(self.prompt_ids) + after)
-                    yield place, self._request(begun, limit, place, prefix=prefix)
-
-    def _no_answers(self, finish: Finish) -> Iterator[tuple[Place, Request]]:
-        empty = Answer(len(self.thought), Tokens(_NONE, np.zeros(0, np.float32), finish), None)
-        self.answers = [[empty] * self.plan.answers_per_cut for _ in range(self.cuts)]
-        return iter(())
-
-    def _answer(self, place: Place, done: Completion) -> None:
-        begun = self.answers[place.cut][place.number]
-        assert begun is not None
-        ids_T = begun.tokens.ids_T
-        tokens = Tokens(
-            np.concatenate([ids_T, done.ids_T]),
-            np.concatenate([begun.tokens.logprobs_T, done.logprobs_T]),
-            done.finish,
-            shift(done.spans, len(ids_T)),
-        )
-        # A forced close is among the answer's tokens; what the grader reads comes after it.
-        ends = np.flatnonzero(ids_T == self.markers.end_id) if self.markers else _NONE
-        start = int(ends[0]) + 1 if len(ends) else 0
-        self.answers[place.cut][place.number] = self._read(begun.after, tokens, start)
-
-    def _read(self, after: int, tokens: Tokens, start: int) -> Answer:
-        reached = len(tokens) > start and tokens.finish != "abort"
-        return Answer(
-            after, tokens, self.renderer.answer_text(tokens.ids_T[start:]) if reached else None
-        )
-
-    # Both
-
-    def take(self, place: Place, done: Completion) -> Iterator[tuple[Place, Request]]:
-        if place == THOUGHT:
-            return self._think(done)
-        self._answer(place, done)
-        return iter(())
-
-    def _context(self, after: int | None = None) -> Ids:
-        return np.concatenate([self.prompt_ids, self.thought.ids_T[:after]])
-
-    def _request(
-        self,
-        ids: Ids,
-        limit: int,
-        place: Place,
-        stops: tuple[int, ...] | None = None,
-        prefix: tuple[int, int] | None = None,
-    ) -> Request:
-        thinking = place == THOUGHT
-        phase = (_THINK, 0, 0) if thinking else (_ANSWER, *place)
-        return Request(
-            id=-1,
-            ids=ids,
-            max_tokens=limit,
-            stop_ids=stops or self.renderer.eos_ids,
-            temperature=self.job.temperature,
-            seed=seeds.key(self.job.seed, *phase),
-            prefix=prefix,
-            keep=thinking and self.two_calls,
-        )
-
-    def finish(self) -> Rollout:
-        for cut, of in self.repeats.items():
-            self.answers[cut] = self.answers[of]
-        answers = tuple(tuple(a for a in cut if a is not None) for cut in self.answers)
-        assert all(len(cut) == self.plan.answers_per_cut for cut in answers)
-        last = answers[-1][0].tokens
-        if not len(last) and last.finish == "length":  # the cap came before the answer
-            self.thought = replace(self.thought, finish="length")
-        job = self.job
-        return Rollout(
-            job.prompt.index, job.group, job.index, job.seed, job.plan,
-            self.prompt_ids, self.thought, self.closed, answers, False, self.skipped,
-        )  # fmt: skip
+    do: Callable[[], Any] = lambda: None
+    drained: bool = False
+    """Only when nothing is in flight; whatever was asked later waits behind it."""
 
 
 class RolloutWorker:
-    """Makes rollouts with one engine. Jobs come in lists, a few calls a step."""
+    """Makes rollouts with one engine. Jobs come in lists, a few calls a step. Thread-safe.
+
+    An error of the engine reaches every caller that waits for it.
+    """
 
     def __init__(self, engine: base.Engine, renderer: Renderer) -> None:
         self.engine, self.renderer = engine, renderer
-        self._serial = 0
-        self._aborted: set[tuple[int, int]] = set()
+        self._turn = threading.Condition()
+        self._led = False
+        self._line: deque[_Asked] = deque()
+        self._calls: dict[int, _Call] = {}  # in flight, by number
+        self._owners: dict[int, tuple[int, int, Place]] = {}  # request: call, rollout, place
+        self._serial = self._numbers = 0
         self._stats = dict.fromkeys(("rollouts", "thought", "answer", "forced"), 0)
         self._seconds = 0.0
 
@@ -265,33 +101,182 @@ class RolloutWorker:
         Raises:
             ValueError: a plan that this model, prompt or context cannot hold; nothing is generated.
         """
-        started = time.perf_counter()
-        runs = self._runs(jobs)
-        owners: dict[int, tuple[int, Place]] = {}
-        self._send(((r, x) for r, run in enumerate(runs) for x in run.begin()), owners)
-        while self.engine.pending:
-            done = sorted(self.engine.step(), key=lambda c: owners[c.id])
-            ended = [(*owners.pop(c.id), c) for c in done]
-            # Follow-ups are admitted in rollout order, so a run's tokens can be repeated.
-            self._send(((r, x) for r, p, c in ended for x in runs[r].take(p, c)), owners)
-            self.engine.release(c.handle for c in done if c.handle is not None)
-            self._abort_some(runs, owners)
-        self._aborted.clear()
-        rollouts = [run.finish() for run in runs]
-        self._count(rollouts, time.perf_counter() - started)
+        rollouts: list[Rollout] = self._wait(_Call(jobs=jobs))
         return rollouts
 
-    def _send(
+    def between(self, do: Callable[[], Any], *, drained: bool = False) -> Any:
+        """Run `do` between two engine steps and return what it returns.
+
+        Args:
+            drained: wait until nothing is in flight, and let whatever is asked later wait; else
+                it runs before the next step.
+        """
+        return self._wait(_Errand(do=do, drained=drained))
+
+    def load_weights(
         self,
-        new: Iterable[tuple[int, tuple[Place, Request]]],
-        owners: dict[int, tuple[int, Place]],
+        weights: Iterable[tuple[str, Any]],
+        version: int | None = None,
+        *,
+        in_flight: bool = False,
     ) -> None:
+        """New weights for the engine.
+
+        Args:
+            in_flight: at once, so that a rollout may hold tokens of several versions (its spans
+                say which); else when all that has begun is finished, and before anything new is.
+        """
+        self.between(lambda: self.engine.load_weights(weights, version), drained=not in_flight)
+
+    def receive(self, source: Source, version: int, *, in_flight: bool = False) -> None:
+        """`load_weights` with what a learner sends to `source`."""
+        self.between(lambda: self.engine.receive(source, version), drained=not in_flight)
+
+    def score(self, ids: Sequence[Ids], temperature: float = 1.0) -> list[Floats]:
+        """Teacher-forced logprobs of ids[1:] of each sequence, under the weights held now."""
+        scores: list[Floats] = self.between(lambda: self.engine.score(ids, temperature))
+        return scores
+
+    def abort(self, rollouts: Iterable[tuple[int, int]] | None = None) -> None:
+        """End rollouts that were asked for, by (group, index), before the next step; None: all."""
+        wanted = None if rollouts is None else frozenset(rollouts)
+        with self._turn:
+            waiting = [asked for asked in self._line if isinstance(asked, _Call)]
+            for call in (*self._calls.values(), *waiting):
+                every = frozenset((job.group, job.index) for job in call.jobs)
+                call.aborted |= every if wanted is None else every & wanted
+
+    # One line, one leader
+
+    def _wait(self, asked: _Asked) -> Any:
+        """Queue `asked` and come back when it has ended, leading where nobody does."""
+        with self._turn:
+            self._line.append(asked)
+            self._turn.wait_for(lambda: asked.ended or not self._led)
+            leads = not asked.ended
+            self._led = self._led or leads
+        if leads:
+            self._lead(asked)
+        if asked.error is not None:
+            raise asked.error
+        return asked.value
+
+    def _lead(self, asked: _Asked) -> None:
+        started = time.perf_counter()
+        try:
+            while not asked.ended:
+                while (due := self._due()) is not None:
+                    self._begin(due)
+                if self._owners:
+                    self._step()
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            with self._turn:
+                self._seconds += time.perf_counter() - started
+                self._led = False
+                self._turn.notify_all()
+
+    def _due(self) -> _Asked | None:
+        """The next of the line, if it may begin."""
+        with self._turn:
+            first = self._line[0] if self._line else None
+            if isinstance(first, _Errand) and first.drained and self._calls:
+                return None
+            if isinstance(first, _Call):
+                first.number, self._numbers = self._numbers, self._numbers + 1
+                self._calls[first.number] = first
+            return self._line.popleft() if first is not None else None
+
+    def _begin(self, asked: _Asked) -> None:
+        """A mistake in what was asked belongs to who asked it."""
+        try:
+            if isinstance(asked, _Errand):
+                self._end(asked, asked.do())
+            elif isinstance(asked, _Call):
+                asked.runs = self._runs(asked.jobs)
+                self._send(
+                    (asked.number, r, x) for r, run in enumerate(asked.runs) for x in run.begin()
+                )
+                self._finish([asked])
+        except BaseException as error:
+            if isinstance(asked, _Call):
+                self._drop([asked])
+            self._end(asked, error=error)
+            if not isinstance(error, Exception):  # an interrupt is everybody's
+                raise
+
+    def _step(self) -> None:
+        """One engine step for all calls in flight."""
+        self._abort_marked()
+        owners = self._owners
+        made = self.engine.step()
+        # What nobody waits for any more was left behind by a call that failed.
+        done = sorted((c for c in made if c.id in owners), key=lambda c: owners[c.id])
+        ended = [(*owners.pop(c.id), c) for c in done]
+        for call, *_ in ended:
+            self._calls[call].open -= 1
+        # Follow-ups are admitted in rollout order, so a run's tokens can be repeated.
+        self._send((n, r, x) for n, r, p, c in ended for x in self._calls[n].runs[r].take(p, c))
+        self.engine.release(c.handle for c in made if c.handle is not None)
+        self._finish([self._calls[n] for n in dict.fromkeys(n for n, *_ in ended)])
+
+    def _send(self, new: Iterable[tuple[int, int, tuple[Place, Request]]]) -> None:
         requests = []
-        for run, (place, request) in new:
+        for call, run, (place, request) in new:
             requests.append(replace(request, id=self._serial))
-            owners[self._serial] = (run, place)
+            self._owners[self._serial] = (call, run, place)
+            self._calls[call].open += 1
             self._serial += 1
         self.engine.add(requests)
+
+    def _finish(self, calls: Iterable[_Call]) -> None:
+        for call in calls:
+            if not call.open:
+                rollouts = [run.finish() for run in call.runs]
+                self._count(rollouts)
+                with self._turn:
+                    del self._calls[call.number]
+                self._end(call, rollouts)
+
+    def _end(self, asked: _Asked, value: Any = None, error: BaseException | None = None) -> None:
+        with self._turn:
+            asked.end(value, error)
+            self._turn.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        """The engine failed: so did everything that waits for it."""
+        with self._turn:
+            waiting = [*self._calls.values(), *self._line]
+            self._line.clear()
+        self._drop([asked for asked in waiting if isinstance(asked, _Call)])
+        for asked in waiting:
+            self._end(asked, error=error)
+
+    def _drop(self, calls: Sequence[_Call]) -> None:
+        """Forget calls that failed; the engine may still hold requests of theirs."""
+        numbers = {call.number for call in calls}
+        lost = [i for i, (call, _, _) in self._owners.items() if call in numbers]
+        with suppress(Exception):  # it may be the engine that failed
+            self.engine.abort(lost)
+        for i in lost:
+            del self._owners[i]
+        with self._turn:
+            for number in numbers:
+                self._calls.pop(number, None)
+
+    def _abort_marked(self) -> None:
+        marked = {
+            (number, r)
+            for number, call in self._calls.items()
+            if call.aborted
+            for r, job in enumerate(call.jobs)
+            if (job.group, job.index) in call.aborted
+        }
+        if marked:
+            self.engine.abort([i for i, (n, r, _) in self._owners.items() if (n, r) in marked])
+
+    # Jobs
 
     def _runs(self, jobs: Sequence[Job]) -> list[Run]:
         runs: list[Run] = []
@@ -341,45 +326,14 @@ class RolloutWorker:
                 f"the model's context of {context}; lower rollout.max_tokens or drop the prompt"
             )
 
-    def abort(self, rollouts: Iterable[tuple[int, int]]) -> None:
-        """End rollouts by (group, index) before the next step; safe from another thread."""
-        self._aborted = self._aborted | set(rollouts)
-
-    def _abort_some(self, runs: Sequence[Run], owners: dict[int, tuple[int, Place]]) -> None:
-        wanted = self._aborted
-        if wanted:
-            keys = [(run.job.group, run.job.index) for run in runs]
-            self.engine.abort([i for i, (r, _) in owners.items() if keys[r] in wanted])
-
-    def load_weights(self, weights: Iterable[tuple[str, Any]], version: int | None = None) -> None:
-        self.engine.load_weights(weights, version)
-
     def stats(self) -> dict[str, float]:
-        """Totals since the start: rollouts, tokens by kind, seconds, and the engine's counters."""
+        """Since the start: rollouts, tokens by kind, seconds at work, and the engine's counters."""
         return {**self._stats, "seconds": self._seconds, **self.engine.counters}
 
-    def _count(self, rollouts: Sequence[Rollout], seconds: float) -> None:
-        self._seconds += seconds
+    def _count(self, rollouts: Sequence[Rollout]) -> None:
         self._stats["rollouts"] += len(rollouts)
         for rollout in rollouts:
             answers = [a.tokens for a in rollout.made]
             self._stats["thought"] += len(rollout.thought)
             self._stats["answer"] += sum(int((~tokens.forced_T).sum()) for tokens in answers)
             self._stats["forced"] += sum(int(tokens.forced_T.sum()) for tokens in answers)
-
-
-def forced(ids_T: Ids) -> Tokens:
-    """Tokens that nobody sampled."""
-    return Tokens(ids_T, np.full(len(ids_T), np.nan, np.float32), "stop")
-
-
-def shift(spans: Spans, by: int) -> Spans:
-    """Spans of tokens that come `by` tokens later in their run."""
-    return tuple((first + by, version) for first, version in spans)
-
-
-def split(spans: Spans, at: int) -> tuple[Spans, Spans]:
-    """Spans of the tokens before `at`, and of those from it on (counted from there)."""
-    before = tuple(s for s in spans if s[0] < at)
-    after = [(max(first - at, 0), version) for first, version in spans]
-    return before, tuple(s for s, n in zip(after, [*after[1:], (1, 0)], strict=True) if n[0] > 0)
