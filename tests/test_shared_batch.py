@@ -124,7 +124,7 @@ def test_weights_in_flight_are_loaded_between_two_steps(pool: ThreadPoolExecutor
     worker = RolloutWorker(engine, RENDERER)
     engine.free.clear()
     made = pool.submit(worker.generate, jobs(1, 12))
-    until(lambda: engine.pending)
+    until(engine.inside.locked)
     load = pool.submit(lambda: worker.load_weights([], 9, in_flight=True))
     until(lambda: worker._line)
     engine.free.set()
@@ -184,7 +184,7 @@ def test_a_mistake_is_its_callers_alone(pool: ThreadPoolExecutor) -> None:
     worker = RolloutWorker(engine, RENDERER)
     engine.free.clear()
     fine = pool.submit(worker.generate, jobs(1))
-    until(lambda: worker._calls)
+    until(engine.inside.locked)
     bad = pool.submit(worker.generate, [*jobs(2), Job(PROMPT, Plan(10, think=10), 2, 9, seed=1)])
 
     def broken():
