@@ -10,7 +10,6 @@ Shape suffixes: N live rows, U distinct prompts of a prefill, V vocabulary.
 
 from __future__ import annotations
 
-import difflib
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from samplers.engines._forward import (
     score,
     widen_head,
 )
+from samplers.engines._requests import check_weight, whole_prompt
 from samplers.engines._rows import STATE, Kept, Row, Table, chunks
 from samplers.engines._slots import ATTENTION, SlotCache, check_supported
 from samplers.engines.base import Config
@@ -101,38 +101,9 @@ class TorchEngine:
                 self._forks.append(row)
 
     def _row(self, request: Request) -> Row:
-        ids, kept = np.asarray(request.ids, np.int32), None
-        if request.prefix is not None:
-            handle, length = request.prefix
-            kept = self._kept.get(handle)
-            if kept is None or not 0 <= length <= len(kept.ids):
-                known = "released or never kept" if kept is None else f"{len(kept.ids)} tokens long"
-                raise ValueError(
-                    f"request {request.id}: prefix {request.prefix}: handle {handle} is {known}; "
-                    "fork before releasing, at a length within the kept tokens"
-                )
-            ids = np.concatenate([kept.ids[:length], ids])
-            if kept.kv is None:
-                kept = None
-        where = f"request {request.id}"
-        if len(ids) == 0:
-            raise ValueError(f"{where}: no prompt tokens; give at least one id or a prefix")
-        if request.max_tokens < 1:
-            raise ValueError(f"{where}: max_tokens {request.max_tokens}; must be at least 1")
-        if request.temperature < 0:
-            raise ValueError(f"{where}: temperature {request.temperature}; must be 0 or more")
-        if self.context is not None and len(ids) + request.max_tokens > self.context:
-            raise ValueError(
-                f"{where}: {len(ids)} prompt tokens + max_tokens {request.max_tokens} exceed the "
-                f"model's context of {self.context}; lower max_tokens or shorten the prompt"
-            )
-        outside = [i for i in (*request.stop_ids, *(request.logit_bias or ())) if i >= self._vocab]
-        if outside or ids.min() < 0 or ids.max() >= self._vocab:
-            raise ValueError(
-                f"{where}: token id outside the vocabulary of {self._vocab}; the tokenizer does "
-                "not belong to this model, or its embeddings were not resized"
-            )
-        return Row(request, ids, kept)
+        kept = None if request.prefix is None else self._kept.get(request.prefix[0])
+        ids = whole_prompt(request, kept and kept.ids, self._vocab, self.context)
+        return Row(request, ids, kept if kept and kept.kv is not None else None)
 
     def step(self) -> list[Completion]:
         self._awake("step")
@@ -332,17 +303,11 @@ class TorchEngine:
     def load_weights(self, weights: Iterable[tuple[str, Any]], version: int | None = None) -> None:
         self._awake("load weights")
         state = self.model.state_dict()
+        shapes = {name: tensor.shape for name, tensor in state.items()}
         for name, value in weights:
-            if name not in state:
-                near = difflib.get_close_matches(name, state, n=1)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
-                raise ValueError(f"weights: the model has no parameter named '{name}'{hint}")
-            tensor = torch.as_tensor(value)
-            if tensor.shape != state[name].shape:
-                raise ValueError(
-                    f"weights: '{name}' has shape {tuple(tensor.shape)}; the engine's model has "
-                    f"{tuple(state[name].shape)}: load weights of the same architecture"
-                )
+            check_weight(name, value.shape, shapes)
+            # Arrays of Ray's object store are read-only, which torch would share with a warning.
+            tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
             state[name].copy_(tensor)
         self.version = self.version + 1 if version is None else version
         self._forget()

@@ -1,0 +1,64 @@
+"""What every engine refuses, in the same words: requests it cannot hold and weights it lacks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from samplers.types import Ids, Request
+
+
+def whole_prompt(request: Request, kept_ids: Ids | None, vocab: int, context: int | None) -> Ids:
+    """The prompt [T] of a request: what it reuses of `kept_ids`, then its own ids.
+
+    Args:
+        kept_ids: tokens of the completion that its prefix names; None: the handle has none.
+        context: longest prompt plus completion; None: no limit.
+
+    Raises:
+        ValueError: nothing to complete, no token allowed, a context overflow, a token id outside
+            the vocabulary or an unknown prefix.
+    """
+    ids, where = np.asarray(request.ids, np.int32), f"request {request.id}"
+    if request.prefix is not None:
+        handle, length = request.prefix
+        if kept_ids is None or not 0 <= length <= len(kept_ids):
+            known = "released or never kept" if kept_ids is None else f"{len(kept_ids)} tokens long"
+            raise ValueError(
+                f"{where}: prefix {request.prefix}: handle {handle} is {known}; "
+                "fork before releasing, at a length within the kept tokens"
+            )
+        ids = np.concatenate([kept_ids[:length], ids])
+    if len(ids) == 0:
+        raise ValueError(f"{where}: no prompt tokens; give at least one id or a prefix")
+    if request.max_tokens < 1:
+        raise ValueError(f"{where}: max_tokens {request.max_tokens}; must be at least 1")
+    if request.temperature < 0:
+        raise ValueError(f"{where}: temperature {request.temperature}; must be 0 or more")
+    if context is not None and len(ids) + request.max_tokens > context:
+        raise ValueError(
+            f"{where}: {len(ids)} prompt tokens + max_tokens {request.max_tokens} exceed the "
+            f"model's context of {context}; lower max_tokens or shorten the prompt"
+        )
+    outside = [i for i in (*request.stop_ids, *(request.logit_bias or ())) if i >= vocab]
+    if outside or ids.min() < 0 or ids.max() >= vocab:
+        raise ValueError(
+            f"{where}: token id outside the vocabulary of {vocab}; the tokenizer does "
+            "not belong to this model, or its embeddings were not resized"
+        )
+    return ids
+
+
+def check_weight(name: str, shape: Sequence[int], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise ValueError unless the model has a parameter `name` of that shape."""
+    if name not in shapes:
+        near = difflib.get_close_matches(name, shapes, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"weights: the model has no parameter named '{name}'{hint}")
+    if tuple(shape) != tuple(shapes[name]):
+        raise ValueError(
+            f"weights: '{name}' has shape {tuple(shape)}; the engine's model has "
+            f"{tuple(shapes[name])}: load weights of the same architecture"
+        )

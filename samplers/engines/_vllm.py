@@ -1,0 +1,398 @@
+"""The vLLM engine: its LLMEngine in this process, stepped by hand, so that rows join between steps.
+
+We hand it token ids and take token ids: requests go straight to its core and tokens come straight
+from it, past the tokenizers, texts and streams that its front ends wrap around them. Rows wait
+with us and enter when a slot is free, so vLLM's own queue is empty but for what it had to preempt.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from samplers.engines import vllm as settings
+from samplers.engines._requests import whole_prompt
+from samplers.ring import Source
+from samplers.types import Completion, Finish, Floats, Ids, Request
+
+SCORE_ROWS = 16
+"""Rows scored at once, beside those that are sampled."""
+BUCKET_BYTES = 64 * 2**20
+FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "repetition": "repetition"}
+
+
+@dataclass(slots=True)
+class Row:
+    request: Request
+    context: list[int]
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    def completion(self, finish: Finish, version: int, handle: int | None = None) -> Completion:
+        return Completion(
+            self.request.id,
+            np.array(self.ids, np.int32),
+            np.array(self.logprobs, np.float32),
+            finish,
+            tuple(self.spans) or ((0, version),),
+            handle,
+        )
+
+
+class VllmEngine:
+    """See `samplers.engines.base.Engine`; one process per engine, whose only engine it is.
+
+    Args:
+        model: the folder or hub name of a causal LM.
+
+    Raises:
+        ValueError: vLLM cannot load or hold this model so, in its own words and our numbers.
+    """
+
+    def __init__(self, model: Any, config: settings.Config, trust_remote_code: bool = False):
+        self.config, self.version = config, 0
+        self.shapes, self._needed, text = parameters(model, trust_remote_code)
+        settings.check(config, text.to_dict(), longest=1)
+        self.llm = launch(model, config, trust_remote_code)
+        """vLLM's own engine, for its weight transfer."""
+        self.receivers = config.tensor_parallel
+        self.counters = {"steps": 0, "sampled": 0, "prefilled": 0, "forked": 0}
+        self.context: int | None = self.llm.vllm_config.model_config.max_model_len
+        self._vocab = int(text.vocab_size)
+        self._core = self.llm.engine_core
+        if self.receivers == 1:
+            # Its end would tear down what every engine of the process computes with.
+            self._core._finalizer.detach()
+        self._rows: dict[str, Row] = {}
+        self._forks: deque[Row] = deque()
+        self._fresh: deque[Row] = deque()
+        self._done: list[Completion] = []
+        self._scores: dict[str, Any] = {}
+        self._score_temperature = 1.0
+        self._kept: dict[int, Ids] = {}
+        self._handles = self._serial = 0
+        self._asleep = False
+
+    @property
+    def pending(self) -> int:
+        return len(self._rows) + len(self._forks) + len(self._fresh) + len(self._done)
+
+    # Requests
+
+    def add(self, requests: Sequence[Request]) -> None:
+        self._awake("add")
+        if not self.pending and not self._kept:
+            self._core.reset_prefix_cache()  # nobody shall see what was cached before
+        for request in requests:
+            kept = None if request.prefix is None else self._kept.get(request.prefix[0])
+            ids = whole_prompt(request, kept, self._vocab, self.context)
+            queue = self._fresh if request.prefix is None else self._forks
+            queue.append(Row(request, ids.tolist()))
+
+    def step(self) -> list[Completion]:
+        self._awake("step")
+        self._admit()
+        if self._rows:
+            self._advance()
+        done, self._done = self._done, []
+        return done
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        assert not self.pending, "generate() would swallow completions of others; use add and step"
+        self.add(requests)
+        done: dict[int, Completion] = {}
+        while self.pending:
+            done |= {c.id: c for c in self.step()}
+        return [done[r.id] for r in requests]
+
+    def abort(self, ids: Iterable[int]) -> None:
+        ids = set(ids)
+        ended = [key for key, row in self._rows.items() if row.request.id in ids]
+        self._core.abort_requests(ended)
+        rows = [self._rows.pop(key) for key in ended]
+        for queue in (self._forks, self._fresh):
+            waiting = [row for row in queue if row.request.id in ids]
+            for row in waiting:
+                queue.remove(row)
+            rows += waiting
+        self._done += [row.completion("abort", self.version) for row in rows]
+
+    def release(self, handles: Iterable[int]) -> None:
+        for handle in handles:
+            self._kept.pop(handle, None)
+
+    def _admit(self) -> None:
+        while len(self._rows) < self.config.slots and (self._forks or self._fresh):
+            row = (self._forks or self._fresh).popleft()
+            self._rows[self._submit(row.context, sampling(row.request))] = row
+
+    def _submit(self, ids: list[int], params: Any) -> str:
+        from vllm.v1.engine import EngineCoreRequest
+
+        key = str(self._serial)
+        self._serial += 1
+        self._core.add_request(
+            EngineCoreRequest(key, ids, None, params, None, 0.0, None, None, None)
+        )
+        return key
+
+    # Steps
+
+    def _advance(self) -> None:
+        """One forward of vLLM; tokens go to their rows, prompt logprobs to whoever scores."""
+        outputs = self._core.get_output().outputs
+        self.counters["steps"] += 1
+        for output in outputs:
+            row = self._rows.get(output.request_id)
+            if row is None:
+                if output.request_id in self._scores:
+                    self._scored(output)
+                continue
+            if output.prefill_stats is not None:
+                self._count(row, output.prefill_stats)
+            self._take(row, output)
+
+    def _take(self, row: Row, output: Any) -> None:
+        tokens = output.new_token_ids
+        if tokens:
+            if not row.spans or row.spans[-1][1] != self.version:
+                row.spans.append((len(row.ids), self.version))
+            row.ids += tokens
+            row.logprobs += output.new_logprobs.logprobs[:, 0].tolist()
+            self.counters["sampled"] += len(tokens)
+        if output.finish_reason is None:
+            return
+        del self._rows[output.request_id]
+        finish, handle = FINISH.get(str(output.finish_reason)), None
+        if finish is None:
+            raise RuntimeError(f"vLLM ended a row with '{output.finish_reason}'")
+        if row.request.keep:
+            handle, self._handles = self._handles, self._handles + 1
+            self._kept[handle] = np.array(row.context + row.ids, np.int32)
+        self._done.append(row.completion(finish, self.version, handle))
+
+    def _count(self, row: Row, stats: Any) -> None:
+        self.counters["prefilled"] += stats.num_computed_tokens
+        if row.request.prefix is not None:
+            self.counters["forked"] += stats.num_cached_tokens
+
+    # Scoring
+
+    def score(self, ids: Sequence[Ids], temperature: float = 1.0) -> list[Floats]:
+        self._awake("score")
+        temperature = temperature or 1.0
+        if temperature != self._score_temperature:
+            self.llm.collective_rpc("score_at", args=(temperature,))
+            self._score_temperature = temperature
+        out: list[Floats] = [np.zeros(0, np.float32)] * len(ids)
+        waiting = deque(i for i in range(len(ids)) if len(ids[i]) > 1)
+        self._scores = {}
+        owners: dict[str, int] = {}
+        while waiting or self._scores:
+            while waiting and len(self._scores) < SCORE_ROWS:
+                i = waiting.popleft()
+                key = self._submit(ids[i][:-1].tolist(), scoring(int(ids[i][-1]), temperature))
+                self._scores[key], owners[key] = None, i
+            self._advance()
+            for key in [key for key, scored in self._scores.items() if scored is not None]:
+                out[owners.pop(key)] = self._scores.pop(key)
+        return out
+
+    def _scored(self, output: Any) -> None:
+        """Logprobs of a prompt, and of the last token as one that might have been sampled."""
+        last = output.new_logprobs.logprobs[:, 1]
+        prompt = output.new_prompt_logprobs_tensors
+        first = last[:0] if prompt is None else prompt.logprobs[:, 0].cpu().numpy()
+        self._scores[output.request_id] = np.concatenate([first, last]).astype(np.float32)
+
+    # Weights
+
+    def load_weights(self, weights: Iterable[tuple[str, Any]], version: int | None = None) -> None:
+        self._awake("load weights")
+        self.llm.collective_rpc("load_begin", args=(self.shapes, self._needed))
+        for bucket in buckets(weights):
+            self.llm.collective_rpc("load_some", args=(bucket,))
+        self.llm.collective_rpc("load_end")
+        self._loaded(version)
+
+    def receive(self, source: Source, version: int) -> None:
+        """Every worker process reads the weights itself."""
+        self._awake("load weights")
+        if source.kind == "shm":
+            self.llm.collective_rpc("load_from", args=(source, self.shapes, self._needed))
+        else:
+            from samplers.engines import _vllm_transfer
+
+            _vllm_transfer.receive(self, source)
+        self._loaded(version)
+
+    def _loaded(self, version: int | None) -> None:
+        """Forget all KV: live rows are computed again, from prompt and tokens so far."""
+        self._core.reset_prefix_cache(reset_running_requests=True)
+        self.version = self.version + 1 if version is None else version
+
+    # Memory
+
+    def sleep(self) -> None:
+        """Let go of KV cache and, on a GPU, weights (kept in the host's memory) until `wake`."""
+        if self._asleep:
+            return
+        if settings.build() == "cuda" and not self.config.sleep:
+            raise ValueError("rollout.engine.sleep=false: start the engine with sleep=true")
+        self._core.reset_prefix_cache(reset_running_requests=True)
+        if self.config.sleep and settings.build() == "cuda":
+            self.llm.sleep(level=1, mode="keep")
+        self._asleep = True
+
+    def wake(self) -> None:
+        if self._asleep and self.config.sleep and settings.build() == "cuda":
+            self.llm.wake_up()
+        self._asleep = False
+
+    def _awake(self, what: str) -> None:
+        if self._asleep:
+            raise ValueError(f"engine: cannot {what} while asleep; call wake() first")
+
+    def close(self) -> None:
+        """End worker processes; memory of this process is freed with the engine."""
+        if self.config.tensor_parallel > 1:
+            self._core.shutdown()
+        else:
+            gc.unfreeze()
+
+
+def sampling(request: Request) -> Any:
+    """vLLM's form of a request's settings; processed logprobs are those after temperature."""
+    from vllm.sampling_params import SamplingParams
+
+    bias = request.logit_bias
+    return SamplingParams(
+        temperature=request.temperature,
+        seed=request.seed & 0x7FFF_FFFF_FFFF_FFFF,
+        max_tokens=request.max_tokens,
+        stop_token_ids=list(request.stop_ids),
+        ignore_eos=True,
+        logprobs=0,
+        logit_bias=dict(bias) if bias else None,
+        detokenize=False,
+    )
+
+
+def scoring(last: int, temperature: float) -> Any:
+    """Logprobs of the whole prompt, and of `last` as the token after it."""
+    from vllm.sampling_params import SamplingParams
+
+    return SamplingParams(
+        temperature=temperature, max_tokens=1, ignore_eos=True, logprobs=0, prompt_logprobs=0,
+        logprob_token_ids=[last], detokenize=False,
+    )  # fmt: skip
+
+
+def buckets(weights: Iterable[tuple[str, Any]]) -> Iterable[list[tuple[str, Any]]]:
+    """Weights in lists of bounded size, copied: what they come from may be used again."""
+    import torch
+
+    bucket: list[tuple[str, Any]] = []
+    for name, value in weights:
+        tensor = value.clone() if isinstance(value, torch.Tensor) else torch.tensor(value)
+        bucket.append((name, tensor))
+        if sum(t.nbytes for _, t in bucket) >= BUCKET_BYTES:
+            yield bucket
+            bucket = []
+    yield bucket
+
+
+def parameters(model: Any, trust: bool) -> tuple[Mapping[str, tuple[int, ...]], list[str], Any]:
+    """Shapes by transformers names, the names that a load needs, and the text configuration."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust)
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    shapes = {name: tuple(tensor.shape) for name, tensor in bare.state_dict().items()}
+    return shapes, [n for n, _ in bare.named_parameters()], config.get_text_config(decoder=True)
+
+
+def environment(config: settings.Config) -> None:
+    """Read by vLLM when it is imported or started; quiet, and nothing reported to anybody."""
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_LOGGING_LEVEL="ERROR",
+        VLLM_NO_USAGE_STATS="1",
+        VLLM_DO_NOT_TRACK="1",
+    )
+    if settings.build() == "cpu":
+        # Compiling takes longer than it saves; engines shall not all bind to the same cores.
+        os.environ.update(
+            TORCHDYNAMO_DISABLE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", TORCH_CPP_LOG_LEVEL="ERROR"
+        )
+        if config.threads:
+            os.environ["OMP_NUM_THREADS"] = str(config.threads)
+
+
+def launch(model: Any, config: settings.Config, trust: bool) -> Any:
+    """vLLM's engine. What it changes of this process besides is put back."""
+    environment(config)
+    import torch
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    if config.threads and settings.build() == "cpu":
+        torch.set_num_threads(config.threads)
+    set_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
+    try:
+        llm = LLMEngine.from_engine_args(EngineArgs(**arguments(model, config, trust)))
+    finally:
+        torch.set_num_threads = set_threads
+        if preload is None:
+            os.environ.pop("LD_PRELOAD", None)
+        else:
+            os.environ["LD_PRELOAD"] = preload
+    return llm
+
+
+def arguments(model: Any, config: settings.Config, trust: bool) -> dict[str, Any]:
+    """vLLM's EngineArgs for our settings."""
+    cpu = settings.build() == "cpu"
+    megabytes = config.kv_cache_mb or (settings.CPU_KV_MB if cpu else None)
+    out: dict[str, Any] = {
+        "model": str(model),
+        "trust_remote_code": trust,
+        "skip_tokenizer_init": True,
+        "dtype": config.dtype,
+        "max_num_seqs": config.slots + SCORE_ROWS,
+        "max_model_len": -1,  # the model's context, or what the KV cache holds
+        "logprobs_mode": "processed_logprobs",
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "generation_config": "vllm",
+        "tensor_parallel_size": config.tensor_parallel,
+        "kv_cache_dtype": config.kv_cache_dtype,
+        "enforce_eager": cpu or config.eager,
+        "worker_extension_cls": "samplers.engines._vllm_worker.Extension",
+        "use_tqdm_on_load": False,
+    }
+    if config.dtype != "float32":
+        out["hf_overrides"] = {"head_dtype": "float32"}
+    if megabytes is not None:
+        out["kv_cache_memory_bytes"] = megabytes * 2**20
+    if config.block_size or cpu:
+        out["block_size"] = config.block_size or settings.CPU_BLOCK
+    if config.max_batched_tokens:
+        out["max_num_batched_tokens"] = config.max_batched_tokens
+    if not cpu:
+        out["gpu_memory_utilization"] = config.gpu_memory
+        out["enable_sleep_mode"] = config.sleep
+    if config.weight_transfer:
+        from vllm.config import WeightTransferConfig
+
+        out["weight_transfer_config"] = WeightTransferConfig(backend=config.weight_transfer)
+    return out
