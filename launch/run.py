@@ -7,12 +7,14 @@ import platform
 import shutil
 import warnings
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from launch.fleet import Fleet, cluster
 from launch.placement import place
 from launch.plan import thinking
 from trainer import checkpoint, preflight, runfolder
+from trainer.bound import Adviser, Machine
 from trainer.config import Recipe, load
 from trainer.fresh import start_model
 from trainer.loop import LOOPS
@@ -74,6 +76,7 @@ def train(
                     run = StageRun(recipe, index, first, path, fleet, tracker, folder)
                     if newest and index == state["stage"]:
                         run.restore(newest, state)
+                    tracker.console.advise(Adviser(recipe, index, _machine(address)))
                     profiled.watch(run)
                     LOOPS[stage.kind](run)
                 first += stage.steps
@@ -111,6 +114,16 @@ def begin(recipe: Recipe, index: int) -> Path:
             shutil.copytree(last / "model", partial)
         partial.rename(made)
     return made
+
+
+def _machine(address: str | None) -> Machine:
+    """What there is for a run: a cluster that somebody else runs, or this machine."""
+    import ray
+
+    have = ray.cluster_resources()
+    cores = int(have.get("CPU", 0)) if address else preflight.cpus()
+    vllm = find_spec("vllm") is not None
+    return Machine(cores, int(have.get("GPU", 0)), booked=address is not None, vllm=vllm)
 
 
 def _point(link: Path, target: Path) -> None:

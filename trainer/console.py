@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.bound import Adviser
 
 COLUMNS = (
     ("accuracy", "accuracy", "{:.3f}"),
@@ -43,6 +46,7 @@ class Console:
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
         self._ticks: deque[tuple[float, int]] = deque(maxlen=10)
         self._doing = ""
+        self._adviser: Adviser | None = None
         self._live: Any = None
         if self._terminal.is_terminal:
             self._open()
@@ -58,8 +62,20 @@ class Console:
             self._recent.append(record)
         if self._live is None:
             self._terminal.print(self.line(record))
-        else:
+        self._tell(self._adviser.step(record) if self._adviser else None)
+        if self._live is not None:
             self._refresh()
+
+    def advise(self, adviser: Adviser | None) -> None:
+        """Say what bounds the steps of the stage that begins; of the last one, at its end."""
+        if self._adviser is not None:
+            self._tell(self._adviser.end(), stays=True)
+        self._adviser = adviser
+
+    def _tell(self, advice: str | None, stays: bool = False) -> None:
+        """The live view shows advice below its bar."""
+        if advice and (stays or self._live is None):
+            self.say(advice)
 
     def note(self, text: str) -> None:
         """What is going on right now. Plain lines leave it out."""
@@ -72,6 +88,7 @@ class Console:
         self._terminal.print(f"{self._name}  {text}", markup=False)
 
     def close(self) -> None:
+        self.advise(None)
         if self._live is not None:
             self._doing = ""
             self._refresh()
@@ -108,6 +125,7 @@ class Console:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         heads = {head: None for record in self._recent for head in figures(record)}
         table = Table("step", *heads, "evaluation", box=None, header_style="dim", pad_edge=False)
@@ -126,7 +144,8 @@ class Console:
             f"left {duration(left)}" if left is not None else "",
             self._doing,
         )
-        self._live.update(Group(table, bar) if self._recent else bar)
+        advice = [Text(self._adviser.now, "dim")] if self._adviser and self._adviser.now else []
+        self._live.update(Group(*([table] if self._recent else []), bar, *advice))
 
 
 def figures(record: Mapping[str, Any]) -> dict[str, str]:
