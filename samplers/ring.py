@@ -240,8 +240,14 @@ class Reader:
 
     @property
     def stale(self) -> bool:
-        """Whether the writer has gone away since the last sync."""
-        return self._connection.poll(0)
+        """Whether the writer has gone away since the last sync; it may have begun the next."""
+        with socket.socket(fileno=os.dup(self._connection.fileno())) as peer:
+            try:
+                return not peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
 
     def messages(self) -> Iterator[tuple[str, Any]]:
         """(kind, content) until the end; each is acknowledged when the next is asked for."""
