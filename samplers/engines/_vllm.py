@@ -24,6 +24,8 @@ from samplers.types import Completion, Finish, Floats, Ids, Request
 SCORE_ROWS = 16
 """Rows scored at once, beside those that are sampled."""
 BUCKET_BYTES = 64 * 2**20
+CPU_BATCH = 4096
+"""Tokens of one forward on a CPU; vLLM's own default offline."""
 FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "repetition": "repetition"}
 
 
@@ -60,7 +62,7 @@ class VllmEngine:
         self.config, self.version = config, 0
         self.shapes, self._needed, text = parameters(model, trust_remote_code)
         settings.check(config, text.to_dict(), longest=1)
-        self.llm = launch(model, config, trust_remote_code)
+        self.llm = launch(arguments(model, config, trust_remote_code, context_of(text)), config)
         """vLLM's own engine, for its weight transfer."""
         self.receivers = config.tensor_parallel
         self.counters = {"steps": 0, "sampled": 0, "prefilled": 0, "forked": 0}
@@ -321,6 +323,10 @@ def parameters(model: Any, trust: bool) -> tuple[Mapping[str, tuple[int, ...]], 
     return shapes, [n for n, _ in bare.named_parameters()], config.get_text_config(decoder=True)
 
 
+def context_of(text: Any) -> int:
+    return int(getattr(text, "max_position_embeddings", None) or CPU_BATCH)
+
+
 def environment(config: settings.Config) -> None:
     """Read by vLLM when it is imported or started; quiet, and nothing reported to anybody."""
     os.environ.update(
@@ -338,7 +344,7 @@ def environment(config: settings.Config) -> None:
             os.environ["OMP_NUM_THREADS"] = str(config.threads)
 
 
-def launch(model: Any, config: settings.Config, trust: bool) -> Any:
+def launch(arguments: dict[str, Any], config: settings.Config) -> Any:
     """vLLM's engine. What it changes of this process besides is put back."""
     environment(config)
     import torch
@@ -349,7 +355,7 @@ def launch(model: Any, config: settings.Config, trust: bool) -> Any:
         torch.set_num_threads(config.threads)
     set_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     try:
-        llm = LLMEngine.from_engine_args(EngineArgs(**arguments(model, config, trust)))
+        llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
     finally:
         torch.set_num_threads = set_threads
         if preload is None:
@@ -359,7 +365,7 @@ def launch(model: Any, config: settings.Config, trust: bool) -> Any:
     return llm
 
 
-def arguments(model: Any, config: settings.Config, trust: bool) -> dict[str, Any]:
+def arguments(model: Any, config: settings.Config, trust: bool, context: int) -> dict[str, Any]:
     """vLLM's EngineArgs for our settings."""
     cpu = settings.build() == "cpu"
     megabytes = config.kv_cache_mb or (settings.CPU_KV_MB if cpu else None)
@@ -388,7 +394,12 @@ def arguments(model: Any, config: settings.Config, trust: bool) -> dict[str, Any
         out["block_size"] = config.block_size or settings.CPU_BLOCK
     if config.max_batched_tokens:
         out["max_num_batched_tokens"] = config.max_batched_tokens
-    if not cpu:
+    if cpu:
+        # vLLM cannot take back the draw of a seeded row whose prompt it has cut in two: a CPU's
+        # random generators do not rewind.
+        out["enable_chunked_prefill"] = False
+        out["max_num_batched_tokens"] = max(config.max_batched_tokens or CPU_BATCH, context)
+    else:
         out["gpu_memory_utilization"] = config.gpu_memory
         out["enable_sleep_mode"] = config.sleep
     if config.weight_transfer:
