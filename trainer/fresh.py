@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from trainer import lora
 from trainer.config import Stage
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -56,11 +57,7 @@ def with_markers(folder: Path, made: Path, stage: Stage) -> Path:
     if not render.add_markers(tokenizer, stage.markers):
         return folder
     if stage.model.lora is not None:
-        raise ValueError(
-            "model.add_markers with model.lora: the rows of new tokens would stay as they are "
-            "drawn, for adapters leave embeddings alone; name the model's own markers, or begin "
-            "with a stage that trains in full (kind: sft, model: {lora: null})"
-        )
+        raise ValueError(lora.NEW_ROWS)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, dtype="auto")
     if model.get_input_embeddings().num_embeddings < len(tokenizer):
         with torch.random.fork_rng(devices=[]):

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter"
 """Folder inside a model's folder that an exported adapter lies in."""
+NEW_ROWS = (
+    "model.add_markers with model.lora: the rows of new tokens would stay as they are drawn, for "
+    "adapters leave embeddings alone; name the model's own markers, or begin with a stage that "
+    "trains in full (kind: sft, model: {lora: null})"
+)
 _NAME = "default"
 """PEFT's name for the only adapter of a model."""
 
@@ -146,14 +151,23 @@ def _matrices(shapes: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
     }
 
 
+def adapted(shapes: Mapping[str, Sequence[int]], config: LoraConfig) -> dict[str, Sequence[int]]:
+    """Name and shape of each matrix, among weights of these shapes, that gets an adapter.
+
+    Raises:
+        ValueError: an unknown target.
+    """
+    matrices = _matrices(shapes)
+    return {name: matrices[name] for name in select(config, matrices)}
+
+
 def trainable(shapes: Mapping[str, Sequence[int]], config: LoraConfig) -> int:
     """Number of adapter weights beside weights of these shapes (`ModelFolder.shapes`).
 
     Raises:
         ValueError: an unknown target.
     """
-    matrices = _matrices(shapes)
-    return sum(config.rank * sum(matrices[name]) for name in select(config, matrices))
+    return config.rank * sum(map(sum, adapted(shapes, config).values()))
 
 
 def check_names(model: ModelFolder, config: LoraConfig, *, build: bool) -> None:

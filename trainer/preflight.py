@@ -44,6 +44,7 @@ def check_all(recipe: Recipe, *, thorough: bool = True) -> None:
             if len(recipe.stages) == 1:
                 raise
             raise ValueError(f"stages.{i}: {error}") from error
+    _new_rows(recipe)
     _cores(recipe)
 
 
@@ -69,6 +70,18 @@ def check(stage: Stage, recipe: Recipe, *, thorough: bool = True) -> None:
         _plans(stage, asked[0])
     for dataset in graded:
         _golds(stage, dataset, thorough)
+
+
+def _new_rows(recipe: Recipe) -> None:
+    """The stage that adds markers must train their embeddings."""
+    adding = [s for s in recipe.stages if s.model.add_markers and s.markers is not None]
+    folder = locate(recipe.stages[0].model.path)
+    if not adding or adding[0].model.lora is None or folder is None:
+        return
+    model, thinking = ModelFolder(folder), adding[0].markers
+    assert thinking is not None
+    if model.tokenizer is not None and not all(map(model.knows, (thinking.start, thinking.end))):
+        raise ValueError(lora.NEW_ROWS)
 
 
 def _sizes(stage: Stage) -> None:
