@@ -12,7 +12,7 @@ from launch.transport import Seat
 from rewards.verdict import Verdict
 from samplers import columns
 from samplers.ring import Source
-from samplers.types import Job
+from samplers.types import Floats, Ids, Job
 from trainer.config import Stage
 from trainer.ports import free_port
 from trainer.profile import Watches
@@ -128,18 +128,32 @@ class RolloutActor(Actor):
             dtype=stage.model.dtype,
             trust_remote_code=stage.model.trust_remote_code,
         )
-
+        self.in_flight = stage.rollout.in_flight_updates
+        self.temperature = stage.rollout.temperature
         markers = self.worker.renderer.thinking
         return markers is not None and markers.opened
 
     def rollout(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """Called by several threads at once, beside everything else."""
         return columns.pack(self.worker.generate(jobs))
 
     def where(self) -> Seat:
         return _seat(self.worker.engine.receivers)
 
     def receive(self, source: Source, version: int) -> None:
-        self.worker.receive(source, version)
+        self.worker.receive(source, version, in_flight=self.in_flight)
+
+    def score(self, ids: Sequence[Ids]) -> list[Floats]:
+        return self.worker.score(ids, self.temperature)
+
+    def abort(self) -> None:
+        self.worker.abort()
+
+    def sleep(self) -> None:
+        self.worker.between(self.worker.engine.sleep, drained=True)
+
+    def wake(self) -> None:
+        self.worker.between(self.worker.engine.wake, drained=True)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         return [self.worker.renderer.decode(row) for row in ids]

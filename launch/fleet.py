@@ -12,19 +12,22 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from launch.actors import GraderActor, LearnerActor, RolloutActor
+from launch.dispatch import CALLS, Dispatch
 from launch.mistakes import told_remotely
 from launch.placement import Placement, Role, place
 from launch.transport import choose, names
 from rewards.verdict import Verdict
 from samplers import columns
 from samplers.ring import Source, SyncError
-from samplers.types import Job, Rollout
+from samplers.types import Ids, Job, Rollout
 from trainer.config import Stage
 from trainer.types import Batch, Floats
 from trainer.world import Item
@@ -37,11 +40,13 @@ STORE_BYTES = 512 * 2**20
 class Fleet:
     """A World of Ray actors for one stage."""
 
-    def __init__(self, stage: Stage, model: str, seed: int = 0) -> None:
+    def __init__(self, stage: Stage, model: str, seed: int = 0, deterministic: bool = True) -> None:
         self.stage, self.seed, self.version = stage, seed, 0
         self.actors: dict[Role, list[Any]] = {"learner": [], "rollout": [], "grader": []}
         self._groups: list[Any] = []
         self._sources: list[Source] = []
+        self._order, self._ended = threading.Lock(), threading.Event()
+        self._dispatch: Dispatch | None = None
         self.opened: bool | None = None
         """Whether the chat template opens the thought; None where nothing is generated."""
         try:
@@ -49,6 +54,9 @@ class Fleet:
             self._spawn(self.placement)
             self._build(model)
             self._connect()
+            if not deterministic:
+                engines, slots = len(self.actors["rollout"]), stage.rollout.engine.slots
+                self._dispatch = Dispatch(engines, slots, self._send, self._take)
         except BaseException:
             self.close()
             raise
@@ -72,7 +80,9 @@ class Fleet:
                     f"{_numbers(ray.available_resources())}; ask for fewer, or give Ray more"
                 )
             for i, bundle in enumerate(bundles):
-                remote = ray.remote(classes[role])
+                # Rollouts beside each other and beside weights; all else on the main thread.
+                groups = {"rollout": 2 * CALLS, "abort": 1} if role == "rollout" else None
+                remote = ray.remote(concurrency_groups=groups)(classes[role])
                 strategy = PlacementGroupSchedulingStrategy(group, i)
                 self.actors[role].append(
                     remote.options(
@@ -111,7 +121,9 @@ class Fleet:
             first += seat.readers
 
     def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
-        """Whole groups go to engines by turns, one ordered list each."""
+        """Whole groups go to engines by turns, one ordered list each; or to who has room."""
+        if self._dispatch is not None:
+            return self._dispatch.run(jobs)
         engines = self.actors["rollout"]
         turn = {
             group: i % len(engines) for i, group in enumerate(dict.fromkeys(j.group for j in jobs))
@@ -125,6 +137,32 @@ class Fleet:
             for r in columns.unpack(got, js)
         }
         return [made[j.group, j.index] for j in jobs]
+
+    def _send(self, engine: int, jobs: list[Job]) -> Any:
+        actor = self.actors["rollout"][engine]
+        return actor.rollout.options(concurrency_group="rollout").remote(jobs)
+
+    def _take(self, refs: list[Any]) -> tuple[Any, Any]:
+        import ray
+
+        while not self._ended.is_set():
+            done, _ = ray.wait(refs, num_returns=1, timeout=0.5)
+            if done:
+                return done[0], _wait(done)[0]
+        raise RuntimeError("rollouts were aborted")
+
+    def abort(self) -> None:
+        """For a run that ends: what is being made is of no use to anybody."""
+        self._ended.set()
+        for actor in self.actors["rollout"]:
+            actor.abort.options(concurrency_group="abort").remote()
+
+    def probe(self, ids: Sequence[Ids]) -> list[Floats]:
+        """By another engine at each version."""
+        engines = self.actors["rollout"]
+        actor = engines[self.version % len(engines)]
+        scores: list[Floats] = _wait([actor.score.remote(ids)])[0]
+        return scores
 
     def grade(self, items: Sequence[Item]) -> list[Verdict]:
         graders = self.actors["grader"]
@@ -142,21 +180,15 @@ class Fleet:
     def score(self, batch: Batch, which: str) -> list[Floats]:
         """Logprobs of each micro-batch's scored tokens: updates, then ranks, then micro-batches."""
         out: list[Floats] = []
-        for update in batch.updates:
-            scored = _wait(
-                [
-                    actor.score.remote(micro_batches, which)
-                    for actor, micro_batches in zip(self.actors["learner"], update, strict=True)
-                ]
-            )
+        for shares in batch.updates:
+            scored = _wait(self._learners(partial(_score, shares, which)))
             out += [logprobs_N for rank in scored for logprobs_N, _ in rank]
         return out
 
     def step(self, batch: Batch) -> dict[str, Any]:
-        learners, epochs = self.actors["learner"], self.stage.epochs
-        results = _wait(
-            [a.step.remote(batch.share(rank), epochs) for rank, a in enumerate(learners)]
-        )
+        epochs = self.stage.epochs
+        self._take_turns("sleep")
+        results = _wait(self._learners(lambda r, a: a.step.remote(batch.share(r), epochs)))
         metrics: dict[str, Any] = dict(results[0])
         metrics["time/learner"] = max(r["seconds"] for r in results)
         metrics["memory/learner_mb"] = max(r["peak_memory_mb"] for r in results)
@@ -172,7 +204,8 @@ class Fleet:
         learners, engines = self.actors["learner"], self.actors["rollout"]
         if not engines:
             return
-        refs = [actor.publish.remote() for actor in learners]
+        self._take_turns("wake")
+        refs = self._learners(lambda _, actor: actor.publish.remote())
         refs += [
             actor.receive.remote(source, self.version)
             for actor, source in zip(engines, self._sources, strict=True)
@@ -181,15 +214,25 @@ class Fleet:
         who += [f"engine {i}" for i in range(len(engines))]
         _wait(refs, dict(zip(refs, who, strict=True)), self.stage.sync.deadline)
 
+    def _learners(self, call: Callable[[int, Any], Any]) -> list[Any]:
+        """`call(rank, actor)` for all ranks: calls of two threads come to each in one order."""
+        with self._order:
+            return [call(rank, actor) for rank, actor in enumerate(self.actors["learner"])]
+
+    def _take_turns(self, what: str) -> None:
+        """Engines on the learners' own GPUs give their memory up to them, or take it back."""
+        if self.placement.shared:
+            _wait([getattr(actor, what).remote() for actor in self.actors["rollout"]])
+
     def save(self, folder: Path) -> None:
-        _wait([a.save.remote(str(folder / "learner")) for a in self.actors["learner"]])
+        _wait(self._learners(lambda _, actor: actor.save.remote(str(folder / "learner"))))
         self.export(folder / "model")
 
     def load(self, folder: Path) -> None:
-        _wait([a.load.remote(str(folder / "learner")) for a in self.actors["learner"]])
+        _wait(self._learners(lambda _, actor: actor.load.remote(str(folder / "learner"))))
 
     def export(self, folder: Path) -> None:
-        _wait([a.export.remote(str(folder)) for a in self.actors["learner"]])
+        _wait(self._learners(lambda _, actor: actor.export.remote(str(folder))))
 
     def profile(self, folder: Path | None) -> None:
         asked = [
@@ -197,8 +240,7 @@ class Fleet:
             for role, actors in self.actors.items()
             for i, actor in enumerate(actors)
         ]
-        if folder:  # an end need not wait for what is still at work
-            _wait(asked)
+        _wait(asked)
 
     def close(self) -> None:
         """Learners leave their process group cleanly; then every actor is ended."""
@@ -292,6 +334,10 @@ def _wait(
                 who = names.get(ref, "a worker process")
                 raise RuntimeError(f"{who} died: {error}") from None
     return ray.get(refs)
+
+
+def _score(shares: Sequence[Any], which: str, rank: int, actor: Any) -> Any:
+    return actor.score.remote(shares[rank], which)
 
 
 def _gpus() -> float:

@@ -70,10 +70,12 @@ def train(
             for index in range(state["stage"], len(recipe.stages)):
                 stage = recipe.stages[index]
                 path = str(begin(recipe, index).absolute())
-                with Fleet(stage, path, recipe.seed) as fleet:
+                with (
+                    Fleet(stage, path, recipe.seed, recipe.deterministic) as fleet,
+                    StageRun(recipe, index, first, path, fleet, tracker, folder) as run,
+                ):
                     if fleet.opened is not None:
                         tracker.say(thinking(stage, fleet.opened))
-                    run = StageRun(recipe, index, first, path, fleet, tracker, folder)
                     if newest and index == state["stage"]:
                         run.restore(newest, state)
                     tracker.console.advise(Adviser(recipe, index, _machine(address)))

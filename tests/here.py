@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from launch.inprocess import Workers
 from rewards.pool import VerifierPool
 from samplers.rollout import RolloutWorker
+from samplers.types import Ids
 from trainer import preflight
 from trainer.config import Recipe, Stage
 from trainer.fresh import start_model
@@ -31,6 +34,7 @@ class Here(Workers):
         )
         super().__init__(worker, VerifierPool(stage.verifier, workers=stage.grader.processes))
         self.watches = Watches()
+        self.learning = threading.Lock()
         self.learner = Learner(
             model,
             stage.learner,
@@ -44,14 +48,24 @@ class Here(Workers):
         )
 
     def score(self, batch: Batch, which: Any) -> list[Floats]:
-        return [s for (micro,) in batch.updates for s, _ in self.learner.score(micro, which)]
+        with self.learning:
+            return [s for (micro,) in batch.updates for s, _ in self.learner.score(micro, which)]
 
     def step(self, batch: Batch) -> dict[str, float]:
-        return self.learner.step(batch.share(0), self.stage.epochs)
+        with self.learning:
+            return self.learner.step(batch.share(0), self.stage.epochs)
 
     def sync(self) -> None:
         self.version += 1
-        self.worker.load_weights(chain.from_iterable(self.learner.buckets()), self.version)
+        in_flight = self.stage.rollout.in_flight_updates
+        weights = chain.from_iterable(self.learner.buckets())
+        self.worker.load_weights(weights, self.version, in_flight=in_flight)
+
+    def abort(self) -> None:
+        self.worker.abort()
+
+    def probe(self, ids: Sequence[Ids]) -> list[Floats]:
+        return self.worker.score(ids, self.stage.rollout.temperature)
 
     def save(self, folder: Path) -> None:
         self.learner.save(folder / "learner")
@@ -84,8 +98,8 @@ def run(recipe: Recipe, profile: int = 0) -> list[dict[str, Any]]:
         with (
             Tracker(folder, recipe.tracking, recipe) as tracker,
             Profile(folder, profile) as profiled,
+            StageRun(recipe, 0, 0, model, world, tracker, folder) as stage_run,
         ):
-            stage_run = StageRun(recipe, 0, 0, model, world, tracker, folder)
             profiled.watch(stage_run)
             LOOPS[stage.kind](stage_run)
     finally:

@@ -29,6 +29,7 @@ from samplers.engines import base as engines
 from samplers.engines import torch as embedded
 from samplers.render import ThinkingConfig
 from samplers.seam import Component
+from trainer import staleness
 from trainer.eval.budgets import EvalConfig
 from trainer.learner import LearnerConfig
 from trainer.lora import LoraConfig
@@ -66,6 +67,9 @@ class RolloutConfig(Component):
     top_k: int = 0
     max_tokens: int = Field(default=192, ge=1)
     """Cap of a whole response: thought and answer."""
+    in_flight_updates: bool = False
+    """With max_staleness: load weights between two steps of an engine, so that a rollout may hold
+    tokens of several versions; else engines finish what is at hand before they load."""
 
     @field_validator("engine", mode="before")
     @classmethod
@@ -143,6 +147,10 @@ class Stage(Component):
     """Optimiser steps a batch is split into."""
     epochs: int = Field(default=1, ge=1)
     """How often each of them is used."""
+    max_staleness: int = Field(default=0, ge=0)
+    """Versions that weights may be ahead of a token when it is trained: engines sample so many
+    steps ahead while learners train. 0: on-policy, by turns. From 1 on loss.importance is `token`
+    unless set, and the run cannot be deterministic."""
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
     sync: SyncConfig = SyncConfig()
@@ -151,6 +159,11 @@ class Stage(Component):
     guard: GuardConfig = GuardConfig()
     supervised: SupervisedConfig = SupervisedConfig()
     """How an sft stage makes batches of its data."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _corrected(cls, data: Any) -> Any:
+        return staleness.corrected(data)
 
     @field_validator("verifier", "budget", "allocation", "algorithm", mode="before")
     @classmethod
@@ -190,6 +203,10 @@ class Stage(Component):
             )
         if self.model.add_markers and self.markers is None:
             warnings.warn("model.add_markers has no effect with thinking: none", stacklevel=2)
+        if self.rollout.in_flight_updates and not self.max_staleness:
+            warnings.warn(
+                "rollout.in_flight_updates has no effect with max_staleness=0", stacklevel=2
+            )
         if self.model.lora is not None:
             self.model.lora.suits(self.loss, self.optim)
         for kind, package in COMPONENTS.items():
@@ -230,8 +247,8 @@ class Recipe(Component):
     name: str
     seed: int = 0
     deterministic: bool = True
-    """Same recipe and seed, same metrics (times excepted): plans go to engines by index. Off has
-    no effect yet."""
+    """Same recipe and seed, same metrics (times excepted): plans go to engines by index. Off: to
+    the engine that will be done first."""
     output: str = "runs"
     """Folder of run folders."""
     tracking: TrackingConfig = TrackingConfig()
@@ -239,11 +256,12 @@ class Recipe(Component):
     stages: tuple[Stage, ...]
 
     @model_validator(mode="after")
-    def _always_deterministic(self) -> Recipe:
-        if not self.deterministic:
-            warnings.warn(
-                "deterministic=false has no effect: plans go to engines by index either way",
-                stacklevel=2,
+    def _by_turns(self) -> Recipe:
+        ahead = max((s.max_staleness for s in self.stages if s.kind == "rl"), default=0)
+        if self.deterministic and ahead:
+            raise ValueError(
+                f"deterministic=true with max_staleness={ahead}: which weights sample a token then "
+                "depends on time; set deterministic=false, or max_staleness=0"
             )
         return self
 

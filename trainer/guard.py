@@ -29,7 +29,9 @@ def check(stage: Stage, first: bool, metrics: Mapping[str, float]) -> None:
             "almost none can be right; raise rollout.max_tokens or begin from a terser model"
         )
     gap, bound = metrics.get("engine_gap", 0.0), engine_gap_bound(stage)
-    if gap > bound:  # of a batch's first update, so before any weight has moved (trainer/tally.py)
+    # of a batch's first update, so before any weight has moved (trainer/tally.py); of a probe
+    # where the weights that sampled were older (trainer/staleness.py)
+    if gap > bound:
         raise RuntimeError(
             f"engine gap: mean |learner - engine| logprob is {gap:.2e}, above {bound:.0e} "
             "(guard.engine_gap). The engine does not compute what the learner computes: check "

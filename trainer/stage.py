@@ -6,8 +6,11 @@ can be saved and restored, because workers own nothing that cannot be rebuilt.
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,8 @@ from samplers import seam, seeds
 from samplers.data import PromptStream
 from samplers.data import load as load_data
 from samplers.types import Group, Job, Plan, Prompt, Rollout
-from trainer import checkpoint, guard
+from trainer import checkpoint, guard, staleness
+from trainer.ahead import Ahead
 from trainer.batching import pack, scatter
 from trainer.collect import collect
 from trainer.config import CheckpointConfig, Recipe, Stage
@@ -29,15 +33,28 @@ from trainer.rows import annotate
 from trainer.rows import rows as plain_rows
 from trainer.supervised import SupervisedStream
 from trainer.tracking import Tracker
-from trainer.types import Batch, TrainSequence
+from trainer.types import Batch, Floats, TrainSequence
 from trainer.world import World
 
 ANNOTATIONS = {"old_logprobs": ("old", "policy"), "ref_logprobs": ("ref", "reference")}
 """What a component may need -> (name in Group.annotations, whose logprobs)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One step's groups, and what the allocator said when they were complete."""
+
+    groups: list[Group]
+    figures: dict[str, float]
+
+
 class StageRun:
-    """`step` counts within the stage; `first + step` over the run."""
+    """`step` counts within the stage; `first + step` over the run. Close it, or use `with`.
+
+    With `max_staleness` batches are sampled in a thread of their own (`trainer/ahead.py`), which
+    then owns stream, allocation and budget's memory. An evaluation shares the engines with it, at
+    the newest weights.
+    """
 
     def __init__(
         self,
@@ -75,6 +92,12 @@ class StageRun:
         if stage.loss.importance != "none" and stage.loss.importance_normalize:
             self.needs.add("old_logprobs")  # its mean is over the whole step: needed to pack
         self.held_out = self._held_out()
+        self._drawing = threading.Lock()
+        self._before: dict[int, dict[str, Any]] = {}
+        self._sampled = Sampled([], {})
+        self._rows: list[TrainSequence] = []
+        self._ages: dict[str, float] = {}
+        self.ahead: Ahead[Sampled] | None = None
 
     def _held_out(self) -> list[Prompt]:
         """The test problems of every evaluation: the first ones of the test split."""
@@ -98,8 +121,23 @@ class StageRun:
             self.tracker.log(self.at, evaluated | summarise([], {}, self.clock.lap()))
 
     def sample(self) -> list[Group]:
+        stage = self.stage
+        if not stage.max_staleness:
+            self._sampled = self._sample(self.step)
+            return self._sampled.groups
+        if self.ahead is None:
+            limits = (stage.max_staleness, stage.rollout.in_flight_updates)
+            self.ahead = Ahead(self._sample, self.world.abort, self.step, stage.steps, *limits)
+        with self.clock.phase("wait"):
+            self._sampled = self.ahead.next()
+        return self._sampled.groups
+
+    def _sample(self, step: int) -> Sampled:
+        """The groups that step `step` trains, begun with the allocator as it is now."""
+
         def make(jobs: list[Job]) -> list[Rollout]:
-            with self.clock.phase("generate"):
+            turn = self.ahead.generating() if self.ahead else nullcontext()
+            with turn, self.clock.phase("generate"):
                 return self.world.rollout(jobs)
 
         def judge(groups: list[Group]) -> list[Group]:
@@ -107,10 +145,13 @@ class StageRun:
                 return verify(groups, self.world.grade)
 
         assert isinstance(self.stream, PromptStream)
+        with self._drawing:
+            if self.ahead and self._due(self.recipe.checkpoint, step):
+                self._before[step] = self._drawn()
         groups = collect(
             self.allocation,
             self.stream,
-            self.plans,
+            lambda prompt, n: self.plans(prompt, n, step),
             make,
             judge,
             lambda group, what: self._annotate([group], {what})[0],
@@ -118,12 +159,13 @@ class StageRun:
             temperature=self.stage.rollout.temperature,
         )
         self.allocation.observe(groups)
-        return groups
+        return Sampled(groups, self.allocation.metrics())
 
-    def plans(self, prompt: Prompt, n: int) -> Sequence[Plan]:
-        plans: Sequence[Plan] = self.budget.plans(
-            self.budget_config, prompt, n, self.step, self.memory
-        )
+    def plans(self, prompt: Prompt, n: int, step: int) -> Sequence[Plan]:
+        with self._drawing:
+            plans: Sequence[Plan] = self.budget.plans(
+                self.budget_config, prompt, n, step, self.memory
+            )
         if len(plans) != n:
             raise ValueError(
                 f"budget: {self.budget.__name__} made {len(plans)} plans where {n} were asked for"
@@ -145,7 +187,9 @@ class StageRun:
         return self.stream.next()
 
     def pack(self, sequences: list[TrainSequence]) -> Batch:
-        stage = self.stage
+        stage, self._rows = self.stage, sequences
+        if stage.kind == "rl":
+            self._ages = staleness.check(sequences, self.world.version, stage.max_staleness)
         return pack(
             sequences,
             stage.loss,
@@ -161,17 +205,19 @@ class StageRun:
 
     def sync(self) -> None:
         with self.clock.phase("sync"):
-            self.world.sync()
+            self.ahead.sync(self.world.sync) if self.ahead else self.world.sync()
 
     def finish(self, groups: list[Group], learned: Mapping[str, Any]) -> None:
         """Close the step: evaluation, figures, bounds, samples one can read, checkpoint."""
         first, self.step = self.step == 0, self.step + 1
         evaluated = self._evaluate() if self._due(self.stage.evaluation) else {}
         figures = dict(learned)
+        if self.ahead is not None:
+            figures = self._of_stale(figures)
         for note in figures.pop("notes", ()):
             self.tracker.say(f"step {self.at}: {note}")
         metrics = summarise(groups, figures, self.clock.lap())
-        metrics |= self.allocation.metrics() | evaluated
+        metrics |= self._sampled.figures | evaluated
         self.tracker.log(self.at, metrics)
         guard.check(self.stage, first, metrics)
         if groups:
@@ -184,21 +230,50 @@ class StageRun:
         """Steps of the run so far, all stages counted."""
         return self.first + self.step
 
-    def _due(self, config: EvalConfig | CheckpointConfig | None) -> bool:
+    def _due(self, config: EvalConfig | CheckpointConfig | None, step: int | None = None) -> bool:
         """Every so many steps, and at the stage's end."""
         if config is None:
             return False
-        return not self.unfinished or bool(config.every and self.step % config.every == 0)
+        step = self.step if step is None else step
+        return step >= self.stage.steps or bool(config.every and step % config.every == 0)
+
+    def _of_stale(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Between engine and learner lie updates: what training tokens tell of them is drift.
+
+        The gap between engine and learner is measured on a few rows that both score now, when the
+        engines have just loaded the learners' weights.
+        """
+        for name in ("engine_gap", "engine_gap_max"):
+            if name in figures:
+                figures[name.replace("engine_gap", "policy_drift")] = figures.pop(name)
+        figures |= self._ages
+        probe = staleness.probe(self._rows)
+        if probe:
+            with self.clock.phase("probe"):
+                theirs = self.world.probe([row.ids_T for row in probe])
+                figures |= staleness.gap(self._score(probe, "policy"), theirs)
+        return figures
+
+    def _drawn(self) -> dict[str, Any]:
+        """What the next draws depend on."""
+        return copy.deepcopy(
+            {
+                "stream": self.stream.state_dict(),
+                "allocation": self.allocation.state_dict(),
+                "memory": self.memory,
+            }
+        )
 
     def state_dict(self) -> dict[str, Any]:
+        """What to go on from: batches that were begun and not trained are to be sampled again."""
+        with self._drawing:
+            drawn = self._before.get(self.step) or self._drawn()
         return {
             "stage": self.index,
             "first": self.first,
             "step": self.step,
             "weight_version": self.world.version,
-            "stream": self.stream.state_dict(),
-            "allocation": self.allocation.state_dict(),
-            "memory": self.memory,
+            **drawn,
             "shaping": self.shaping.state_dict(),
         }
 
@@ -224,16 +299,19 @@ class StageRun:
         for need in sorted(needs):
             name, whose = ANNOTATIONS[need]
             rows = [row for group in groups for row in plain_rows(replace(group, kept_G=None))]
-            batch = pack(
-                rows,
-                None,
-                tokens_per_micro_batch=self.stage.tokens_per_micro_batch,
-                ranks=self.stage.learner.ranks,
-            )
-            micro_batches = list(chain(*(chain(*ranks) for ranks in batch.updates)))
-            scored = scatter(micro_batches, self.world.score(batch, whose), rows)
-            groups = annotate(groups, name, scored)
+            groups = annotate(groups, name, self._score(rows, whose))
         return groups
+
+    def _score(self, rows: list[TrainSequence], whose: str) -> list[Floats]:
+        """Logprobs by the learners, [T] per row; NaN where a token is not trained on."""
+        batch = pack(
+            rows,
+            None,
+            tokens_per_micro_batch=self.stage.tokens_per_micro_batch,
+            ranks=self.stage.learner.ranks,
+        )
+        micro_batches = list(chain(*(chain(*ranks) for ranks in batch.updates)))
+        return scatter(micro_batches, self.world.score(batch, whose), rows)
 
     def _evaluate(self) -> dict[str, float]:
         """Accuracy at the stage's budgets on held-out problems, by the code that serves."""
@@ -243,7 +321,7 @@ class StageRun:
         if self.stage.kind == "sft" and self.step:  # supervised steps leave the engines behind
             self.sync()
         with self.clock.phase("evaluate"):
-            plan = self.plans(self.held_out[0], 1)[0]
+            plan = self.plans(self.held_out[0], 1, self.step)[0]
             self.tracker.note("evaluating")
             thinking = self.stage.markers is not None
             result = evaluate(self.world, self.held_out, config, plan, self.at, thinking=thinking)
@@ -259,6 +337,19 @@ class StageRun:
                 self.state_dict(),
                 self.recipe.checkpoint.keep,
             )
+        with self._drawing:
+            self._before.pop(self.step, None)
+
+    def close(self) -> None:
+        """End what goes on beside the loop."""
+        if self.ahead is not None:
+            self.ahead.close()
+
+    def __enter__(self) -> StageRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _demonstrations(stage: Stage, model: str, seed: int) -> SupervisedStream:

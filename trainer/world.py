@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rewards.verdict import Verdict
-from samplers.types import Job, Rollout
+from samplers.types import Ids, Job, Rollout
 from trainer.types import Batch, Floats
 
 Item = tuple[str | None, str, Mapping[str, Any]]
@@ -15,13 +15,24 @@ Item = tuple[str | None, str, Mapping[str, Any]]
 
 
 class World(Protocol):
-    """Engines, graders and learners. Every call returns when it is done, or raises."""
+    """Engines, graders and learners. Every call returns when it is done, or raises.
+
+    `rollout`, `grade` and `score` may be called by one thread while another calls anything.
+    """
 
     version: int
     """Weight version that the engines hold: 0 before the first update."""
 
     def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
         """Finished rollouts in the order of their jobs."""
+        ...
+
+    def abort(self) -> None:
+        """End what `rollout` is making, in whatever thread: it returns soon, or raises."""
+        ...
+
+    def probe(self, ids: Sequence[Ids]) -> list[Floats]:
+        """Logprobs of ids[1:] of each sequence at the training temperature, by an engine."""
         ...
 
     def grade(self, items: Sequence[Item]) -> list[Verdict]: ...

@@ -1,0 +1,85 @@
+"""How old the tokens of a batch are, and whether engine and learner still agree.
+
+An age is counted in weight versions: those of the learners when a token is trained, less those of
+the engine when it was sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer.types import Floats, TrainSequence
+
+PROBED = 4
+"""Rows that a probe scores."""
+
+
+def check(rows: Sequence[TrainSequence], version: int, bound: int) -> dict[str, float]:
+    """Age of the trained tokens, for the learners' weight `version`: mean and largest.
+
+    Raises:
+        RuntimeError: a token is older than `bound`, or of no version at all.
+    """
+    ages = [version - row.versions_T[row.mask_T] for row in rows]
+    for row, age in zip(rows, ages, strict=True):
+        if len(age) and not 0 <= age.min() <= age.max() <= bound:
+            raise RuntimeError(
+                f"group {row.group}, rollout {row.rollout}: tokens of weight versions "
+                f"{version - age.max()} to {version - age.min()} came to a step of version "
+                f"{version}; max_staleness={bound} promises that none is older"
+            )
+    every = np.concatenate(ages) if ages else np.zeros(0)
+    if not len(every):
+        return {}
+    return {"staleness/mean": float(every.mean()), "staleness/max": float(every.max())}
+
+
+def probe(rows: Sequence[TrainSequence]) -> list[TrainSequence]:
+    """A few plain rows of all lengths, for both sides to score."""
+    plain = sorted((row for row in rows if row.plain and row.mask_T.any()), key=len)
+    chosen = np.linspace(0, len(plain) - 1, min(PROBED, len(plain))).round()
+    return [plain[int(i)] for i in chosen]
+
+
+def gap(ours: Sequence[Floats], theirs: Sequence[Floats]) -> dict[str, float]:
+    """`engine_gap`: mean |learner - engine| logprob over the tokens that the learners scored.
+
+    Args:
+        ours: [T] per row, NaN where not scored.
+        theirs: [T - 1] per row: of every token but the first.
+    """
+    pairs = zip(ours, theirs, strict=True)
+    gaps = np.concatenate([np.abs(a_T[1:] - b_T) for a_T, b_T in pairs])
+    gaps = gaps[~np.isnan(gaps)]
+    return {"engine_gap": float(gaps.mean()), "engine_gap_max": float(gaps.max())}
+
+
+def corrected(stage: Any) -> Any:
+    """Settings of a stage with the importance correction that stale tokens need.
+
+    Token level, truncated at the loss's own cap (2), unless the recipe chose one.
+
+    Raises:
+        ValueError: the recipe turned the correction off.
+    """
+    from trainer.losses import LossConfig
+
+    if not isinstance(stage, Mapping) or stage.get("kind") == "sft":
+        return stage
+    steps, loss = stage.get("max_staleness", 0), stage.get("loss", {})
+    if not isinstance(steps, int) or steps < 1:
+        return stage
+    if isinstance(loss, LossConfig):
+        loss = loss.model_dump(exclude_unset=True)
+    if not isinstance(loss, Mapping):
+        return stage
+    if loss.get("importance", "token") == "none":
+        raise ValueError(
+            f"loss.importance=none with max_staleness={steps}: tokens of older weights need a "
+            "correction; leave it out (then it is token, truncated at loss.importance_cap), or "
+            "set max_staleness=0"
+        )
+    return {**stage, "loss": {"importance": "token", **loss}}
