@@ -18,6 +18,7 @@ import os
 import secrets
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -299,15 +300,18 @@ class Reader:
 
 _kept: dict[tuple[str, int], Reader] = {}
 """Readers between two syncs, by address and number."""
+_keeping = threading.Lock()
 
 
 @contextlib.contextmanager
 def attach(source: Source) -> Iterator[Reader]:
     """The reader for one sync. Whatever is raised inside is told to the writer at once."""
-    for key in [k for k, kept in _kept.items() if kept.stale]:
-        _kept.pop(key).close()
     key = (source.address, source.reader)
-    reader = _kept.pop(key, None) or Reader(source)
+    with _keeping:
+        for stale in [k for k, kept in _kept.items() if kept.stale]:
+            _kept.pop(stale).close()
+        kept = _kept.pop(key, None)
+    reader = kept or Reader(source)
     reader.begin(source)
     try:
         yield reader

@@ -7,6 +7,7 @@ elsewhere. The engines' side is `Engine.receive(source, version)`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,14 +88,17 @@ class Publisher:
         Raises:
             SyncError: an engine failed, died or hung.
         """
-        if self.kind == "shm":
-            self._through_the_ring()
-            return
-        from trainer import vllm_sync
-
-        if self._sender is None:
-            self._sender = vllm_sync.sender(self, self._writer, self._address)
-        self._sender.send_weights()
+        try:
+            if self.kind == "shm":
+                self._through_the_ring()
+            else:
+                self._through_vllm()
+        except BaseException as error:
+            if self._writer is not None:
+                self._writer.fail(
+                    f"weight sync: the learner failed: {type(error).__name__}: {error}"
+                )
+            raise
 
     def _through_the_ring(self) -> None:
         writer = self._writer
@@ -102,14 +106,17 @@ class Publisher:
             for _ in self.learner.buckets(self.bucket_bytes):
                 pass
             return
-        try:
-            writer.begin()
-            for _ in self.learner.buckets(self.bucket_bytes, writer.room):
-                writer.send()
-            writer.end()
-        except BaseException as error:
-            writer.fail(f"weight sync: the learner failed: {type(error).__name__}: {error}")
-            raise
+        writer.begin()
+        for _ in self.learner.buckets(self.bucket_bytes, writer.room):
+            writer.send()
+        writer.end()
+
+    def _through_vllm(self) -> None:
+        from trainer import vllm_transfer
+
+        if self._sender is None:
+            self._sender = vllm_transfer.sender(self, self._writer, self._address)
+        self._sender.send_weights()
 
     def close(self) -> None:
         if self._sender is not None:
@@ -119,8 +126,6 @@ class Publisher:
 
 
 def _bytes(dtype: Any, shape: Sequence[int]) -> int:
-    import math
-
     return int(math.prod(shape) * dtype.itemsize)
 
 
