@@ -8,7 +8,10 @@ with us and enter when a slot is free, so vLLM's own queue is empty but for what
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import re
+import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +21,7 @@ import numpy as np
 
 from samplers.engines import vllm as settings
 from samplers.engines._requests import whole_prompt
-from samplers.ring import Source
+from samplers.ring import Source, SyncError
 from samplers.types import Completion, Finish, Floats, Ids, Request
 
 SCORE_ROWS = 16
@@ -61,9 +64,8 @@ class VllmEngine:
     def __init__(self, model: Any, config: settings.Config, trust_remote_code: bool = False):
         self.config, self.version = config, 0
         self.shapes, self._needed, text = parameters(model, trust_remote_code)
-        settings.check(config, text.to_dict(), longest=1)
+        settings.check(config, text.to_dict(), longest=1, here=True)
         self.llm = launch(arguments(model, config, trust_remote_code, context_of(text)), config)
-        """vLLM's own engine, for its weight transfer."""
         self.receivers = config.tensor_parallel
         self.counters = {"steps": 0, "sampled": 0, "prefilled": 0, "forked": 0}
         self.context: int | None = self.llm.vllm_config.model_config.max_model_len
@@ -191,7 +193,7 @@ class VllmEngine:
         self._awake("score")
         temperature = temperature or 1.0
         if temperature != self._score_temperature:
-            self.llm.collective_rpc("score_at", args=(temperature,))
+            self._everywhere("score_at", temperature)
             self._score_temperature = temperature
         out: list[Floats] = [np.zeros(0, np.float32)] * len(ids)
         waiting = deque(i for i in range(len(ids)) if len(ids[i]) > 1)
@@ -218,27 +220,38 @@ class VllmEngine:
 
     def load_weights(self, weights: Iterable[tuple[str, Any]], version: int | None = None) -> None:
         self._awake("load weights")
-        self.llm.collective_rpc("load_begin", args=(self.shapes, self._needed))
-        for bucket in buckets(weights):
-            self.llm.collective_rpc("load_some", args=(bucket,))
-        self.llm.collective_rpc("load_end")
+        self._everywhere("load_begin", self.shapes, self._needed)
+        try:
+            for bucket in buckets(weights):
+                self._everywhere("load_some", bucket)
+        except BaseException:
+            self._everywhere("load_abandon")
+            raise
+        self._everywhere("load_end")
         self._loaded(version)
 
     def receive(self, source: Source, version: int) -> None:
         """Every worker process reads the weights itself."""
         self._awake("load weights")
-        if source.kind == "shm":
-            self.llm.collective_rpc("load_from", args=(source, self.shapes, self._needed))
-        else:
-            from samplers.engines import _vllm_transfer
-
-            _vllm_transfer.receive(self, source)
+        self._everywhere("load_from", source, self.shapes, self._needed)
         self._loaded(version)
 
     def _loaded(self, version: int | None) -> None:
         """Forget all KV: live rows are computed again, from prompt and tokens so far."""
         self._core.reset_prefix_cache(reset_running_requests=True)
         self.version = self.version + 1 if version is None else version
+
+    def _everywhere(self, method: str, *args: Any) -> None:
+        """Call the extension of every worker process; what it refuses is refused here."""
+        try:
+            self.llm.collective_rpc(method, args=args)
+        except RuntimeError as error:  # of processes vLLM passes on the words alone
+            told = re.search(r"^Worker failed with error '(.*)', please check", str(error), re.S)
+            if told is None:
+                raise
+            if told[1].startswith("weight sync"):
+                raise SyncError(told[1]) from None
+            raise ValueError(told[1]) from None
 
     # Memory
 
@@ -331,7 +344,7 @@ def environment(config: settings.Config) -> None:
     """Read by vLLM when it is imported or started; quiet, and nothing reported to anybody."""
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        VLLM_LOGGING_LEVEL="ERROR",
+        VLLM_LOGGING_LEVEL="CRITICAL",
         VLLM_NO_USAGE_STATS="1",
         VLLM_DO_NOT_TRACK="1",
     )
@@ -348,8 +361,12 @@ def launch(arguments: dict[str, Any], config: settings.Config) -> Any:
     """vLLM's engine. What it changes of this process besides is put back."""
     environment(config)
     import torch
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
+
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # a CPU has no Triton
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
 
     if config.threads and settings.build() == "cpu":
         torch.set_num_threads(config.threads)
@@ -402,8 +419,4 @@ def arguments(model: Any, config: settings.Config, trust: bool, context: int) ->
     else:
         out["gpu_memory_utilization"] = config.gpu_memory
         out["enable_sleep_mode"] = config.sleep
-    if config.weight_transfer:
-        from vllm.config import WeightTransferConfig
-
-        out["weight_transfer_config"] = WeightTransferConfig(backend=config.weight_transfer)
     return out

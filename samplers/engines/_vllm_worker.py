@@ -50,7 +50,7 @@ class Extension:
             ):
                 self.model_runner.get_model().load_weights(self._load_checked(weights))
         except BaseException:
-            self._load_abandon()
+            self.load_abandon()
             raise
 
     def _load_checked(self, weights: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -69,7 +69,7 @@ class Extension:
         from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
         if self.load_missing:
-            self._load_abandon()
+            self.load_abandon()
             raise ValueError(
                 f"weights: {len(self.load_missing)} parameters are missing, among them "
                 f"'{min(self.load_missing)}'; vllm loads all or none"
@@ -88,7 +88,7 @@ class Extension:
                 if module.weight.numel():
                     module.quant_method.process_weights_after_loading(module)
 
-    def _load_abandon(self) -> None:
+    def load_abandon(self) -> None:
         """Put the old tensors back where the new ones are not complete."""
         from vllm.model_executor.model_loader.reload.layerwise import (
             _place_kernel_tensors,
@@ -104,9 +104,14 @@ class Extension:
     def load_from(
         self, source: Source, shapes: Mapping[str, Sequence[int]], needed: Iterable[str]
     ) -> None:
-        """Take all weights through the ring; an error here is one of the writer's, too."""
+        """Take all weights from a learner; an error here is one of the learner's, too."""
         from samplers import ring
 
+        if source.kind != "shm":
+            from samplers.engines import _vllm_transfer
+
+            _vllm_transfer.receive(self, source.of(self.rank))
+            return
         with ring.read(source.of(self.rank)) as weights:
             self.load_begin(shapes, needed)
             self.load_some(weights)

