@@ -113,6 +113,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _steps(text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(
+            f"'{text}': write how many steps, from 2 up (the first warms up), after the recipe"
+        )
+    return int(text)
+
+
 def _temperature(text: str) -> float:
     try:
         value = float(text)
@@ -157,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "train":
             text = "trace the first STEPS steps (5) into RUN/trace.json, for ui.perfetto.dev"
             one.add_argument(
-                "--profile", nargs="?", type=_count, const=5, default=0, metavar="STEPS", help=text
+                "--profile", nargs="?", type=_steps, const=5, default=0, metavar="STEPS", help=text
             )
     one = add("sweep", sweep)
     one.add_argument("arms", nargs="+", metavar="RECIPE | a.b=c", help="arms; " + SETTINGS)

@@ -19,7 +19,7 @@ from trainer.settings import override
 PHASES = {
     "generation": ("generate",),
     "verification": ("verify",),
-    "training": ("train", "score"),
+    "training": ("train", "score", "probe"),
     "weight sync": ("sync",),
     "evaluation": ("evaluate",),
     "checkpoints": ("checkpoint",),
@@ -29,6 +29,8 @@ SAMPLING = ("generation", "verification")
 """With overlap these run beside the others."""
 WORTH = 0.1
 """Share of the step below which hiding one side behind the other gains nothing to speak of."""
+SHOWN = 2
+"""Changes named in a line, the best first."""
 WAITS = 0.05
 """Share of the step beyond which the learners wait for the engines."""
 
@@ -53,7 +55,7 @@ class Change:
     effect: str
 
     def __str__(self) -> str:
-        return " ".join([*self.settings, self.effect])
+        return f"{' with '.join(self.settings)} {self.effect}".strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,8 @@ class Bound:
     changes: tuple[Change, ...]
 
     def __str__(self) -> str:
-        advice = ", or ".join(map(str, self.changes)) or "no setting shortens it on this machine"
+        advice = ", or ".join(map(str, self.changes[:SHOWN]))
+        advice = advice or "no setting shortens it on this machine"
         return f"bound by {self.phase}: {self.share:.0%} of the step; {advice}"
 
 
@@ -95,7 +98,7 @@ def bound(
 class Adviser:
     """Follows a stage: says what bounds it at its third step, when that changes, and at the end.
 
-    A change is one once it has held for as many steps.
+    A change is one once it has held for longer than that: one slow step does not do.
     """
 
     STEPS = 3
@@ -123,7 +126,7 @@ class Adviser:
         if found is None or self._steps < self.STEPS or found.phase == self._said:
             self._since = self._steps
             return None
-        if self._said and self._steps - self._since < self.STEPS:
+        if self._said and self._steps - self._since <= self.STEPS:
             return None
         return self._say(found)
 
@@ -162,12 +165,17 @@ class _Stage:
         self.width = getattr(stage.rollout.engine, "tensor_parallel", 1)
         self.cores = {
             "learner": stage.learner.ranks * stage.learner.threads,
-            "rollout": stage.rollout.workers * (stage.rollout.engine.threads or 1),
+            "rollout": stage.rollout.workers * self._threads,
             "grader": stage.grader.workers,
         }
         """That the processes of a role keep busy while it is their turn."""
         rollouts = stage.rollout.workers * self.width if stage.kind == "rl" else 0
         self.free_gpus = machine.gpus - stage.learner.ranks - rollouts
+
+    @property
+    def _threads(self) -> int:
+        """Of one engine; 0 leaves it to torch, which takes all cores."""
+        return self.stage.rollout.engine.threads or self.machine.cores
 
     def candidates(self, waits: float) -> Sequence[str]:
         """Phases that can be the longest: with overlap, those of the side that the other awaits."""
@@ -180,6 +188,7 @@ class _Stage:
             case "generation":
                 yield from self._engines()
                 yield from self._overlap("training")
+                yield from self._rows()
             case "training":
                 yield from self._learners()
                 yield from self._overlap("generation")
@@ -191,22 +200,27 @@ class _Stage:
                     yield self._set("takes the fastest that fits", "sync.transport=auto")
                 yield Change((), "more prompts_per_step make it rarer")
             case "evaluation" if self.stage.evaluation is not None:
-                every = self.stage.evaluation.every
-                yield self._set("would halve it", f"evaluation.every={2 * every}")
-            case "checkpoints" if self.recipe.checkpoint.every:
-                every = self.recipe.checkpoint.every
-                yield self._set("would halve it", f"checkpoint.every={2 * every}")
+                yield from self._rarer("evaluation.every", self.stage.evaluation.every)
+                problems = self.stage.evaluation.problems // 2
+                if problems:
+                    yield self._set("would halve it", f"evaluation.problems={problems}")
+            case "checkpoints":
+                yield from self._rarer("checkpoint.every", self.recipe.checkpoint.every)
             case "the driver":
                 yield Change((), "`laconic train --profile` shows with what")
 
     def _engines(self) -> Iterator[Change]:
         rollout, gpus = self.stage.rollout, self.machine.gpus
         engine = rollout.engine
-        room = self.free_gpus // self.width if gpus else self._spare("rollout", engine.threads or 1)
+        room = self.free_gpus // self.width if gpus else self._spare("rollout", self._threads)
         room = min(room, self.stage.prompts_per_step - rollout.workers)  # a group has one engine
-        yield from self._more("rollout.workers", rollout.workers, room)
         if gpus and engine.name == "torch" and self.machine.vllm:
             yield self._set("is made for GPUs", "rollout.engine=vllm")
+        yield from self._more("rollout.workers", rollout.workers, room)
+
+    def _rows(self) -> Iterator[Change]:
+        rollout, gpus = self.stage.rollout, self.machine.gpus
+        engine = rollout.engine
         rows = self.stage.prompts_per_step * self.stage.rollouts_per_prompt / rollout.workers
         if gpus and rows > engine.slots:
             slots = f"rollout.engine.slots={2 * engine.slots}"
@@ -271,6 +285,10 @@ class _Stage:
             gain = "could halve it" if wanted == 2 * now else f"could save {1 - now / wanted:.0%}"
             yield self._set(gain, f"{field}={wanted}")
 
+    def _rarer(self, field: str, every: int) -> Iterator[Change]:
+        if 0 < 2 * every <= self.stage.steps:
+            yield self._set("would halve it", f"{field}={2 * every}")
+
     def _set(self, effect: str, *settings: str) -> Change:
         several = len(self.recipe.stages) > 1
         return Change(tuple(self._placed(s) if several else s for s in settings), effect)
@@ -290,10 +308,11 @@ class _Stage:
 
 def _resolved(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe | None, set[str]]:
     """The recipe with settings, None where they are refused; and its warnings."""
+    raw = recipe.model_dump(mode="json", exclude_unset=True)  # a default may follow another field
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            changed = resolve(override(recipe.model_dump(mode="json"), settings))
+            changed = resolve(override(raw, settings))
         except ValueError:
             changed = None
     return changed, {str(warning.message) for warning in told}

@@ -6,6 +6,7 @@ one learner step and of a few engine steps of each learner and engine, by torch.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.trace import Part, Watch, merge
+from trainer.trace import Around, Part, Watch, merge
 
 if TYPE_CHECKING:
     from trainer.stage import StageRun
@@ -25,6 +26,8 @@ INTERVAL_NS = 50_000_000
 """Engine steps are too many to show one by one: they are summed over this long."""
 OPERATORS = 40
 """Rows of an operator table."""
+MICRO_BATCHES, ENGINE_STEPS = 4, 8
+"""What torch.profiler looks at: of the learner's second step, and after four times as many."""
 _busy = threading.Lock()
 """A process has one torch.profiler."""
 
@@ -144,15 +147,25 @@ def _learner(watch: Watch, learner: Any, name: Path) -> None:
     watch.spans(learner.engine, {"backward": "backward", "step": "optimiser"})
     own = {"step": "train", "_update": "update", "_forward": "forward", "buckets": "gather"}
     watch.spans(learner, own | {name: name for name in ("score", "save", "load", "export")})
-    Operators(name, first=2, calls=1).put(watch, learner)
+    operators = Operators(watch, name, MICRO_BATCHES)
+    watch.around(
+        learner, "step", _calls(lambda n: operators.begin() if n > 1 else None, operators.end)
+    )
+    watch.around(learner.engine, "backward", _calls(lambda n: None, operators.tick))
 
 
 def _rollout(watch: Watch, worker: Any, name: Path) -> None:
     watch.spans(worker, {"generate": "generate"})
-    names = {"load_weights": "load weights", "receive": "receive", "score": "score"}
-    watch.spans(worker.engine, {m: s for m, s in names.items() if hasattr(worker.engine, m)})
+    names = ("load_weights", "receive", "score", "sleep", "wake")
+    watch.spans(worker.engine, {n: n for n in names if hasattr(worker.engine, n)})
     watch.around(worker.engine, "step", Steps(watch.part, worker.engine).around)
-    Operators(name, first=33, calls=16).put(watch, worker.engine)
+    operators = Operators(watch, name, ENGINE_STEPS)
+    warm = 4 * ENGINE_STEPS
+    watch.around(
+        worker.engine,
+        "step",
+        _calls(lambda n: operators.begin() if n > warm else None, operators.tick),
+    )
 
 
 _KNOWN: dict[str, Callable[[Watch, Any, Path], None]] = {
@@ -211,63 +224,72 @@ class Steps:
 
 
 class Operators:
-    """torch.profiler around some calls of `step`: a table of operators and a trace.
+    """torch.profiler, once, over a few ticks: a table by time and by memory, and a trace.
 
-    Args:
-        name: of the files, without suffix.
-        first: the call that is profiled first, counted from 1.
+    They are written when the watch is closed: at most of a millisecond an operator, that takes
+    longer than what they tell of.
     """
 
-    def __init__(self, name: Path, first: int, calls: int) -> None:
-        self._name, self._first, self._calls = name, first, calls
-        self._seen, self._thread = 0, 0
+    def __init__(self, watch: Watch, name: Path, ticks: int) -> None:
+        self._part, self._name, self._left = watch.part, name, ticks
         self._profiler: Any = None
+        self._thread: int | None = None
+        """That it runs in; it has to be ended there."""
+        watch.at_close(self._write)
 
-    def put(self, watch: Watch, thing: Any) -> None:
-        """Around `thing.step`, until `watch` is closed."""
-        self._part = watch.part
-        watch.around(thing, "step", self._around)
-        watch.at_close(self._stop)
+    def begin(self) -> None:
+        """Unless it has been before, or another one runs in this process."""
+        if self._profiler is None and _busy.acquire(blocking=False):
+            from torch.profiler import profile
 
-    def _around(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def profiled(*args: Any, **kwargs: Any) -> Any:
-            self._seen += 1
-            if self._seen >= self._first and self._calls and self._profiler is None:
-                self._start()
+            with self._part.span("torch.profiler begins"):
+                self._profiler = profile(profile_memory=True, acc_events=True)
+                self._profiler.start()
+            self._thread = threading.get_ident()
+
+    def tick(self) -> None:
+        """After the last one it ends by itself."""
+        self._left -= self._thread == threading.get_ident()
+        if not self._left:
+            self.end()
+
+    def end(self) -> None:
+        if self._thread == threading.get_ident():
+            try:
+                with self._part.span("torch.profiler ends"):
+                    self._profiler.stop()
+            finally:
+                self._thread = None
+                _busy.release()
+
+    def _write(self) -> None:
+        """NAME.txt and NAME.json.gz."""
+        self.end()
+        if self._profiler is None or self._thread is not None:
+            return
+        averages = self._profiler.key_averages()
+        device = "device" if any(a.device_time_total for a in averages) else "cpu"
+        tables = [
+            averages.table(sort_by=key, row_limit=OPERATORS, max_name_column_width=60)
+            for key in (f"self_{device}_time_total", f"self_{device}_memory_usage")
+        ]
+        self._name.with_suffix(".txt").write_text("\n\n".join(tables))
+        self._profiler.export_chrome_trace(str(self._name.with_suffix(".json.gz")))
+
+
+def _calls(before: Callable[[int], None], after: Callable[[], None]) -> Around:
+    """Around a method: `before` gets the number of the call, from 1."""
+
+    def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
+        numbers = itertools.count(1)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            before(next(numbers))
             try:
                 return call(*args, **kwargs)
             finally:
-                # torch.profiler ends in the thread that it was started in
-                if self._profiler is not None and self._thread == threading.get_ident():
-                    self._calls -= 1
-                    if not self._calls:
-                        self._stop()
+                after()
 
-        return profiled
+        return wrapped
 
-    def _start(self) -> None:
-        from torch.profiler import profile
-
-        if _busy.acquire(blocking=False):
-            self._thread = threading.get_ident()
-            self._profiler = profile(profile_memory=True)
-            self._profiler.start()
-
-    def _stop(self) -> None:
-        """Write NAME.txt, by time and by memory, and NAME.json.gz."""
-        profiler, self._profiler, self._calls = self._profiler, None, 0
-        if profiler is None:
-            return
-        try:
-            with self._part.span("torch.profiler"):
-                profiler.stop()
-                averages = profiler.key_averages()
-                device = "device" if any(a.device_time_total for a in averages) else "cpu"
-                tables = [
-                    averages.table(sort_by=key, row_limit=OPERATORS, max_name_column_width=60)
-                    for key in (f"self_{device}_time_total", f"self_{device}_memory_usage")
-                ]
-                self._name.with_suffix(".txt").write_text("\n\n".join(tables))
-                profiler.export_chrome_trace(str(self._name.with_suffix(".json.gz")))
-        finally:
-            _busy.release()
+    return wrap

@@ -204,8 +204,15 @@ class StageRun:
             return self.world.step(batch)
 
     def sync(self) -> None:
-        with self.clock.phase("sync"):
-            self.ahead.sync(self.world.sync) if self.ahead else self.world.sync()
+        def load() -> None:
+            with self.clock.phase("sync"):
+                self.world.sync()
+
+        if self.ahead is None:
+            load()
+            return
+        with self.clock.phase("wait"):  # for what the engines are at
+            self.ahead.sync(load)
 
     def finish(self, groups: list[Group], learned: Mapping[str, Any]) -> None:
         """Close the step: evaluation, figures, bounds, samples one can read, checkpoint."""
@@ -311,7 +318,8 @@ class StageRun:
             ranks=self.stage.learner.ranks,
         )
         micro_batches = list(chain(*(chain(*ranks) for ranks in batch.updates)))
-        return scatter(micro_batches, self.world.score(batch, whose), rows)
+        with self.clock.phase("score"):
+            return scatter(micro_batches, self.world.score(batch, whose), rows)
 
     def _evaluate(self) -> dict[str, float]:
         """Accuracy at the stage's budgets on held-out problems, by the code that serves."""
