@@ -436,3 +436,33 @@ def test_small_updates_are_kept_in_bfloat16(folder: Path) -> None:
     for dtype, zero, start, end in rounded:
         shares = [float(((end[n] - start[n]) * goal[n]).sum() / (goal[n] ** 2).sum()) for n in goal]
         assert np.mean(shares) == pytest.approx(1, abs=0.15), f"zero={zero} {dtype} {shares}"
+
+
+def test_runs_follow_each_other(tmp_path: Path) -> None:
+    """A whole run with adapters, its reference and both exports; the next begins where it ended."""
+    from tests import here
+    from trainer.config import load
+    from trainer.modelfolder import fetch
+
+    small = ("steps=2", "prompts_per_step=8", "rollouts_per_prompt=4", "evaluation=null")
+    ours = ("model.lora={rank: 4, export: beside}", "optim.lr=1e-2", "loss.kl=k2")
+    first = load("grpo/find", (*small, *ours, "name=one", f"output={tmp_path}"))
+    steps = here.run(first)
+    assert steps[0]["ref_kl"] == 0
+    assert steps[1]["ref_kl"] > 0
+    assert all(step["engine_gap"] < 1e-5 for step in steps)
+    end = first.folder / "checkpoints" / "step-000002" / "model"
+    start = fetch(first.stages[0].model.path)
+    assert _gap(end, start) > 1e-3
+    again = (f"model.path={first.folder}", "name=two", f"output={tmp_path}")
+    second = load("grpo/find", (*small, *ours, *again))
+    assert here.run(second)[0]["ref_kl"] == 0, "the reference is what this run began with"
+    assert fetch(str(end / "adapter")) == end
+
+
+def _gap(one: Path, other: Path) -> float:
+    from safetensors.numpy import load_file
+
+    pair = [load_file(folder / "model.safetensors") for folder in (one, other)]
+    assert pair[0].keys() == pair[1].keys()
+    return max(float(np.abs(pair[0][n] - pair[1][n]).max()) for n in pair[0])

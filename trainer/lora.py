@@ -170,7 +170,9 @@ def trainable(shapes: Mapping[str, Sequence[int]], config: LoraConfig) -> int:
     return config.rank * sum(map(sum, adapted(shapes, config).values()))
 
 
-def check_names(model: ModelFolder, config: LoraConfig, *, build: bool) -> None:
+def check_names(
+    model: ModelFolder, config: LoraConfig, *, build: bool, trust_remote_code: bool = False
+) -> None:
     """Raise ValueError for targets that the model of a folder lacks.
 
     Names come from the weight files' headers. Where the files are not here yet, `build` makes the
@@ -182,8 +184,10 @@ def check_names(model: ModelFolder, config: LoraConfig, *, build: bool) -> None:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         with torch.device("meta"):
-            shell = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model.path))
+            known = AutoConfig.from_pretrained(model.path, **trust)
+            shell = AutoModelForCausalLM.from_config(known, **trust)
         select(config, linears(shell))
 
 
@@ -315,7 +319,9 @@ def write(model: Any, weights: Mapping[str, Tensor], folder: Path, base: str) ->
 
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.copy(model.peft_config[_NAME])
-    config.base_model_name_or_path, config.inference_mode = base, True
+    cached = re.search(r"/models--([^/]+)/snapshots/\w+$", base)  # of the hub: its name there
+    config.base_model_name_or_path = cached[1].replace("--", "/") if cached else base
+    config.inference_mode, config.target_modules = True, sorted(config.target_modules)
     config.save_pretrained(str(folder))
     named = {
         f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor.contiguous()

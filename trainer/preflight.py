@@ -10,6 +10,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,46 +26,56 @@ from samplers.render import ThinkingConfig
 from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
 from trainer import lora, supervised
 from trainer.config import Recipe, Stage
-from trainer.modelfolder import ModelFolder, locate
+from trainer.modelfolder import ModelFolder, facts, locate
 
 LOOKED_AT = 512
 """Prompts that stand for the others where reading all would take long."""
 
 
-def check_all(recipe: Recipe, *, thorough: bool = True) -> None:
+def check_all(recipe: Recipe, *, thorough: bool = True, here: bool = True) -> None:
     """`check` every stage; where there are several, the message says which.
+
+    Args:
+        here: it is to run on this machine, so what this machine `lacks` is a mistake.
 
     Raises:
         ValueError: the first mistake, as one line.
     """
     for i, stage in enumerate(recipe.stages):
         try:
-            check(stage, recipe, thorough=thorough)
+            check(stage, recipe, thorough=thorough, here=here)
         except ValueError as error:
             if len(recipe.stages) == 1:
                 raise
             raise ValueError(f"stages.{i}: {error}") from error
     _new_rows(recipe)
-    _cores(recipe)
+    if here:
+        _cores(recipe)
 
 
-def check(stage: Stage, recipe: Recipe, *, thorough: bool = True) -> None:
+def check(stage: Stage, recipe: Recipe, *, thorough: bool = True, here: bool = True) -> None:
     """Raise the first mistake of one stage; warn of what is allowed and unwise.
 
     `thorough` also fetches the small files of a hub model and grades every gold, not just the
-    first ones.
+    first ones. Without it nothing is downloaded: prompts of a hub dataset are not looked at.
 
     Raises:
         ValueError: one line: the field (or file and row), its value, what is allowed, the fix.
     """
     _sizes(stage)
     _graders(stage)
-    _attention(stage)
-    graded = [] if stage.kind == "sft" else [load_data(stage.data, "train", recipe.seed)]
-    if stage.evaluation is not None and stage.evaluation.every:
+    _attention(stage, here)
+    _engine(stage, thorough, here)
+    away = stage.data.hub is not None and not thorough
+    if away:
+        warnings.warn(
+            f"data.hub: '{stage.data.hub}' is fetched and checked when the run starts", stacklevel=2
+        )
+    graded = [] if away or stage.kind == "sft" else [load_data(stage.data, "train", recipe.seed)]
+    if stage.evaluation is not None and stage.evaluation.every and not away:
         graded.append(load_data(stage.data, "test", recipe.seed))
     asked = [prompt for dataset in graded for prompt in _some(dataset)]
-    imitated = _examples(stage, recipe.seed) if stage.kind == "sft" else []
+    imitated = _examples(stage, recipe.seed) if stage.kind == "sft" and not away else []
     _model(stage, asked, imitated, thorough)
     if asked:
         _plans(stage, asked[0])
@@ -98,17 +109,13 @@ def _sizes(stage: Stage) -> None:
         )
 
 
-def _attention(stage: Stage) -> None:
+def _attention(stage: Stage, here: bool) -> None:
     """FlashAttention is an extra package, for GPUs, and knows no float32."""
     if stage.model.attention != "flash_attention_2":
         return
-    missing = []
+    missing = _flash() if here else []
     if stage.model.dtype != "bfloat16":
-        missing.append(f"model.dtype=bfloat16 (it is {stage.model.dtype})")
-    if importlib.util.find_spec("flash_attn") is None:
-        missing.append("the package flash_attn (pip install flash-attn)")
-    if not _sees_gpu():
-        missing.append("a visible GPU")
+        missing.insert(0, f"model.dtype=bfloat16 (it is {stage.model.dtype})")
     if missing:
         raise ValueError(
             f"model.attention=flash_attention_2 needs {', '.join(missing)}; or set "
@@ -116,9 +123,52 @@ def _attention(stage: Stage) -> None:
         )
 
 
-def _sees_gpu() -> bool:
-    import torch
+def _flash() -> list[str]:
+    """What FlashAttention needs and this machine has not."""
+    missing = []
+    if importlib.util.find_spec("flash_attn") is None:
+        missing.append("the package flash_attn (pip install flash-attn)")
+    if not _sees_gpu():
+        missing.append("a visible GPU")
+    return missing
 
+
+def lacks(stage: Stage) -> list[str]:
+    """What the stage needs and this machine has not: for a plan, which goes on to say more."""
+    out = []
+    module = seam.find("samplers.engines", stage.rollout.engine.name)
+    for check in (partial(_attention, stage, True), partial(_installed, module, stage)):
+        try:
+            check()
+        except ValueError as error:
+            out.append(str(error))
+    return out
+
+
+def _installed(module: Any, stage: Stage) -> None:
+    if _generates(stage) and hasattr(module, "require"):
+        module.require(stage.rollout.engine)
+
+
+def _generates(stage: Stage) -> bool:
+    return stage.kind == "rl" or bool(stage.evaluation and stage.evaluation.every)
+
+
+def _engine(stage: Stage, thorough: bool, here: bool) -> None:
+    """What an engine can refuse before it is started."""
+    config = stage.rollout.engine.model_copy(update={"dtype": stage.model.dtype})
+    module = seam.find("samplers.engines", config.name)
+    if _generates(stage) and hasattr(module, "check"):
+        folder = locate(stage.model.path, download=thorough) or facts(stage.model.path)
+        model = {} if folder is None else ModelFolder(folder).config
+        module.check(config, model, stage.rollout.max_tokens, here=here)
+
+
+def _sees_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:  # a plan is made where nothing is installed, too
+        return False
     return torch.cuda.device_count() > 0
 
 
@@ -183,9 +233,11 @@ def _model(
     if folder is None:
         warnings.warn(
             f"model.path: '{stage.model.path}' is not on this machine yet, so its template, "
-            "markers and context were not checked",
+            "markers and data were not checked",
             stacklevel=3,
         )
+        if (known := facts(stage.model.path)) is not None:
+            _context(stage, ModelFolder(known), asked)
         return
     model = ModelFolder(folder)
     if not model.causal:
@@ -204,7 +256,8 @@ def _model(
     if stage.markers is not None and not stage.model.add_markers:
         check_markers(model, stage.markers)
     if stage.model.lora is not None:
-        lora.check_names(model, stage.model.lora, build=thorough)
+        trust = stage.model.trust_remote_code
+        lora.check_names(model, stage.model.lora, build=thorough, trust_remote_code=trust)
 
 
 def check_markers(model: ModelFolder, thinking: ThinkingConfig) -> None:
