@@ -1,0 +1,49 @@
+"""An allocator of several rounds that remembers and puts back: the hardest to run ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from typing import Any
+
+from samplers.allocation.base import Ask, Finish, PutBack, Receive, Sample, Stream
+from samplers.types import Group
+
+
+class Allocator:
+    """Samples each draw in two rounds and the last of the first round in a third; draws one more
+    prompt than it needs and puts it back."""
+
+    def __init__(self, config: Any, prompts: int, rollouts: int) -> None:
+        self.prompts, self.rollouts = prompts, rollouts
+        self.seen: list[int] = []
+
+    def allocate(self, stream: Stream) -> Generator[Ask, Group | None, None]:
+        for _ in range(self.prompts):
+            yield Sample(*stream.next(), 1)
+        again = []
+        for _ in range(self.prompts):
+            group = yield Receive()
+            assert group is not None
+            again.append(group)
+            yield Sample(group.serial, group.prompt, self.rollouts - 1)
+        for i in range(self.prompts):
+            group = yield Receive()
+            assert group is not None
+            if i == self.prompts - 1:
+                yield Sample(group.serial, group.prompt, 1)
+                group = yield Receive()
+                assert group is not None
+            yield Finish(group)
+        yield PutBack(*stream.next())
+
+    def observe(self, groups: list[Group]) -> None:
+        self.seen += [group.serial for group in groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.seen = list(state["seen"])
+
+    def metrics(self) -> dict[str, float]:
+        return {"seen": len(self.seen)}
