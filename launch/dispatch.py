@@ -1,8 +1,8 @@
 """Which engine makes which rollouts where load decides: work moves to whoever will be done first.
 
 Whole groups travel, a few of them a call, and an engine holds not much more than it has slots for.
-What is left waits here for the next one with room. How fast each engine was is remembered, so that
-also a step that fits into the slots of all is shared out by it.
+What is left waits here for the next one with room. How early each engine was done is remembered,
+so that also a step that fits into the slots of all is shared out by it.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Dispatch:
     ) -> None:
         self._slots, self._send, self._take = slots, send, take
         self.speeds = [1.0] * engines
-        """Tokens per second of each engine, relative to their mean."""
+        """What each engine gets done in a given time, relative to the others."""
 
     def run(self, jobs: Sequence[Job]) -> list[Rollout]:
         """Rollouts in the order of their jobs."""
         waiting, at = deque(self.chunks(jobs)), dict[Any, tuple[int, list[Job]]]()
-        loads, calls, tokens = ([0] * len(self.speeds) for _ in range(3))
+        loads, calls = [0] * len(self.speeds), [0] * len(self.speeds)
         started = time.monotonic()
-        ended = [started] * len(self.speeds)
+        seconds = [0.0] * len(self.speeds)
         made: dict[tuple[int, int], Rollout] = {}
         while waiting or at:
             while waiting and (engine := self._seat(len(waiting[0]), loads, calls)) is not None:
@@ -60,9 +60,8 @@ class Dispatch:
             made |= {(r.group, r.index): r for r in columns.unpack(packed, chunk)}
             loads[engine] -= len(chunk)
             calls[engine] -= 1
-            tokens[engine] += len(packed["ids"])
-            ended[engine] = time.monotonic()
-        self._learn([n / max(end - started, 1e-3) for n, end in zip(tokens, ended, strict=True)])
+            seconds[engine] = max(time.monotonic() - started, 1e-3)
+        self._learn(seconds)
         return [made[job.group, job.index] for job in jobs]
 
     def chunks(self, jobs: Sequence[Job]) -> list[list[Job]]:
@@ -89,13 +88,19 @@ class Dispatch:
         ]
         return min(room, key=lambda e: (loads[e] + size) / self.speeds[e], default=None)
 
-    def _learn(self, rates: list[float]) -> None:
-        """Half of what is known of an engine is its last step; without work it drifts to 1."""
-        worked = [rate for rate in rates if rate]
+    def _learn(self, seconds: list[float]) -> None:
+        """Who was done before the others gets more next time; who had nothing to do drifts back.
+
+        Not tokens per second: an engine that is far from full makes them the slower, the fewer
+        it was given, and would be given ever fewer.
+        """
+        worked = [s for s in seconds if s]
         if not worked:
             return
         mean = sum(worked) / len(worked)
-        self.speeds = [
-            0.5 * speed + 0.5 * rate / mean if rate else 0.9 * speed + 0.1
-            for speed, rate in zip(self.speeds, rates, strict=True)
+        learned = [
+            speed * math.sqrt(mean / s) if s else speed**0.8
+            for speed, s in zip(self.speeds, seconds, strict=True)
         ]
+        middle = math.exp(sum(map(math.log, learned)) / len(learned))
+        self.speeds = [min(max(speed / middle, 1 / 16), 16.0) for speed in learned]
