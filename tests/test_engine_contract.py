@@ -35,7 +35,7 @@ def vllm_engine(model: Any, **config: Any) -> base.Engine:
         pytest.fail(absent) if required else pytest.skip(absent)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return base.start(folder, vllm.Config(kv_cache_mb=32, **config))
+        return base.start(folder, vllm.Config(**{"kv_cache_mb": 32} | config))
 
 
 STARTS: dict[str, Callable[..., base.Engine]] = {"torch": torch_engine, "vllm": vllm_engine}
@@ -290,6 +290,44 @@ def test_abort(start):
     assert len(made[3].ids_T) == 0
     same(made[1], plain[1])
     same(made[2], plain[2])
+
+
+def test_scoring_beside_live_rows_disturbs_neither(start):
+    engine, asked = start(small(), slots=3), prompts(5, seed=17)
+    requests = [Request(i, p, 30, (), seed=i) for i, p in enumerate(asked)]
+    plain, alone = engine.generate(requests), engine.score(prompts(40, seed=18), 0.7)
+    engine.add(requests)
+    done = [c for _ in range(4) for c in engine.step()]
+    for a, b in zip(alone, engine.score(prompts(40, seed=18), 0.7), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    while engine.pending:
+        done += engine.step()
+    assert len(done) == 5
+    for c in done:
+        same(c, plain[c.id])
+
+
+def test_rows_outlive_a_sleep(start):
+    engine, asked = start(small(), slots=3), prompts(5, seed=19)
+    requests = [Request(i, p, 12, (), seed=i) for i, p in enumerate(asked)]
+    plain = engine.generate(requests)
+    engine.add(requests)
+    done = [c for _ in range(4) for c in engine.step()]
+    engine.sleep()
+    for refused in (
+        lambda: engine.add(requests),
+        engine.step,
+        lambda: engine.score(asked),
+        lambda: engine.load_weights([]),
+    ):
+        with pytest.raises(ValueError, match=r"asleep; call wake\(\) first"):
+            refused()
+    engine.wake()
+    while engine.pending:
+        done += engine.step()
+    assert len(done) == 5
+    for c in done:
+        same(c, plain[c.id])
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "gpt2"])

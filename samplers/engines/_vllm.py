@@ -373,6 +373,8 @@ def launch(arguments: dict[str, Any], config: settings.Config) -> Any:
     set_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     try:
         llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(refusal(error, config)) from error
     finally:
         torch.set_num_threads = set_threads
         if preload is None:
@@ -380,6 +382,19 @@ def launch(arguments: dict[str, Any], config: settings.Config) -> Any:
         else:
             os.environ["LD_PRELOAD"] = preload
     return llm
+
+
+def refusal(error: Exception, config: settings.Config) -> str:
+    """One line of what vLLM said, which may be a report of pydantic's or many pages."""
+    reports = error.errors() if hasattr(error, "errors") else ()
+    said = " ".join(str(reports[0]["msg"] if reports else error).split())
+    said = said.removeprefix("Value error, ")
+    if unknown := re.match(r"Model architectures \['(\w+)'\] are not supported", said):
+        return f"rollout.engine=vllm: vLLM has no model {unknown[1]}; set rollout.engine=torch"
+    names = ("tensor_parallel", "slots", "kv_cache_mb", "kv_cache_dtype", "max_batched_tokens")
+    names = names if settings.build() == "cpu" else ("gpu_memory", *names)
+    asked = ", ".join(f"{name}={getattr(config, name)}" for name in names)
+    return f"rollout.engine=vllm: cannot start with {asked}: {said[:400]}"
 
 
 def arguments(model: Any, config: settings.Config, trust: bool, context: int) -> dict[str, Any]:

@@ -150,6 +150,15 @@ def check(config: base.Config, model: Mapping[str, Any], longest: int, *, here: 
     megabytes = config.kv_cache_mb or (CPU_KV_MB if cpu else None)
     if megabytes is None:
         return
+    if here and cpu:
+        import psutil
+
+        free = psutil.virtual_memory().available // 2**20
+        if megabytes * parallel > free:
+            raise ValueError(
+                f"rollout.engine.kv_cache_mb={megabytes}: this machine has {free} MiB of memory "
+                "free; set less"
+            )
     kv_heads = max(1, (_first(model, "num_key_value_heads") or heads) // parallel)
     bytes_ = 1 if config.kv_cache_dtype != "auto" else 4 if config.dtype == "float32" else 2
     token = 2 * layers * kv_heads * size * bytes_
