@@ -178,11 +178,14 @@ _KNOWN: dict[str, Callable[[Watch, Any, Path], None]] = {
 
 
 class Steps:
-    """What an engine's steps amount to per interval: requests, tokens, and what time went to."""
+    """What an engine's steps amount to per interval: requests, tokens, and what time went to.
+
+    A step that admits requests counts as prefill, also what it decodes.
+    """
 
     def __init__(self, part: Part, engine: Any) -> None:
         self._part, self._engine = part, engine
-        self._began = self._last = 0
+        self._began = self._last = self._steps = self._requests = 0
         self._spent = {"prefill": 0, "decode": 0}
         self._before = dict(engine.counters)
 
@@ -190,8 +193,11 @@ class Steps:
         def timed() -> Any:
             began, prefilled = self._part.now(), self._engine.counters["prefilled"]
             if began - self._last > INTERVAL_NS:  # nothing was asked of it for a while
+                if self._steps:
+                    self._tell()
                 self._began = began
-                self._before = dict(self._engine.counters)
+            self._steps += 1
+            self._requests += self._engine.pending
             try:
                 return step()
             finally:
@@ -204,22 +210,20 @@ class Steps:
         return timed
 
     def _tell(self) -> None:
-        """The interval that ends now; and a line back to zero, which the next one may lift."""
+        """The interval up to the last step; and a line back to zero, which the next may lift."""
         passed, counters = self._last - self._began, dict(self._engine.counters)
-        made = {name: counters[name] - self._before[name] for name in counters}
-        steps = made["steps"] or 1
-        rates = {name: made[name] * 1e9 / passed for name in ("sampled", "prefilled")}
+        made = {name: counters[name] - self._before[name] for name in ("sampled", "prefilled")}
         shares = {name: spent / passed for name, spent in self._spent.items()}
-        shares["idle"] = max(0.0, 1 - sum(shares.values()))
         curves = {
-            "rows per step": {"rows": made["sampled"] / steps},
-            "tokens per s": rates,
-            "time": shares,
+            "requests": {"in flight": self._requests / self._steps},
+            "tokens per s": {name: tokens * 1e9 / passed for name, tokens in made.items()},
+            "time": shares | {"idle": max(0.0, 1 - sum(shares.values()))},
         }
         for name, values in curves.items():
             self._part.count(name, self._began, values)
             self._part.count(name, self._last, dict.fromkeys(values, 0.0))
         self._began, self._before = self._last, counters
+        self._steps = self._requests = 0
         self._spent = dict.fromkeys(self._spent, 0)
 
 
