@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import warnings
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from launch.placement import place
 from trainer.bound import PHASES, Adviser, Bound, Machine, bound
 from trainer.config import Recipe, load, resolve
+from trainer.console import Console
 from trainer.settings import override
 
 
@@ -251,3 +254,26 @@ def test_one_slow_step_is_no_change() -> None:
     ]
     assert [i for i, s in enumerate(said, 1) if s] == [3]
     assert Adviser(recipe(), 0, Machine(2)).end() is None
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_the_console_says_it_once_and_at_the_end(live: bool) -> None:
+    from rich.console import Console as Terminal
+
+    stream = io.StringIO()
+    terminal = Terminal(file=stream, force_terminal=live, width=150)
+    console = Console(5, "run", terminal=terminal)
+    console.advise(Adviser(recipe(), 0, Machine(2)))
+    for i in range(1, 5):
+        console.step(record(i, generate=7.0, train=2.0))
+    if live:
+        console._live.refresh()
+    console.advise(None)
+    console.close()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", stream.getvalue())
+    lines = [line for line in text.splitlines() if "bound by" in line]
+    stays = [line for line in lines if line.startswith("run  bound by generation: 70%")]
+    if live:  # below its bar, and once above it when the stage ends
+        assert len(lines) > len(stays) == 1
+    else:
+        assert len(lines) == len(stays) == 2

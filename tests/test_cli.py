@@ -104,6 +104,8 @@ def test_our_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capt
         ["trian", "grpo/find"],
         ["plan"],
         ["plan", "grpo/find", "--stesp=3"],
+        ["train", "grpo/find", "--profile", "1"],  # the first step warms up
+        ["train", "--profile", "grpo/find"],
         ["sweep", "grpo/find", "--seeds", "4-0"],
         ["sweep", "grpo/find", "--seeds", "0-1,1"],
         ["sweep", "grpo/find", "--jobs", "0"],
@@ -129,6 +131,12 @@ def test_settings_may_stand_anywhere(argv: list[str]) -> None:
     args = cli._parse(argv)
     assert args.arms == ["a", "b", "optim.lr=1", "x.y=2"]
     assert args.seeds == (0, 1, 2, 5)
+
+
+def test_how_many_steps_are_profiled() -> None:
+    for argv, steps in (([], 0), (["--profile"], 5), (["--profile", "3"], 3)):
+        args = cli._parse(["train", "grpo/find", "steps=9", *argv])
+        assert (args.profile, args.settings) == (steps, ["steps=9"])
 
 
 def test_budgets_of_the_command_line() -> None:
