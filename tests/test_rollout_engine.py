@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from dataclasses import replace
 
-from samplers.engines._torch import TorchEngine
-from samplers.engines.base import Config
+import numpy as np
+import pytest
+
 from samplers.rollout import RolloutWorker
 from samplers.types import Job, Plan, Rollout
 from tests.scripted import PROMPT, RENDERER
-from tests.tiny import tiny_model
+from tests.test_engine_contract import STARTS, small, torch_engine
 
 MODEL_PLANS = [
     Plan(30), Plan(30, think=6), Plan(30, think=0, answer=5), Plan(40, cuts=(0, 2, 8, 40)),
@@ -18,11 +20,12 @@ MODEL_PLANS = [
 ]  # fmt: skip
 
 
-def worker(slots: int) -> RolloutWorker:
-    return RolloutWorker(TorchEngine(tiny_model(), Config(slots=slots, device="cpu")), RENDERER)
+@pytest.fixture(params=STARTS)
+def worker(request: pytest.FixtureRequest) -> Callable[[int], RolloutWorker]:
+    return lambda slots: RolloutWorker(STARTS[request.param](small(), slots=slots), RENDERER)
 
 
-def test_rollouts_do_not_depend_on_slots_or_neighbours():
+def test_rollouts_do_not_depend_on_slots_or_neighbours(worker):
     jobs = [Job(PROMPT, p, 0, i, seed=i) for i, p in enumerate(MODEL_PLANS * 3)]
     together = worker(64).generate(jobs)
     for few, order in ((2, slice(None)), (5, slice(None, None, -1))):
@@ -36,7 +39,7 @@ def tokens(r: Rollout) -> list[list[int]]:
     return [run.ids_T.tolist() for run in (r.thought, *(a.tokens for c in r.answers for a in c))]
 
 
-def test_behaviour_logprobs_are_those_of_the_whole_sequence():
+def test_behaviour_logprobs_are_those_of_the_whole_sequence(worker):
     """What the learner will see: prompt, thought up to `after`, answer, teacher forced."""
     made = worker(16)
     for i, plan in enumerate(MODEL_PLANS):
@@ -54,7 +57,21 @@ def test_behaviour_logprobs_are_those_of_the_whole_sequence():
 
 
 def test_a_group_prefills_its_prompt_once_and_its_thought_never():
-    made = worker(64)
+    made = RolloutWorker(torch_engine(small(), slots=64), RENDERER)
     made.generate([Job(PROMPT, Plan(40, cuts=(0, 4, 9)), 0, i, seed=i) for i in range(8)])
     assert made.stats()["prefilled"] == len(RENDERER.render(PROMPT, Plan(40)))
     assert made.stats()["rollouts"] == 8
+
+
+def test_a_group_on_vllm_computes_only_what_fills_no_block():
+    """Its prompt and each thought once, but for the last block of 32 tokens of each."""
+    made = RolloutWorker(STARTS["vllm"](small(), slots=64), RENDERER)
+    long = replace(PROMPT, messages=({"role": "user", "content": "A1+2" * 20},))
+    prompt = len(RENDERER.render(long, Plan(120)))
+    rollouts = made.generate([Job(long, Plan(120, think=64), 0, i, seed=i) for i in range(8)])
+    answers = [prompt + a.after for r in rollouts for c in r.answers for a in c]
+    blocks = prompt // 32 * 32
+    assert blocks == 64
+    least = prompt + 7 * (prompt - blocks)
+    assert least <= made.stats()["prefilled"] <= least + len(answers) * 34
+    assert made.stats()["forked"] >= sum(n - n % 32 for n in answers) - len(answers)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from samplers.types import Request
 from tests.made import sequence
 from tests.ranks import on_ranks
+from tests.test_engine_contract import STARTS, prompts, small
 from tests.tiny import tiny_model
 from trainer.batching import pack, scatter
 from trainer.learner import Learner, LearnerConfig
@@ -86,3 +91,52 @@ def test_engine_equals_learner_after_every_load(followed: list[tuple]) -> None:
 def test_rotary_frequencies_stay_in_float32(followed: list[tuple]) -> None:
     """In bfloat16 they are off by turns at long positions, and the engine keeps them exact."""
     assert {kind for _, _, _, buffers, _ in followed for kind in buffers} == {"torch.float32"}
+
+
+def train_and_tell(rank: int, folder: str) -> list[list]:
+    """Per model under `folder`: its weights after a step, as the engines get them under ZeRO-3."""
+    rng = np.random.default_rng(1)
+    rows = [replace(sequence(i, 9), ids_T=rng.integers(5, 30, 9).astype(np.int32)) for i in (0, 1)]
+    batch = pack(rows, LossConfig(name="ce"), tokens_per_micro_batch=24, ranks=2)
+    out = []
+    for name in ("tied", "untied"):
+        learner = Learner(
+            f"{folder}/{name}", LearnerConfig(zero=3, ranks=2), OptimConfig(lr=0.05),
+            LossConfig(name="ce"), total_steps=1, rank=rank, port=0, dtype="float32",
+        )  # type: ignore[arg-type] # fmt: skip
+        learner.step([batch.updates[0][rank]])
+        out.append([(n, t.numpy()) for bucket in learner.buckets(4096) for n, t in bucket])
+        learner.close()
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, list]]:
+    """tied and untied: the model before a step, and its weights after."""
+    folder = tmp_path_factory.mktemp("models")
+    models = {name: small(tied=name == "tied") for name in ("tied", "untied")}
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    told = on_ranks(2, train_and_tell, str(folder), deadline=240)[0]
+    return {name: (models[name], weights) for name, weights in zip(models, told, strict=True)}
+
+
+@pytest.mark.parametrize("engine", STARTS)
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_greedy_outputs_are_transformers_after_a_sync(engine, name, trained) -> None:
+    model, weights = trained[name]
+    started, asked = STARTS[engine](model, slots=4), prompts(8, seed=21)
+    requests = [Request(i, p, 24, (1,), temperature=0.0) for i, p in enumerate(asked)]
+    before = started.generate(requests)
+    started.load_weights(weights)
+    after, new = started.generate(requests), copy.deepcopy(model)
+    new.load_state_dict({n: torch.from_numpy(w) for n, w in weights}, strict=False)
+    for prompt, done in zip(asked, after, strict=True):
+        ids = torch.from_numpy(prompt.astype(np.int64))[None]
+        with torch.no_grad():
+            out = new.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=0)
+        np.testing.assert_array_equal(done.ids_T, out[0, len(prompt) :].numpy())
+    assert any(
+        len(a.ids_T) != len(b.ids_T) or (a.ids_T != b.ids_T).any()
+        for a, b in zip(before, after, strict=True)
+    )
