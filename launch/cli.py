@@ -36,11 +36,16 @@ def sweep(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Resolve a recipe and say what it would run where; starts nothing."""
-    from launch.plan import plan as show
+    """Resolve a recipe and say what it would run where, and whether it fits; starts nothing."""
+    from launch.hardware import described
+    from launch.plan import plan as make
 
-    print(show(args.recipe, args.settings))
-    return 0
+    hardware = described(args.nodes, args.gpus_per_node, args.gpu_memory)
+    made = make(args.recipe, args.settings, hardware)
+    print(made.json() if args.json else made)
+    for line in made.deficits:
+        print(f"laconic: does not fit: {line}", file=sys.stderr)
+    return 1 if made.deficits else 0
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -145,6 +150,23 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _bytes(text: str) -> float:
+    from launch.hardware import size
+
+    try:
+        return size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "plan for a cluster of so many nodes (default: this machine as it is)"
+    parser.add_argument("--nodes", type=_count, metavar="N", help=text)
+    parser.add_argument("--gpus-per-node", type=int, metavar="M", help="GPUs of a node; 0: none")
+    parser.add_argument("--gpu-memory", type=_bytes, metavar="80GB", help="memory of one GPU")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     main = argparse.ArgumentParser(
@@ -167,6 +189,8 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument(
                 "--profile", nargs="?", type=_steps, const=5, default=0, metavar="STEPS", help=text
             )
+        else:
+            _cluster_arguments(one)
     one = add("sweep", sweep)
     one.add_argument("arms", nargs="+", metavar="RECIPE | a.b=c", help="arms; " + SETTINGS)
     one.add_argument("--seeds", type=_seeds, default=(0,), help="0-4, 3 or 0,2,5 (default 0)")

@@ -89,7 +89,7 @@ def _machine() -> Iterator[Check]:
     from trainer.preflight import cpus
 
     yield _level("cpu", cpus(), 2, 1, "{:.0f} cores", "give the process more cores")
-    memory = min(psutil.virtual_memory().total, _cgroup("memory.max"))
+    memory = min(psutil.virtual_memory().total, cgroup("memory.max"))
     yield _level("memory", memory / GIB, 6, 3, "{:.1f} GiB", "lower --jobs and rollout.workers")
     disk = shutil.disk_usage(Path.cwd()).free / GIB
     yield _level("disk", disk, 5, 1, "{:.1f} GiB free here", "free space or change folder")
@@ -111,7 +111,7 @@ def _level(name: str, found: float, good: float, least: float, form: str, fix: s
     return Check(status, name, form.format(found), f">= {good:g}", fix)
 
 
-def _cgroup(name: str) -> float:
+def cgroup(name: str) -> float:
     """A limit of this container; infinity where there is none."""
     try:
         return float(Path("/sys/fs/cgroup", name).read_text())

@@ -1,52 +1,128 @@
-"""`laconic plan`: what a recipe would run where, and what it would take. Starts nothing."""
+"""`laconic plan`: what a recipe would run where, and what it would take. Starts nothing.
+
+Neither torch nor Ray, vLLM or DeepSpeed is needed: it answers on a login node, for this machine as
+it is or for a cluster that is described.
+"""
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
-from launch.doctor import gpus
-from launch.placement import needs_engines, place
-from trainer import preflight, runfolder
-from trainer.config import Stage, load
-from trainer.modelfolder import ModelFolder, locate
+import yaml
 
-BYTES = {"float32": 4, "bfloat16": 2}
-RESIDENT = {"driver": 0.6, "learner": 1.0, "rollout": 0.7, "grader": 0.2}
-"""GiB that a process of each kind holds before it holds a model (torch, Ray, transformers)."""
+from launch import hardware as machines
+from launch import transport
+from launch.fits import Fit, Load, deficits, fit, human, ranges
+from launch.hardware import Hardware
+from launch.placement import Placement, width
+from trainer import memory, preflight, runfolder
+from trainer.config import Recipe, Stage, load
+from trainer.modelfolder import ModelFolder, facts, locate
+
+PROMPT = 512
+"""Tokens of the longest prompt where neither the prompts nor the tokenizer are here."""
+NAMES = {"learner": "learner", "rollout": "engine", "grader": "grader", "driver": "driver"}
 
 
-def plan(name: str, assignments: Sequence[str] = ()) -> str:
-    """The resolved recipe and, stage by stage, processes, sizes, memory and warnings.
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage of a plan."""
+
+    stage: Stage
+    model: ModelFolder | None
+    fit: Fit
+    prompt: int
+    """Tokens of the longest prompt."""
+    guessed: bool
+    """Nobody knows the prompts here: `prompt` is assumed."""
+    transport: str | None
+    """How weights come to the engines; None: there are none."""
+    deficits: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe resolved and placed; `str` of it is what people read."""
+
+    recipe: Recipe
+    hardware: Hardware
+    stages: tuple[StagePlan, ...]
+    deficits: tuple[str, ...]
+    """What stands in the way of running it there, a line each; empty: it fits."""
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = ["# Resolved recipe", runfolder.resolved(self.recipe).rstrip()]
+        for index, part in enumerate(self.stages):
+            lines += ["", f"# Stage {index} ({part.stage.kind}, {part.stage.steps} steps)"]
+            lines += _stage(part, self.hardware)
+        lines += ["", f"# Run folder: {self.recipe.folder}"]
+        if self.deficits:
+            lines += ["", "# Missing", *self.deficits]
+        return "\n".join([*lines, "", "# Warnings", *(self.warnings or ["none"])])
+
+    def json(self) -> str:
+        """The same for programs; sizes in bytes."""
+        stages = [_data(part) for part in self.stages]
+        recipe = yaml.safe_load(runfolder.resolved(self.recipe))
+        out = {"recipe": recipe, "stages": stages}
+        return json.dumps(out | {"missing": self.deficits, "warnings": self.warnings}, indent=1)
+
+
+def plan(name: str, assignments: Sequence[str] = (), hardware: Hardware | None = None) -> Plan:
+    """Resolve and place recipe `name`; without `hardware`, on this machine as it is.
 
     Raises:
-        ValueError: whatever `laconic train` would refuse before it starts a process.
+        ValueError: a mistake in the recipe, or a cluster that its processes cannot be placed on.
     """
+    hardware = hardware or machines.this_machine()
     with warnings.catch_warnings(record=True) as noticed:
         warnings.simplefilter("always", UserWarning)
         recipe = load(name, assignments)
-        preflight.check_all(recipe, thorough=False)
-        lines = ["# Resolved recipe", runfolder.resolved(recipe).rstrip()]
-        for index, stage in enumerate(recipe.stages):
-            lines += ["", f"# Stage {index} ({stage.kind}, {stage.steps} steps)", *_stage(stage)]
-    lines += ["", f"# Run folder: {recipe.folder}"]
+        preflight.check_all(recipe, thorough=False, here=False)
+        if hardware.here:
+            preflight.crowded(recipe)
+        stages = tuple(_planned(stage, recipe, hardware) for stage in recipe.stages)
+    missing = [line for part in stages for line in part.deficits]
     told = dict.fromkeys(str(w.message) for w in noticed if w.category is UserWarning)
-    lines += ["", "# Warnings", *(told or ["none"])]
-    return "\n".join(lines)
+    return Plan(recipe, hardware, stages, tuple(dict.fromkeys(missing)), tuple(told))
 
 
-def _stage(stage: Stage) -> Iterator[str]:
-    found = gpus()
-    folder = locate(stage.model.path)
+def _planned(stage: Stage, recipe: Recipe, hardware: Hardware) -> StagePlan:
+    folder = locate(stage.model.path) or facts(stage.model.path)
     model = None if folder is None else ModelFolder(folder)
-    yield from _placed(stage, len(found))
-    yield from _sizes(stage)
-    yield thinking(stage, model.opens(stage.markers.start) if model and stage.markers else None)
-    yield from _memory(stage, model)
+    longest = None if model is None else preflight.longest_prompt(stage, recipe, model)
+    prompt = longest or PROMPT
+    lines = preflight.lacks(stage) if hardware.here else []
+    lines += deficits(stage, model, hardware, prompt)
+    fitted = fit(stage, model, hardware, prompt)
+    sync = _transport(stage, fitted.placement) if fitted.placement.seats["rollout"] else None
+    return StagePlan(stage, model, fitted, prompt, longest is None, sync, tuple(lines))
 
 
-def _placed(stage: Stage, gpu_count: int) -> Iterator[str]:
-    placement = place(stage, gpu_count)
+def _stage(part: StagePlan, hardware: Hardware) -> Iterator[str]:
+    stage, model = part.stage, part.model
+    yield from _processes(stage, part.fit.placement, hardware)
+    yield from _seats(part.fit, hardware)
+    if part.transport:
+        shape, room = part.fit.shape, ""
+        if part.transport == "shm" and shape is not None:
+            room = f" ({human(memory.ring(stage, shape))} of the host's memory)"
+        yield f"  weights travel by {part.transport}{room}"
+    yield from _sizes(part)
+    opened = None
+    if model is not None and model.chat_template is not None and stage.markers is not None:
+        opened = model.opens(stage.markers.start)
+    yield thinking(stage, opened)
+    yield from _memory(part)
+
+
+def _processes(stage: Stage, placement: Placement, hardware: Hardware) -> Iterator[str]:
     yield f"processes on {placement.device}:"
     yield "  driver     1 (loop, data order, statistics, metrics); no logical CPU"
     for role, bundles in placement.bundles.items():
@@ -54,17 +130,91 @@ def _placed(stage: Stage, gpu_count: int) -> Iterator[str]:
             each = ", ".join(f"{amount:g} {kind}" for kind, amount in bundles[0].items())
             how = placement.strategies[role]
             yield f"  {role:<10} {len(bundles)} x ({each}), placed {how}"
-    asked = placement.totals.get("CPU", 0)
-    yield f"  Ray's logical CPUs: {asked:g}; cores this process may use: {preflight.cpus()}"
+    asked = f"  Ray's logical CPUs: {placement.totals.get('CPU', 0):g}"
+    yield asked + (f"; cores here: {preflight.cpus()}" if hardware.here else "")
 
 
-def _sizes(stage: Stage) -> Iterator[str]:
+def _seats(fitted: Fit, hardware: Hardware) -> Iterator[str]:
+    """A line for each run of GPUs that hold the same kinds of processes and as much."""
+    placement = fitted.placement
+    yield "place:"
+    loads = fitted.loads or _unsized(placement, hardware)
+    for alike in _alike(loads):
+        where = f"node {alike[0].node}"
+        if alike[0].gpu is not None:
+            where += f" GPU {ranges([one.gpu for one in alike])}"
+        what = _people([name for load in alike for name in load.processes])
+        line = f"  {where:<16} {what:<36}"
+        if fitted.loads:
+            has = "" if alike[0].has is None else f" of {human(alike[0].has)}"
+            line += f" {human(max(one.needs for one in alike))}{has}"
+        yield line.rstrip()
+    if placement.device == "cuda":
+        for node in range(len(hardware.cluster.gpus)):
+            names = ["driver"] if node == 0 else []
+            seats = placement.seats["grader"]
+            names += [f"grader {i}" for i, seat in enumerate(seats) if seat.node == node]
+            if names:
+                yield f"  {f'node {node} CPU':<16} {_people(names)}"
+
+
+def _unsized(placement: Placement, hardware: Hardware) -> list[Load]:
+    """Loads of a model whose size is not known."""
+    held: dict[tuple[int, int | None], list[str]] = {}
+    for role, seats in placement.seats.items():
+        for index, seat in enumerate(seats):
+            for gpu in seat.gpus or ((None,) if placement.device == "cpu" else ()):
+                held.setdefault((seat.node, gpu), []).append(f"{role} {index}")
+    return [Load(n, g, tuple(names), 0.0, hardware.gpu_bytes) for (n, g), names in held.items()]
+
+
+def _alike(loads: Sequence[Load]) -> list[list[Load]]:
+    """Runs of loads on one node with processes of the same roles and the same sum."""
+
+    def key(one: Load) -> tuple[int, list[str], int]:
+        return one.node, sorted(name.split()[0] for name in one.processes), round(one.needs)
+
+    return [list(run) for _, run in groupby(loads, key)]
+
+
+def _people(names: Sequence[str]) -> str:
+    """'learner 0, learner 1, rollout 0' as 'learner 0-1, engine 0'."""
+    by_role: dict[str, list[int]] = {}
+    for name in names:
+        role, _, index = name.partition(" ")
+        by_role.setdefault(NAMES[role], []).extend([int(index)] if index else [])
+    return ", ".join(
+        f"{role} {ranges(sorted(set(indices)))}".strip() for role, indices in by_role.items()
+    )
+
+
+def _transport(stage: Stage, placement: Placement) -> str:
+    """How weights will come to the engines.
+
+    Raises:
+        ValueError: they cannot, from where the learners are to where the engines are.
+    """
+    seats = {
+        role: [
+            transport.Seat(str(seat.node), tuple(map(str, seat.gpus)), readers=width(stage))
+            for seat in placement.seats[role]
+        ]
+        for role in ("learner", "rollout")
+    }
+    engine = stage.rollout.engine.name
+    return transport.choose(stage.sync.transport, engine, seats["learner"], seats["rollout"])
+
+
+def _sizes(part: StagePlan) -> Iterator[str]:
+    stage = part.stage
     yield "a step:"
     yield f"  prompts          {stage.prompts_per_step}"
     if stage.kind == "rl":
         rollouts = stage.prompts_per_step * stage.rollouts_per_prompt
         cap = stage.rollout.max_tokens
+        known = "assumed: data or tokenizer are not here" if part.guessed else "the longest"
         yield f"  rollouts         {rollouts} ({stage.rollouts_per_prompt} per prompt)"
+        yield f"  prompt tokens    {part.prompt} ({known})"
         yield f"  response tokens  at most {rollouts * cap:,} ({cap} per rollout)"
     updates = stage.updates_per_batch * stage.epochs
     yield f"  optimiser steps  {updates}"
@@ -83,61 +233,67 @@ def thinking(stage: Stage, opened: bool | None) -> str:
     return f"thinking: from {stage.markers.start} to {stage.markers.end}; {who}"
 
 
-def _memory(stage: Stage, model: ModelFolder | None) -> Iterator[str]:
-    """Weights, gradients, optimiser, key/value cache; the rest of a process is a round figure."""
-    count = None if model is None else model.parameters
-    if model is None or count is None:
+def _memory(part: StagePlan) -> Iterator[str]:
+    """A table: what for, and how much of each process."""
+    stage, fitted = part.stage, part.fit
+    if fitted.shape is None:
         yield f"memory: unknown until '{stage.model.path}' is here"
         return
-    yield f"memory, estimated ({count:,} parameters, {stage.model.dtype}):"
-    for role, parts in _parts(stage, model, count):
-        total = RESIDENT[role] * 2**30 + sum(parts.values())
-        items = ", ".join(f"{name} {_human(size)}" for name, size in parts.items())
-        yield f"  {role:<10} {_human(total)} each: process {RESIDENT[role]} GiB, {items}"
+    count = f"{fitted.shape.parameters:,} parameters"
+    if stage.model.lora is not None:
+        count += f", {fitted.shape.trained:,} of them trained"
+    yield f"memory, estimated ({count}, {stage.model.dtype}), of one process at its peak:"
+    roles = list(fitted.parts)
+    per = dict.fromkeys(roles, "")
+    if "rollout" in roles and width(stage) > 1:
+        per["rollout"] = "/GPU"
+    yield "  " + " " * 16 + "".join(f"{NAMES[role] + per[role]:>13}" for role in roles)
+    items = list(dict.fromkeys(name for parts in fitted.parts.values() for name in parts))
+    for item in [*items, "total"]:
+        cells = [
+            sum(parts.values()) if item == "total" else parts.get(item)
+            for parts in fitted.parts.values()
+        ]
+        yield (
+            f"  {item:<16}" + "".join(f"{'' if c is None else human(c):>13}" for c in cells)
+        ).rstrip()
+    if fitted.cached is not None:
+        rows = fitted.cached // fitted.length
+        yield (
+            f"  an engine's cache holds {max(0, fitted.cached):,} tokens: {rows:,} whole responses "
+            f"at once, of up to {stage.rollout.engine.slots} rows"
+        )
 
 
-def _parts(stage: Stage, model: ModelFolder, count: int) -> Iterator[tuple[str, dict[str, float]]]:
-    each, ranks, zero = BYTES[stage.model.dtype], stage.learner.ranks, stage.learner.zero
-    moments = 1 if stage.optim.name == "muon" else 2
-    master = 0 if each == 4 else 4  # bf16 trains on an fp32 copy
-    parts: dict[str, float] = {
-        "weights": count * each / (ranks if zero >= 3 else 1),
-        "gradients": count * _gradient_bytes(stage) / (ranks if zero >= 2 else 1),
-        "optimiser": count * (4 * moments + master) / (ranks if zero >= 1 else 1),
-        # of one chunk of the head, with its gradient
-        "logits": 2.0 * 4 * min(stage.learner.head_elements, _logits(stage, model)),
-        "activations": stage.tokens_per_micro_batch * _activations(stage, model) * each,
+def _data(part: StagePlan) -> dict[str, Any]:
+    stage, fitted = part.stage, part.fit
+    rollouts = stage.prompts_per_step * stage.rollouts_per_prompt
+    return {
+        "kind": stage.kind,
+        "steps": stage.steps,
+        "device": fitted.placement.device,
+        "processes": [
+            {"role": role, "index": index, "node": seat.node, "gpus": seat.gpus, "bundle": bundle}
+            for role, seats in fitted.placement.seats.items()
+            for index, (seat, bundle) in enumerate(
+                zip(seats, fitted.placement.bundles[role], strict=True)
+            )
+        ],
+        "step": {
+            "prompts": stage.prompts_per_step,
+            "rollouts": rollouts,
+            "prompt_tokens": part.prompt,
+            "response_tokens": rollouts * stage.rollout.max_tokens,
+            "optimiser_steps": stage.updates_per_batch * stage.epochs,
+        },
+        "transport": part.transport,
+        "parameters": None if fitted.shape is None else fitted.shape.parameters,
+        "trained": None if fitted.shape is None else fitted.shape.trained,
+        "memory": fitted.parts,
+        "loads": [
+            {"node": one.node, "gpu": one.gpu, "processes": one.processes}
+            | {"needs": one.needs, "has": one.has, "missing": one.missing}
+            for one in fitted.loads
+        ],
+        "cached_tokens": fitted.cached,
     }
-    yield "learner", parts
-    per_token = model.kv_bytes_per_token(each)
-    if needs_engines(stage):
-        tokens = stage.rollout.engine.slots * (stage.rollout.max_tokens + 64)
-        cache = {"key/value cache": float(tokens * per_token)} if per_token else {}
-        yield "rollout", {"weights": float(count * each), **cache}
-
-
-def _gradient_bytes(stage: Stage) -> int:
-    """Per weight. In bfloat16 ZeRO 1 to 3 add micro-batches up in float32, ZeRO 1 beside them."""
-    if stage.model.dtype == "float32":
-        return 4
-    return {0: 2, 1: 6}.get(stage.learner.zero, 4)
-
-
-def _logits(stage: Stage, model: ModelFolder) -> int:
-    return stage.tokens_per_micro_batch * int(model.config.get("vocab_size") or 0)
-
-
-def _activations(stage: Stage, model: ModelFolder) -> int:
-    """Numbers kept per token: about 16 widths and 4 feed-forward widths a layer (1 with
-    gradient checkpointing), as in Korthikanti et al. (arXiv:2205.05198) without attention maps."""
-    get = model.config.get
-    width = get("hidden_size") or get("n_embd") or 0
-    layers = get("num_hidden_layers") or get("n_layer") or 0
-    ffn = get("intermediate_size") or get("n_inner") or 4 * width
-    if stage.learner.gradient_checkpointing:
-        return layers * width + 16 * width + 4 * ffn
-    return layers * (16 * width + 4 * ffn)
-
-
-def _human(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -86,9 +87,9 @@ def test_ctrl_c_is_130_and_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Cap
 
 
 def test_our_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    def warn(*_: Any) -> str:
+    def warn(*_: Any) -> SimpleNamespace:
         warnings.warn("loss.cap has no effect", stacklevel=1)
-        return "done"
+        return SimpleNamespace(deficits=())
 
     monkeypatch.setattr("launch.plan.plan", warn)
     with warnings.catch_warnings():

@@ -7,16 +7,33 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
-from launch.placement import place
-from launch.plan import plan
-from trainer.config import Stage, load, shipped
+from launch.cli import main
+from launch.hardware import Hardware, described, size
+from launch.placement import Cluster
+from launch.plan import Plan
+from launch.plan import plan as make
+from trainer.config import load, shipped
 
 GRPO = ["rollout.max_tokens=150", "prompts_per_step=6", "rollouts_per_prompt=4"]
+
+
+FULL = {"grpo/r1-1gpu": (1, 1), "grpo/r1-8gpu": (1, 8), "grpo/r1-2x8gpu": (2, 8)}
+"""Nodes and GPUs of each that the full-scale recipes are made for."""
+
+
+def plan(name: str, settings: Sequence[str] = (), hardware: Hardware | None = None) -> str:
+    return str(make(name, settings, hardware))
+
+
+def full(name: str, *settings: str, gpus: int | None = None, memory: str = "80GB") -> Plan:
+    nodes, most = FULL[name]
+    return make(name, settings, described(nodes, gpus or most, size(memory)))
 
 
 def line(text: str, start: str) -> str:
@@ -28,7 +45,8 @@ def line(text: str, start: str) -> str:
 
 @pytest.mark.parametrize("name", shipped())
 def test_the_resolved_recipe_is_a_recipe_that_resolves_to_itself(name: str, tmp_path: Path) -> None:
-    resolved = plan(name).split("# Stage 0")[0]
+    made = full(name) if name in FULL else make(name)
+    resolved = str(made).split("# Stage 0")[0]
     file = tmp_path / "resolved.yaml"
     file.write_text(resolved)
     assert load(file) == load(name)
@@ -46,92 +64,17 @@ def test_processes_and_logical_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     text = plan("grpo/find", settings)
     assert line(text, "learner 2") == "learner 2 x (1 CPU), placed PACK"
     assert line(text, "rollout 3") == "rollout 3 x (1 CPU), placed SPREAD"
-    assert "Ray's logical CPUs: 6;" in text
-    monkeypatch.setattr("launch.plan.gpus", lambda: ["H100"] * 5)
+    assert "Ray's logical CPUs: 6; cores here:" in text
+    monkeypatch.setattr("launch.doctor.gpus", lambda: ["H100, 81559 MiB"] * 5)
     assert (
         line(plan("grpo/find", settings), "learner 2") == "learner 2 x (1 CPU, 1 GPU), placed PACK"
     )
-    monkeypatch.setattr("launch.plan.gpus", lambda: ["H100"])
+    monkeypatch.setattr("launch.doctor.gpus", lambda: ["H100, 81559 MiB"])
     with pytest.raises(ValueError, match=r"learner.ranks=2 .* has 1; set learner.ranks=1 or less"):
         plan("grpo/find", settings)
     text = plan("grpo/find")
     assert line(text, "learner 1 x") == "learner 1 x (1 CPU, 0.5 GPU), placed PACK"
     assert line(text, "rollout 1 x") == "rollout 1 x (1 CPU, 0.5 GPU), placed SPREAD"
-
-
-def _stage(*settings: str) -> Stage:
-    return load("grpo/find", settings).stages[0]
-
-
-@pytest.mark.parametrize("gpus", range(1, 7))
-@pytest.mark.parametrize("workers", range(1, 6))
-def test_processes_share_gpus_and_ranks_do_not_share_one(gpus: int, workers: int) -> None:
-    """First fit places every bundle; two ranks never fit on one GPU where there are several."""
-    for ranks in range(1, gpus + 1):
-        placement = place(_stage(f"learner.ranks={ranks}", f"rollout.workers={workers}"), gpus)
-        shares = [b["GPU"] for role in ("learner", "rollout") for b in placement.bundles[role]]
-        assert len(shares) == ranks + workers
-        assert ranks == 1 or shares[0] > 0.5
-        assert gpus < ranks + workers or set(shares) == {1.0}
-        free = [10_000] * gpus
-        for share in shares:
-            asked = round(share * 10_000)
-            assert asked > 0
-            assert asked == pytest.approx(share * 10_000, abs=1e-6), "Ray's resolution"
-            free[next(i for i, left in enumerate(free) if left >= asked)] -= asked
-
-
-def test_ray_places_what_shares_gpus() -> None:
-    """Two logical GPUs, two ranks, three engines, in a Ray of its own."""
-    code = "from tests.test_plan import place_on_two_gpus; place_on_two_gpus()"
-    env = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    learners, engines = json.loads(done.stdout.strip().splitlines()[-1])
-    assert sorted(learners) == [[0], [1]]
-    assert sorted(engines) in ([[0], [0], [1]], [[0], [1], [1]])
-
-
-def place_on_two_gpus() -> None:
-    """Print on which GPU Ray put every rank and every engine."""
-    import ray
-    from ray.util.placement_group import placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    ray.init(num_cpus=6, num_gpus=2, include_dashboard=False, log_to_driver=False)
-    placement = place(_stage("learner.ranks=2", "rollout.workers=3"), 2)
-
-    class Process:
-        def gpus(self) -> list[int]:
-            return [int(i) for i in ray.get_gpu_ids()]
-
-    actors = []
-    for role in ("learner", "rollout"):
-        bundles = placement.bundles[role]
-        group = placement_group(list(bundles), strategy=placement.strategies[role])
-        assert group.wait(30), f"{role} was not placed"
-        actors.append(
-            [
-                ray.remote(Process)
-                .options(
-                    num_cpus=1,
-                    num_gpus=bundle["GPU"],
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(group, i),
-                )
-                .remote()
-                for i, bundle in enumerate(bundles)
-            ]
-        )
-    print(json.dumps([ray.get([a.gpus.remote() for a in some]) for some in actors]))
-
-
-def test_a_supervised_stage_starts_engines_only_to_be_evaluated() -> None:
-    for every, engines in ((0, 0), (10, 1)):
-        stage = _stage("kind=sft", f"evaluation.every={every}")
-        assert len(place(stage, 0).bundles["rollout"]) == engines
-        assert len(place(stage, 0).bundles["grader"]) == engines
 
 
 @pytest.mark.parametrize("target", ["quickstart", "from-scratch", "test", "test-slow"])
@@ -148,41 +91,12 @@ def test_tiny_models_hide_the_gpus(target: str) -> None:
     assert "gpus=[]" in done.stdout, done.stderr
 
 
-def _mib(text: str, part: str) -> float:
-    """A figure of the learner's line, in MiB."""
-    found = re.search(rf"{part} ([\d.]+) (MiB|GiB)", line(text, "learner 1."))
-    assert found
-    return float(found[1]) * (1024 if found[2] == "GiB" else 1)
-
-
-def test_memory_of_the_learner_follows_from_the_weights_on_disk() -> None:
-    """299,520 parameters: fp32 weights and gradients 4 bytes each, two fp32 moments."""
-    text = plan("grpo/find")
-    assert "299,520 parameters, float32" in text
-    mib = 299_520 / 2**20
-    expected = {"weights": 4 * mib, "gradients": 4 * mib, "optimiser": 8 * mib}
-    for part, size in expected.items():
-        assert _mib(text, part) == pytest.approx(size, abs=0.05)
-
-
-def test_zero_divides_what_it_partitions() -> None:
-    each = ["model.dtype=bfloat16", "rollout.engine.dtype=bfloat16", "learner.ranks=4"]
-    mib = 299_520 / 2**20
-    divided = {0: (1, 1, 1), 1: (1, 1, 4), 2: (1, 4, 4), 3: (4, 4, 4)}
-    for zero, by in divided.items():
-        text = plan("grpo/find", [*each, f"learner.zero={zero}"])
-        summed = {0: 2, 1: 2 + 4}.get(zero, 4)  # bytes: in bfloat16; both; in float32
-        sizes = [2 * mib / by[0], summed * mib / by[1], 12 * mib / by[2]]
-        got = [_mib(text, part) for part in ("weights", "gradients", "optimiser")]
-        assert got == pytest.approx(sizes, abs=0.05)
-
-
 def test_warnings_are_part_of_the_plan() -> None:
     assert plan("grpo/find").endswith("# Warnings\nnone")
     crowded = plan("grpo/find", ["rollout.workers=999"])
     assert "rollout.workers" in crowded.split("# Warnings\n")[1]
-    free = plan("grpo/find", ["deterministic=false"])
-    assert "deterministic=false has no effect" in free.split("# Warnings\n")[1]
+    idle = plan("grpo/find", ["rollout.in_flight_updates=true"])
+    assert "in_flight_updates has no effect" in idle.split("# Warnings\n")[1]
 
 
 def test_a_hub_model_that_is_not_here_is_planned_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,3 +112,171 @@ def test_a_plan_starts_nothing_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     assert yaml.safe_load(plan("grpo/find").split("# Stage 0")[0])["name"] == "grpo/find"
     assert list(tmp_path.iterdir()) == []
+
+
+# Clusters that are described
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_full_scale_recipes_fit_what_they_are_made_for(name: str) -> None:
+    made = full(name)
+    assert made.deficits == ()
+    (part,) = made.stages
+    assert all(one.has == size("80GB") for one in part.fit.loads)
+    gpus = sum(made.hardware.cluster.gpus)
+    assert len(part.fit.loads) == gpus, "no GPU is idle"
+    assert part.fit.cached is not None
+    assert part.fit.cached > 20 * part.fit.length, "an engine batches"
+
+
+def test_the_seven_billion_keep_learners_and_engines_apart() -> None:
+    text = str(full("grpo/r1-2x8gpu"))
+    assert line(text, "node 0 GPU").startswith("node 0 GPU 0-7 learner 0-7")
+    assert line(text, "node 1 GPU").startswith("node 1 GPU 0-7 engine 0-7")
+    assert line(text, "weights travel") == "weights travel by nccl"
+    assert line(text, "rollouts ") == "rollouts 2048 (16 per prompt)"
+    assert "7,615,616,512 parameters" in text
+
+
+def test_what_does_not_fit_is_said_with_numbers_and_ways_out() -> None:
+    made = full("grpo/r1-8gpu", "learner.gradient_checkpointing=false", memory="24GiB")
+    learner, ways = made.deficits  # engines take their share of whatever there is
+    found = re.match(
+        r"node 0 GPU 0-1 needs ([\d.]+) GiB and has 24.00 GiB: ([\d.]+) GiB missing", learner
+    )
+    assert found
+    assert float(found[1]) - 24 == pytest.approx(float(found[2]), abs=0.02)
+    freed = re.search(r"learner.gradient_checkpointing=true ([\d.]+) GiB", ways)
+    assert freed
+    with_it = full("grpo/r1-8gpu", memory="24GiB").stages[0].fit.loads[0].needs
+    assert float(freed[1]) == pytest.approx(float(found[1]) - with_it / 2**30, abs=0.02)
+
+
+def test_each_way_out_frees_what_it_says() -> None:
+    settings = ["learner.gradient_checkpointing=false", "tokens_per_micro_batch=65536"]
+    made = full("grpo/r1-8gpu", *settings)
+    before = max(one.needs for one in made.stages[0].fit.loads)
+    ways = re.findall(r"(\S+=\S+) ([\d.]+) GiB", made.deficits[-1])
+    assert len(ways) >= 3
+    assert [float(f) for _, f in ways] == sorted((float(f) for _, f in ways), reverse=True)
+    for change, freed in ways:
+        if not change.startswith("learner.ranks"):  # moves processes about
+            after = full("grpo/r1-8gpu", *settings, change).stages[0].fit.loads[0].needs
+            assert (before - after) / 2**30 == pytest.approx(float(freed), abs=0.01), change
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "memory", "told"),
+    [
+        ([], 1, "80GB", r"learner.ranks=2 need a GPU each .* has 1; set learner.ranks=1"),
+        (
+            ["rollout.engine.tensor_parallel=4"],
+            8,
+            "80GB",
+            r"rollout.workers=6 engines of tensor_parallel=4 need 24 GPUs .* room for 1",
+        ),
+        (["rollout.engine.tensor_parallel=12"], 8, "80GB", r"=12 does not fit on a node of 8 GPUs"),
+        (["rollout.engine.tensor_parallel=8"], 16, "80GB", r"=8 does not divide .* 12 attention"),
+        (["rollout.max_tokens=200000"], 8, "80GB", r"max_tokens=200000: .* context of 131072"),
+    ],
+)
+def test_what_cannot_be_placed_is_one_line(
+    settings: list[str], gpus: int, memory: str, told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        full("grpo/r1-8gpu", *settings, gpus=gpus, memory=memory)
+
+
+def test_an_engine_must_hold_a_whole_response() -> None:
+    made = full("grpo/r1-8gpu", "rollout.engine.gpu_memory=0.05")
+    assert any("its KV cache of" in one and "rollout.engine.gpu_memory" in one
+               for one in made.deficits)  # fmt: skip
+    small = full("grpo/r1-8gpu", "rollout.max_tokens=3000", "evaluation=null",
+                 "rollout.engine.kv_cache_mb=90")  # fmt: skip
+    assert any("raise rollout.engine.kv_cache_mb=90" in one for one in small.deficits)
+
+
+def test_engines_that_sleep_take_turns_with_the_learner() -> None:
+    awake = full("grpo/r1-1gpu", "rollout.engine.sleep=false").stages[0].fit
+    turns = full("grpo/r1-1gpu").stages[0].fit
+    whole = {role: sum(parts.values()) for role, parts in turns.parts.items()}
+    assert awake.loads[0].needs == pytest.approx(sum(whole.values()))
+    assert max(whole.values()) < turns.loads[0].needs < sum(whole.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("80GB", 80e9), ("80", 80e9), ("79.6GiB", 79.6 * 2**30), ("81559MiB", 81559 * 2**20)],
+)
+def test_sizes_are_read(text: str, value: float) -> None:
+    assert size(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "much", "80TB", "-1GB", "0"])
+def test_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match=r"write e\.g\. 80GB"):
+        size(text)
+
+
+def test_a_described_cluster_is_described_whole() -> None:
+    with pytest.raises(ValueError, match="--gpus-per-node"):
+        described(2, None, None)
+    with pytest.raises(ValueError, match="--gpu-memory 80GB"):
+        described(2, 8, None)
+    assert described(2, 8, 80e9).cluster == Cluster((8, 8))
+    assert described(None, 0, None) == Hardware(Cluster((0,)))
+    assert described(None, None, None).here
+
+
+HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "flash_attn", "datasets", "peft")
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_planning_needs_neither_gpus_nor_network_nor_the_heavy_packages(
+    name: str, tmp_path: Path
+) -> None:
+    """In a process in which they cannot be imported, no name resolves, and no model is cached."""
+    nodes, gpus = FULL[name]
+    code = f"""
+import socket, sys
+sys.modules.update(dict.fromkeys({HEAVY!r}))
+def no(*_, **__): raise OSError("no network here")
+socket.getaddrinfo = socket.socket.connect = no
+from launch.cli import main
+sys.exit(main(["plan", {name!r}, "--nodes", "{nodes}", "--gpus-per-node", "{gpus}",
+               "--gpu-memory", "80GB", "--json"]))
+"""
+    env = {**os.environ, "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    out = json.loads(done.stdout)
+    (stage,) = out["stages"]
+    assert out["missing"] == []
+    assert stage["parameters"] > 1.7e9
+    for one in stage["loads"]:
+        assert one["needs"] < one["has"] == 80e9
+    assert out["recipe"]["name"] == name
+
+
+def test_this_machine_lacks_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a description it is planned for this machine, and what is not here is said."""
+    monkeypatch.setattr("samplers.engines.vllm.build", lambda: None)
+    flash = ["model.attention=flash_attention_2", "max_staleness=0"]
+    made = make("grpo/r1-8gpu", flash)
+    assert any("vLLM is not installed" in one for one in made.deficits)
+    assert any("needs the package flash_attn" in one for one in made.deficits)
+    assert not any("flash" in one or "not installed" in one
+                   for one in full("grpo/r1-8gpu", flash[0]).deficits)  # fmt: skip
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = ["--gpus-per-node", "8", "--gpu-memory"]
+    assert main(["plan", "grpo/r1-8gpu", *cluster, "80GB"]) == 0
+    assert "weights travel by" in capsys.readouterr().out
+    assert main(["plan", "grpo/r1-8gpu", *cluster, "16GB"]) == 1
+    told = capsys.readouterr()
+    assert "# Missing" in told.out
+    assert told.err.startswith("laconic: does not fit: node 0 GPU")
+    assert main(["plan", "grpo/r1-8gpu", "--gpus-per-node", "1", "--gpu-memory", "80GB"]) == 2
+    assert main(["plan", "grpo/find", *cluster, "a lot"]) == 2
+    assert main(["plan", "grpo/find", "--gpus-per-node", "2"]) == 2

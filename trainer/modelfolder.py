@@ -19,6 +19,7 @@ from typing import Any
 from trainer import checkpoint
 
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
+FACTS = SHIPPED / "models"
 CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
 ALL_FILES = [*SMALL_FILES, "*.safetensors", "*.py"]
@@ -70,6 +71,13 @@ def locate(name: str, *, download: bool = False) -> Path | None:
         f"model.path: no folder '{name}'{_nearest(path)}; give a folder with config.json and "
         "weights, a shipped model (base/find), or a hub name (org/name)"
     )
+
+
+def facts(name: str) -> Path | None:
+    """A folder that holds the config.json of hub model `name` and nothing else, as we ship it for
+    some: enough for a plan where the model itself is not."""
+    folder = FACTS / name
+    return folder if (folder / "config.json").is_file() else None
 
 
 def _of_run(folder: Path) -> Path:
@@ -268,9 +276,17 @@ class ModelFolder:
             "input_layernorm": [width],
             "post_attention_layernorm": [width],
         }
+        kind = config.get("model_type")
+        if kind == "qwen3":
+            layer |= {"self_attn.q_norm": [head], "self_attn.k_norm": [head]}
+        biased = ["q_proj", "k_proj", "v_proj"] if kind == "qwen2" else []
+        if config.get("attention_bias"):
+            biased = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        biases = {name: layer[name][:1] for name in (f"self_attn.{one}" for one in biased)}
         out = {"model.embed_tokens.weight": [int(config["vocab_size"]), width]}
         for i in range(layers):
             out |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+            out |= {f"model.layers.{i}.{name}.bias": shape for name, shape in biases.items()}
         out["model.norm.weight"] = [width]
         if not config.get("tie_word_embeddings"):
             out["lm_head.weight"] = out["model.embed_tokens.weight"]

@@ -50,7 +50,7 @@ def check_all(recipe: Recipe, *, thorough: bool = True, here: bool = True) -> No
             raise ValueError(f"stages.{i}: {error}") from error
     _new_rows(recipe)
     if here:
-        _cores(recipe)
+        crowded(recipe)
 
 
 def check(stage: Stage, recipe: Recipe, *, thorough: bool = True, here: bool = True) -> None:
@@ -289,6 +289,17 @@ def _context(stage: Stage, model: ModelFolder, prompts: Sequence[Prompt]) -> Non
         )
 
 
+def longest_prompt(stage: Stage, recipe: Recipe, model: ModelFolder) -> int | None:
+    """Tokens of the longest of the first prompts; None where data or tokenizer are not here."""
+    if stage.data.hub is not None or model.tokenizer is None:
+        return None
+    if stage.kind == "sft":
+        prompts = _examples(stage, recipe.seed)
+    else:
+        prompts = _some(load_data(stage.data, "train", recipe.seed))
+    return max((_tokens(model, prompt) for prompt in prompts), default=None)
+
+
 def _tokens(model: ModelFolder, prompt: Prompt) -> int:
     """Tokens of what is asked; the few that a chat template adds are not counted."""
     text = prompt.text + "".join(str(message["content"]) for message in prompt.messages)
@@ -315,7 +326,7 @@ def _golds(stage: Stage, dataset: Dataset, thorough: bool) -> None:
     require_golds(prompts, stage.verifier)
 
 
-def _cores(recipe: Recipe) -> None:
+def crowded(recipe: Recipe) -> None:
     """Tell what the processes of a stage ask of this machine where they ask for more than it has.
 
     They take turns (learners wait while engines work), so this is slow and not wrong.
