@@ -270,7 +270,7 @@ def test_the_console_says_it_once_and_at_the_end(live: bool) -> None:
         console._live.refresh()
     console.advise(None)
     console.close()
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", stream.getvalue())
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).replace("\r", "\n")
     lines = [line for line in text.splitlines() if "bound by" in line]
     stays = [line for line in lines if line.startswith("run  bound by generation: 70%")]
     if live:  # below its bar, and once above it when the stage ends
