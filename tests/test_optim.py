@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.ranks import on_ranks
+from tests.test_learner_accumulation import sequences
 from tests.tiny import tiny_model
+from trainer.batching import pack
+from trainer.learner import Learner, LearnerConfig
+from trainer.losses import LossConfig
 from trainer.optim import OptimConfig, adamw, check, parameter_groups, set_rates
 
 
@@ -89,3 +96,33 @@ def test_refusals_name_the_fix() -> None:
     check(OptimConfig(), zero=3, clip_grad=1.0)
     with pytest.raises(ValidationError, match=r"each lies in \[0, 1\)"):
         OptimConfig(betas=(0.9, 1.0))
+
+
+RATE = 2**-5
+
+
+def first_steps(rank: int, folder: str) -> list[tuple]:
+    """Per stage and dtype: how far the weights moved in the first optimiser step."""
+    out = []
+    for zero, dtype in itertools.product(range(4), ("float32", "bfloat16")):
+        learner = Learner(
+            folder, LearnerConfig(zero=zero), OptimConfig(lr=RATE, weight_decay=0.5),
+            LossConfig(name="ce"), total_steps=1, dtype=dtype,
+        )  # type: ignore[arg-type] # fmt: skip
+        batch = pack(sequences(), learner.loss, tokens_per_micro_batch=10_000, ranks=1)
+        before = {n: w.float() for bucket in learner.buckets() for n, w in bucket}
+        learner.step([batch.updates[0][0]])
+        after = {n: w.float() for bucket in learner.buckets() for n, w in bucket}
+        name = "model.layers.1.mlp.down_proj.weight"
+        moved = after[name] - before[name] * (1 - RATE * 0.5)  # without what decays
+        out.append((zero, dtype, moved.abs().numpy()))
+        learner.close()
+    return out
+
+
+def test_the_first_step_of_adam_has_the_size_of_its_rate(tmp_path: Path) -> None:
+    """At ZeRO-0 in bfloat16 DeepSpeed has Adam take, and count, a step before the first."""
+    tiny_model().save_pretrained(tmp_path)
+    for zero, dtype, moved in on_ranks(1, first_steps, str(tmp_path))[0]:
+        where = f"zero={zero} {dtype}"
+        assert np.median(moved) == pytest.approx(RATE, rel=0.02), where
