@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -293,8 +294,9 @@ def test_processes_of_a_fleet_share_one_clock(tmp_path: Path) -> None:
 def test_an_engine_that_is_killed_is_in_the_trace(tmp_path: Path) -> None:
     run = train(tmp_path, "steps=60", "--profile", "50")
     metrics = tmp_path / "grpo-find-seed0" / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
         assert run.poll() is None, run.communicate()[1][-3000:]
+        time.sleep(0.1)
     below = psutil.Process(run.pid).children(recursive=True)
     (engine,) = [p for p in below if "RolloutActor" in "".join(p.cmdline())]
     engine.kill()
