@@ -1,7 +1,8 @@
 """Which engine makes which rollouts where load decides: work moves to whoever will be done first.
 
-Whole groups travel, a few of them a call, and an engine holds not much more than it has slots for.
-What is left waits here for the next one with room. How early each engine was done is remembered,
+Whole groups travel, a few of them a call, and an engine holds a few times what it has slots for: a
+call keeps its place until its longest rollout ends, and slots must not run dry meanwhile. What is
+left waits here for the next one with room. How early each engine was done is remembered,
 so that also a step that fits into the slots of all is shared out by it.
 """
 
@@ -16,10 +17,15 @@ from typing import Any
 from samplers import columns
 from samplers.types import Job, Rollout
 
-CALLS = 12
+HELD = 3
+"""Most rollouts that an engine holds, in slots. Simulated with long-tailed lengths: with 1.5 half
+the slots are idle towards the end of every call, with 3 a twentieth."""
+PARTS = 16
+"""Calls that fill an engine's slots."""
+CALLS = HELD * PARTS
 """Most calls of one step that an engine holds at a time."""
 SHARE = 4
-"""Calls that an engine gets for its share of a step, where that fits its slots."""
+"""Calls that an engine gets for its share of a step, where it holds all of it at once."""
 Columns = dict[str, Any]
 
 
@@ -69,7 +75,8 @@ class Dispatch:
         groups: dict[int, list[Job]] = {}
         for job in jobs:
             groups.setdefault(job.group, []).append(job)
-        size = min(math.ceil(len(jobs) / (SHARE * len(self.speeds))), max(1, self._slots // 8))
+        share = len(jobs) / len(self.speeds)
+        size = math.ceil(share / SHARE if share <= HELD * self._slots else self._slots / PARTS)
         out: list[list[Job]] = [[]]
         for group in groups.values():
             if out[-1] and len(out[-1]) + len(group) > size:
@@ -79,12 +86,11 @@ class Dispatch:
 
     def _seat(self, size: int, loads: list[int], calls: list[int]) -> int | None:
         """The engine that would be done with `size` more rollouts first, if it has room."""
-        # Half as many as slots wait at an engine: a call keeps its place until its longest ends.
-        limit = self._slots + self._slots // 2
+        most = HELD * self._slots
         room = [
             engine
             for engine in range(len(loads))
-            if not calls[engine] or (loads[engine] + size <= limit and calls[engine] < CALLS)
+            if not calls[engine] or (loads[engine] + size <= most and calls[engine] < CALLS)
         ]
         return min(room, key=lambda e: (loads[e] + size) / self.speeds[e], default=None)
 

@@ -13,7 +13,7 @@ from samplers.engines import base
 class Config(base.Config):
     folder: str
     """The one that is first to write its process id here is slow."""
-    seconds: float = 0.01
+    seconds: float = 0.1
     """Rest after each of its steps."""
 
 

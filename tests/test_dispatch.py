@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from launch import fleet
-from launch.dispatch import CALLS, Dispatch
+from launch.dispatch import HELD, SHARE, Dispatch
 from samplers import columns
 from samplers.types import Answer, Job, Plan, Prompt, Rollout, Tokens
 from tests.scripted import PROMPT
@@ -96,14 +96,14 @@ def test_every_rollout_comes_once_in_order_and_groups_stay_whole(
                 where.setdefault(one.group, set()).add(call)
         assert all(len(calls) == 1 for calls in where.values())
         biggest = max(sizes, default=0)
-        assert all(most <= max(1.5 * engines.slots, biggest) for most in engines.most)
+        assert all(most <= max(HELD * engines.slots, biggest) for most in engines.most)
 
 
 def test_a_step_is_a_few_calls_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     engines = Clocked(monkeypatch, [1.0, 1.0], 256)
     engines.dispatch.run([job(g, i) for g in range(32) for i in range(8)])
     assert engines.share() == [128, 128]
-    assert len(engines.sent) <= 2 * CALLS
+    assert len(engines.sent) == 2 * SHARE
 
 
 @pytest.mark.parametrize("slots", [16, 256])
@@ -128,12 +128,12 @@ def test_work_moves_to_the_faster_engine(slots: int, monkeypatch: pytest.MonkeyP
 def test_a_really_slow_engine_gets_less(tmp_path: Path) -> None:
     model = str(fetch("base/find"))
     settings = (
-        "deterministic=false", "rollout.workers=2", "rollout.max_tokens=48",
-        f"rollout.engine={{name: tests.slow_engine, slots: 8, folder: {tmp_path}}}",
+        "deterministic=false", "rollout.workers=2", "rollout.max_tokens=12",
+        f"rollout.engine={{name: tests.slow_engine, slots: 4, folder: {tmp_path}}}",
     )  # fmt: skip
     stage = load("grpo/find", (*settings, "evaluation=null")).stages[0]
     prompt = Prompt(0, "p", ({"role": "user", "content": "A1+1?"},), "", "A", "exact")
-    jobs = [Job(prompt, Plan(48), g, i, seed=g * 8 + i) for g in range(12) for i in range(4)]
+    jobs = [Job(prompt, Plan(12), g, i, seed=g * 8 + i) for g in range(24) for i in range(4)]
     with fleet.cluster(cpus=4), fleet.Fleet(stage, model, deterministic=False) as world:
         import ray
 
@@ -147,12 +147,10 @@ def test_a_really_slow_engine_gets_less(tmp_path: Path) -> None:
             return send(engine, jobs)
 
         world._dispatch._send = noted
-        world.rollout(jobs)
-        sent.clear()
         rollouts = world.rollout(jobs)
         assert [(r.group, r.index) for r in rollouts] == [(j.group, j.index) for j in jobs]
         share = sum(n for engine, n in sent if engine == slow)
-        assert 0 < 2 * share < len(jobs) - share
+        assert 0 < share < len(jobs) / 3
 
 
 def _pid(_: Any) -> int:
