@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,26 @@ def test_what_a_killed_process_was_at_is_there(tmp_path: Path) -> None:
     assert all(s["ts"] + s["dur"] == pytest.approx(last["ts"] + last["dur"]) for s in spans)
 
 
+def test_threads_that_are_in_spans_at_once_have_rows_of_their_own(tmp_path: Path) -> None:
+    part, together = Part(tmp_path, "one"), threading.Barrier(3)
+
+    def work() -> None:
+        with part.span("outer"):
+            together.wait(timeout=10)
+            with part.span("inner"):
+                together.wait(timeout=10)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    merge(tmp_path, tmp_path / "trace.json")
+    trace = Trace(tmp_path / "trace.json")
+    assert {row for _, row in trace.rows} == {"call", "call 2", "call 3"}
+    assert all([e["name"] for e in row] == ["outer", "inner"] for row in trace.rows.values())
+
+
 def test_a_watch_leaves_things_as_they_were(tmp_path: Path) -> None:
     class Thing:
         def work(self, items: list[int]) -> Any:
@@ -238,17 +259,22 @@ def test_a_watch_leaves_things_as_they_were(tmp_path: Path) -> None:
 
     thing, watch = Thing(), Watch(Part(tmp_path, "one"))
     watch.spans(thing, {"work": "working"})
-    threads = [threading.Thread(target=lambda: list(thing.work([1, 2]))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-        thread.join()
+    for _ in range(2):
+        helper = threading.Thread(target=lambda: list(thing.work([1, 2])), name="helping")
+        helper.start()
+        helper.join()
     assert list(thing.work([5, 6, 7])) == [5, 6, 7]
+    with ThreadPoolExecutor(3) as pool:  # nameless threads, one after the other: one row
+        for _ in range(3):
+            pool.submit(lambda: thing.work([])).result()
     watch.close()
     assert "work" not in vars(thing)
     assert list(thing.work([8])) == [8]
     merge(tmp_path, tmp_path / "trace.json")
     trace = Trace(tmp_path / "trace.json")
-    assert trace.count("one") == {"working": 3 + 2 * 3 + 4}, "the call, each item, and the end"
+    assert set(trace.rows) == {("one", row) for row in ("MainThread", "call", "helping")}
+    # a call, each of its items, and its end
+    assert [len(trace.rows["one", r]) for r in ("MainThread", "call", "helping")] == [5, 3, 8]
     assert trace.rows["one", "MainThread"][0]["args"] == {"items": 3}
 
 

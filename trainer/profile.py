@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.trace import Around, Part, Watch, merge
+from trainer.trace import TOP, Around, Part, Watch, merge
 
 if TYPE_CHECKING:
     from trainer.stage import StageRun
@@ -98,10 +98,11 @@ class Profile:
             finish(*args)
             assert self._watch is not None
             part, now = self._watch.part, self._watch.part.now()
-            part.whole("steps", f"step {self._run.at}", self._since, now)
+            part.whole(TOP, f"step {self._run.at}", self._since, now)
             self._since, self._left = now, self._left - 1
             if not self._left:
-                self._run.world.profile(None)
+                with self._run.clock.phase("profile"):  # written now: of no step's own time
+                    self._run.world.profile(None)
                 self.close()
 
         return finished

@@ -8,7 +8,9 @@ driver makes one file of the parts (the Trace Event Format of Chrome). Times are
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,19 +23,26 @@ Event = dict[str, Any]
 Around = Callable[[Callable[..., Any]], Callable[..., Any]]
 PROCESSES = ("driver", "learner", "rollout", "grader")
 """From the top down."""
+TOP = "steps"
+"""The row above those of threads."""
+NAMELESS = re.compile(r"(Thread|Dummy|ThreadPoolExecutor|AsyncIO)\b")
+"""Threads that nobody gave a name."""
 
 
 class Part:
-    """The events of one process, in `folder`/`name`.jsonl. Thread-safe; one row a thread.
+    """The events of one process, in `folder`/`name`.jsonl. Thread-safe.
 
-    Times are nanoseconds: the wall clock when the part was opened, and a steady one from there.
+    A thread has a row while it is in a span: one of its name, or any that is free where it has
+    none, as the many threads that serve calls. Times are nanoseconds: the wall clock when the part
+    was opened, and a steady one from there.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._stream = (folder / f"{name}.jsonl").open("a", buffering=1, encoding="utf-8")
         self._offset = _offset()
-        self._rows: dict[int, int] = {}
+        self._rows: dict[int, str] = {}
+        """Of the threads that are in a span."""
         self._lock = threading.Lock()
 
     def now(self) -> int:
@@ -42,15 +51,18 @@ class Part:
     @contextmanager
     def span(self, name: str, facts: Mapping[str, Any] | None = None) -> Iterator[None]:
         """What happens inside, on the row of the thread that is in it."""
-        row = self._row()
+        row, first = self._row()
         self._write({"ph": "B", "tid": row, "name": name, "ts": self.now(), "args": facts or {}})
         try:
             yield
         finally:
             self._write({"ph": "E", "tid": row, "ts": self.now()})
+            if first:
+                with self._lock:
+                    del self._rows[threading.get_ident()]
 
     def whole(self, row: str, name: str, began: int, ended: int) -> None:
-        """A span that is over, on a named row of its own above the threads'."""
+        """A span that is over, on a row of its own."""
         self._write({"ph": "X", "tid": row, "name": name, "ts": began, "dur": ended - began})
 
     def count(self, name: str, at: int, values: Mapping[str, float]) -> None:
@@ -62,15 +74,16 @@ class Part:
         with self._lock:
             self._stream.close()
 
-    def _row(self) -> int:
-        thread = threading.current_thread()
+    def _row(self) -> tuple[str, bool]:
+        """The row of this thread, and whether this is the outermost of its spans."""
+        me, name = threading.get_ident(), threading.current_thread().name
         with self._lock:
-            row = self._rows.get(threading.get_ident())
-            if row is not None:
-                return row
-            row = self._rows[threading.get_ident()] = len(self._rows) + 1
-        self._write({"ph": "M", "tid": row, "name": thread.name})
-        return row
+            if me in self._rows:
+                return self._rows[me], False
+            label = "call" if NAMELESS.match(name) else name
+            rows = (label if n == 1 else f"{label} {n}" for n in itertools.count(1))
+            self._rows[me] = next(row for row in rows if row not in self._rows.values())
+            return self._rows[me], True
 
     def _write(self, event: Event) -> None:
         line = json.dumps(event, separators=(",", ":")) + "\n"
@@ -193,15 +206,13 @@ def _finished(part: Sequence[Event], pid: int, first: int, last: int) -> list[Ev
     """Beginnings and ends as whole spans; rows as numbers with names; times in us from `first`."""
     out: list[Event] = []
     opened: dict[Any, list[Event]] = {}
-    named: dict[str, int] = {}
+    rows: dict[str, int] = {}
 
     def span(event: Event, end: int, **more: Any) -> None:
-        tid = event["tid"]
-        if isinstance(tid, str):
-            if tid not in named:
-                named[tid] = -1 - len(named)
-                out.append(_meta(pid, "thread_name", named[tid], name=tid))
-            tid = named[tid]
+        if event["tid"] not in rows:
+            rows[event["tid"]] = 0 if event["tid"] == TOP else len(rows) + 1
+            out.append(_meta(pid, "thread_name", rows[event["tid"]], name=event["tid"]))
+        tid = rows[event["tid"]]
         args = event.get("args", {}) | more
         began = event["ts"]
         out.append(
@@ -219,8 +230,6 @@ def _finished(part: Sequence[Event], pid: int, first: int, last: int) -> list[Ev
                 span(event, event["ts"] + event["dur"])
             case "C":
                 out.append(event | {"pid": pid, "ts": (event["ts"] - first) / 1e3})
-            case "M":
-                out.append(_meta(pid, "thread_name", event["tid"], name=event["name"]))
     for stack in opened.values():
         for event in stack:
             span(event, last, unfinished=True)
