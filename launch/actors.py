@@ -91,6 +91,8 @@ class LearnerActor(Actor):
 
     def connect(self, kind: Transport, readers: Sequence[str], port: int, host: str) -> Source:
         """Make ready for syncs with these readers; rank 0's source is the one that counts."""
+        if self.publisher is not None:
+            self.publisher.close()
         self.publisher = Publisher(self.learner, self.sync, kind, readers, (host, port))
         return self.publisher.source()
 

@@ -16,16 +16,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from launch.actors import GraderActor, LearnerActor, RolloutActor
 from launch.dispatch import CALLS, Dispatch
 from launch.mistakes import told_remotely
-from launch.placement import Placement, Role, place
+from launch.placement import Cluster, Placement, Role, place
 from launch.transport import choose, names
 from rewards.verdict import Verdict
 from samplers import columns
+from samplers.engines.base import environment
 from samplers.ring import Source, SyncError
 from samplers.types import Ids, Job, Rollout
 from trainer.config import Stage
@@ -53,7 +55,7 @@ class Fleet:
             self.placement = place(stage, _gpus())
             self._spawn(self.placement)
             self._build(model)
-            self._connect()
+            self.connect()
             if not deterministic:
                 engines, slots = len(self.actors["rollout"]), stage.rollout.engine.slots
                 self._dispatch = Dispatch(engines, slots, self._send, self._take)
@@ -82,6 +84,7 @@ class Fleet:
             for i, bundle in enumerate(bundles):
                 # Rollouts beside each other and beside weights; all else on the main thread.
                 groups = {"rollout": 2 * CALLS, "abort": 1} if role == "rollout" else None
+                variables = environment(self.stage.rollout.engine) if role == "rollout" else {}
                 remote = ray.remote(concurrency_groups=groups)(classes[role])
                 strategy = PlacementGroupSchedulingStrategy(group, i)
                 self.actors[role].append(
@@ -89,6 +92,7 @@ class Fleet:
                         num_cpus=bundle["CPU"],
                         num_gpus=bundle.get("GPU", 0),
                         scheduling_strategy=strategy,
+                        runtime_env={"env_vars": variables} if variables else None,
                     ).remote()
                 )
 
@@ -104,8 +108,12 @@ class Fleet:
         opened = _wait([*engines, *building, *graders])[: len(engines)]
         self.opened = opened[0] if opened else None
 
-    def _connect(self) -> None:
-        """Settle how weights travel, and tell everyone."""
+    def connect(self) -> None:
+        """Settle how weights travel, and tell everyone; again after a sync that failed.
+
+        Raises:
+            ValueError: they cannot travel as asked, or at all, from where everyone sits.
+        """
         learners, engines = self.actors["learner"], self.actors["rollout"]
         if not engines:
             return
@@ -115,10 +123,8 @@ class Fleet:
         kind = choose(self.stage.sync.transport, engine, seats[: len(learners)], theirs)
         host, port = _wait([learners[0].address.remote()])[0]
         source, *_ = _wait([a.connect.remote(kind, names(theirs), port, host) for a in learners])
-        first = 0
-        for seat in theirs:
-            self._sources.append(source.of(first))
-            first += seat.readers
+        firsts = accumulate((seat.readers for seat in theirs), initial=0)
+        self._sources = [source.of(first) for first, _ in zip(firsts, theirs, strict=False)]
 
     def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
         """Whole groups go to engines by turns, one ordered list each; or to who has room."""
@@ -340,10 +346,12 @@ def _score(shares: Sequence[Any], which: str, rank: int, actor: Any) -> Any:
     return actor.score.remote(shares[rank], which)
 
 
-def _gpus() -> float:
+def _gpus() -> Cluster:
+    """GPUs of every node that is there."""
     import ray
 
-    return float(ray.cluster_resources().get("GPU", 0))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Cluster(tuple(int(resources.get("GPU", 0)) for resources in nodes))
 
 
 def _numbers(resources: dict[str, float]) -> dict[str, float]:

@@ -117,6 +117,13 @@ class Engine(Protocol):
         ...
 
 
+def environment(config: Config) -> dict[str, str]:
+    """Variables that a process for this engine is to be started with: later is too late."""
+    module = find("samplers.engines", config.name)
+    made: dict[str, str] = module.environment() if hasattr(module, "environment") else {}
+    return made
+
+
 def start(model: Any, config: Config, trust_remote_code: bool = False) -> Engine:
     """The engine that `config.name` names, holding `model` (a folder or hub name)."""
     return find("samplers.engines", config.name).start(model, config, trust_remote_code)

