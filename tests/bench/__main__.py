@@ -7,7 +7,7 @@ import os
 import platform
 from importlib import metadata
 
-from tests.bench import learner, step
+from tests.bench import learner, overlap, step, sync, workers
 
 
 def main() -> None:
@@ -23,6 +23,13 @@ def main() -> None:
     load = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f}; {versions}", flush=True)
     step.compare(args.trl, args.recipe, args.pairs, args.steps, args.micro_batch, args.core)
+    print(flush=True)
+    overlap.compare(args.recipe, args.pairs, 2 * args.steps)
+    print(flush=True)
+    for engine in workers.installed():
+        workers.compare(engine)
+        print(flush=True)
+        sync.compare(engine)
     print(flush=True)
     learner.compare(args.recipe, repeats=2 * args.steps)  # last: it joins a process group
 
