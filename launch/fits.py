@@ -122,7 +122,10 @@ def _on_nodes(
         names = ["driver"] if node == 0 else []
         for role, seats in placement.seats.items():
             names += [f"{role} {i}" for i, seat in enumerate(seats) if seat.node == node]
-        needs = sum(sum(parts[name.split()[0]].values()) for name in names)
+        each = [parts[name.split()[0]] for name in names]
+        needs = sum(sum(one.values()) for one in each)
+        shared = [one.get(memory.SHARED, 0.0) for one in each]
+        needs -= sum(shared) - max(shared, default=0.0)  # in all of them, and there once
         yield Load(node, None, tuple(names), needs, hardware.host_bytes)
 
 

@@ -29,16 +29,20 @@ Parts = dict[str, float]
 MIB, GIB = 2**20, 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
 PROCESS: Mapping[Device, Mapping[str, float]] = {
-    # resident after the imports and the start of each, before a model; 2026-11, Linux x86-64,
-    # Python 3.11, torch 2.13, transformers 5.19, DeepSpeed 0.19.8, Ray 2.60
-    "cpu": {"driver": 500 * MIB, "learner": 440 * MIB, "rollout": 415 * MIB, "grader": 200 * MIB},
-    # on the GPU: CUDA's context, cuBLAS workspaces, NCCL's buffers, an engine's CUDA graphs.
-    # Not measured: round figures, to be replaced by what a GPU shows
+    # Resident in each actor of a run before its model, and in the driver with Ray's own processes;
+    # measured 2026-11 on Linux x86-64: Python 3.11, torch 2.13, transformers 5.19, DeepSpeed
+    # 0.19.8, Ray 2.60. A grader without verifier processes of its own.
+    "cpu": {"driver": 720 * MIB, "learner": 480 * MIB, "rollout": 480 * MIB, "grader": 130 * MIB},
+    # On the GPU: CUDA's context, cuBLAS workspaces, NCCL's buffers, an engine's CUDA graphs. Not
+    # measured: round figures, to be replaced by what a GPU shows.
     "cuda": {"driver": 0.0, "learner": 1.0 * GIB, "rollout": 1.5 * GIB, "grader": 0.0},
 }
-HEAP = 0.375
-"""On a CPU: what the C library keeps of the memory that a step allocates and frees. Measured with
-glibc 2.36 on steps of 128 to 1024 tokens: 0.32 to 0.42."""
+SHARED = "shared"
+"""What weights travel through on a host: resident in every process that maps it, and there once."""
+HEAP, HEAP_OF_ADAPTERS = 0.375, 1.2
+"""On a CPU: what the C library keeps of the memory that a step allocates and frees, as a share of
+it. Measured with glibc 2.36 on steps of 128 to 1024 tokens: 0.32 to 0.42, and 1.1 to 1.4 with
+adapters, whose many short-lived sums leave holes between what is kept."""
 BUCKET = 500_000_000
 """DeepSpeed's reduce_bucket_size, in elements; allocated whole, whatever the model's size."""
 LIVE = 1_000_000_000
@@ -118,7 +122,8 @@ def learner(stage: Stage, model: Shape, device: Device, length: int) -> Parts:
     tokens = max(stage.tokens_per_micro_batch, length)
     work = _activations(stage, model, tokens, length)
     logits = _head(stage, model, tokens, device)
-    other = max(_reduction(stage, model, device), _step(stage, model, device), _sync(stage, model))
+    syncing = _sync(stage, model, device)
+    other = max(_reduction(stage, model), _step(stage, model, device), syncing)
     parts = {
         "process": PROCESS[device]["learner"],
         **states,
@@ -127,8 +132,9 @@ def learner(stage: Stage, model: Shape, device: Device, length: int) -> Parts:
         "buffers": _bucket(stage, model, device) + max(0.0, other - work - logits),
     }
     if device == "cpu":
+        parts[SHARED] = ring(stage, model)
         freed = states["gradients"] + work + logits + max(0.0, other - work - logits)
-        parts["heap"] = HEAP * freed
+        parts["heap"] = (HEAP if stage.model.lora is None else HEAP_OF_ADAPTERS) * freed
     return parts
 
 
@@ -216,7 +222,7 @@ def _bucket(stage: Stage, model: Shape, device: Device) -> float:
     return float(BYTES[stage.model.dtype] * elements)
 
 
-def _reduction(stage: Stage, model: Shape, device: Device) -> float:
+def _reduction(stage: Stage, model: Shape) -> float:
     """ZeRO-0 flattens gradients into one buffer, on a single rank too."""
     if stage.learner.zero:
         return 0.0
@@ -235,18 +241,19 @@ def _step(stage: Stage, model: Shape, device: Device) -> float:
 
 
 def ring(stage: Stage, model: Shape) -> float:
-    """Shared memory that weights travel through on one host: two buckets, or two times the largest
-    weight."""
+    """Memory that weights travel through on one host (samplers/ring.py): two buckets, or twice the
+    largest weight. It stays from sync to sync."""
     each = BYTES[stage.model.dtype]
     bucket = max(stage.sync.bucket_mb * MIB, each * model.largest)
     return float(2 * min(bucket, each * model.parameters))
 
 
-def _sync(stage: Stage, model: Shape) -> float:
-    """Two buckets, and under ZeRO-3 the gathered one. Merging adapters takes a float32 copy of one
-    weight besides."""
+def _sync(stage: Stage, model: Shape, device: Device) -> float:
+    """Two buckets, unless they are in shared memory, and under ZeRO-3 the gathered one. Merging
+    adapters takes a float32 copy of one weight besides."""
     merged = 0 if stage.model.lora is None else 4 * model.width * model.ffn
-    return ring(stage, model) * (1.5 if stage.learner.zero == 3 else 1) + merged
+    buckets = (device == "cuda") + 0.5 * (stage.learner.zero == 3)
+    return ring(stage, model) * buckets + merged
 
 
 def rollout(stage: Stage, model: Shape, device: Device, prompt: int, gpu: float | None) -> Parts:
@@ -258,6 +265,8 @@ def rollout(stage: Stage, model: Shape, device: Device, prompt: int, gpu: float 
     """
     config = stage.rollout.engine
     parts = {"process": PROCESS[device]["rollout"]}
+    if device == "cpu":
+        parts[SHARED] = ring(stage, model)
     if isinstance(config, vllm.Config):
         return parts | _vllm(config, stage, model, device, prompt, gpu)
     each = BYTES[config.dtype if config.dtype == stage.model.dtype else stage.model.dtype]

@@ -1,7 +1,6 @@
-"""What a learner and an engine really hold, in processes of their own, against the estimate.
+"""What a learner and an engine really hold, in processes of their own, beside the estimate.
 
-    python -m tests.bench.memory            # the table: tiny and 100M parameters
-    python -m tests.bench.memory learner FOLDER '{"zero": 0, ...}'   # one process, figures as JSON
+    python -m tests.bench.memory      # the table of README: tiny and 100M parameters, every ZeRO
 
 VmHWM of a fresh process is read: ru_maxrss would begin at the peak of the process that started it.
 """
@@ -11,17 +10,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from samplers.types import Request
+from trainer import memory
 from trainer.batching import pack
-from trainer.losses import LossConfig
-from trainer.types import MicroBatch, TrainSequence
+from trainer.config import Stage, load
+from trainer.modelfolder import ModelFolder, fetch
+from trainer.types import Batch, TrainSequence
 
-SIZES = {
+LARGE = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
@@ -32,12 +35,49 @@ SIZES = {
     "max_position_embeddings": 4096,
     "initializer_range": 0.02,
 }
-"""100 million parameters, embeddings tied."""
+"""100 million parameters with tied embeddings; those of tests/tiny.py otherwise."""
+PROMPT, LENGTH = 32, 128
+"""Tokens of a prompt, and of a whole row."""
+TINY = ["model.path=base/find"]
+SMALL = ["tokens_per_micro_batch=512", "rollout.engine.slots=32"]
+CASES: dict[str, list[str]] = {
+    "tiny": [*TINY, "tokens_per_micro_batch=4096", "rollout.engine.slots=256"],
+    "100M": SMALL,
+    "100M, larger": ["tokens_per_micro_batch=1024", "rollout.engine.slots=96"],
+    "100M, checkpointing": [*SMALL, "learner.gradient_checkpointing=true"],
+    "100M, LoRA": [*SMALL, "model.lora={rank: 16}"],
+    **{
+        f"100M, ZeRO-{zero}, {dtype}": [
+            *SMALL,
+            f"learner.zero={zero}",
+            f"model.dtype={dtype}",
+        ]
+        for dtype in ("float32", "bfloat16")
+        for zero in (0, 1, 2, 3)
+        if zero or dtype == "bfloat16"
+    },
+}
 
 
-def measure(kind: str, folder: str | Path, **settings: Any) -> dict[str, float]:
-    """Bytes resident: `peak` of a fresh process of that kind, and `start`, before its model."""
-    command = [sys.executable, "-m", "tests.bench.memory", kind, str(folder), json.dumps(settings)]
+def stage(settings: Sequence[str]) -> Stage:
+    """The tiny recipe with changes, its rows as long as LENGTH."""
+    return load("grpo/find", [f"rollout.max_tokens={LENGTH - PROMPT}", *settings]).stages[0]
+
+
+def estimated(settings: Sequence[str]) -> dict[str, memory.Parts]:
+    """Bytes of each process, as `laconic plan` has them."""
+    one = stage(settings)
+    shape = memory.shape(ModelFolder(fetch(one.model.path)), one.model.lora)
+    assert shape is not None
+    return {
+        "learner": memory.learner(one, shape, "cpu", LENGTH),
+        "rollout": memory.rollout(one, shape, "cpu", PROMPT, None),
+    }
+
+
+def measured(settings: Sequence[str]) -> dict[str, float]:
+    """Peaks of resident bytes of the actors of a run, fresh processes all."""
+    command = [sys.executable, "-m", "tests.bench.memory", *settings]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
@@ -45,75 +85,95 @@ def measure(kind: str, folder: str | Path, **settings: Any) -> dict[str, float]:
     return figures
 
 
-def status(field: str) -> float:
-    """A figure of /proc/self/status, in bytes."""
+def large(folder: Path) -> str:
+    """A model of 100M parameters in `folder`, as a setting."""
+    from tests.tiny import tiny_model, tiny_tokenizer
+
+    tiny_model("qwen3", tied=True, **LARGE).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return f"model.path={folder}"
+
+
+def run(one: Stage) -> dict[str, float]:
+    """Two steps of two full micro-batches, a sync after each, then every slot full to its end.
+
+    By then gradients, moments, activations and what weights travel in were there at once.
+    """
+    import ray
+
+    from launch.fleet import Fleet, cluster
+
+    path = fetch(one.model.path)
+    vocabulary = ModelFolder(path).config["vocab_size"]
+    with cluster(3), Fleet(one, str(path)) as fleet:
+        for _ in range(2):
+            fleet.step(batch(one, vocabulary))
+            fleet.sync()
+        (learner,), (engine,) = fleet.actors["learner"], fleet.actors["rollout"]
+        asked = requests(one.rollout.engine.slots, vocabulary)
+        ray.get(engine.__ray_call__.remote(_fill, asked))
+        actors = {"learner": learner, "rollout": engine, "grader": fleet.actors["grader"][0]}
+        return {r: ray.get(a.__ray_call__.remote(_peak)) for r, a in actors.items()}
+
+
+def _fill(actor: Any, asked: Sequence[Request]) -> None:
+    assert len(actor.worker.engine.generate(asked)) == len(asked)
+
+
+def _peak(_: Any) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
+        if line.startswith("VmHWM:"):
             return float(line.split()[1]) * 1024
-    raise KeyError(field)
+    raise OSError("/proc/self/status has no VmHWM")
 
 
-def learner(folder: str, settings: dict[str, Any]) -> dict[str, float]:
-    """Two optimiser steps of two full micro-batches: gradients, moments and activations at once."""
-    import ray  # noqa: F401
-
-    from trainer.learner import Learner, LearnerConfig
-    from trainer.optim import OptimConfig
-
-    start = 0.0
-    tokens, length = settings.pop("tokens"), settings.pop("length")
-    vocab, dtype = settings.pop("vocab"), settings.pop("dtype", "float32")
-    config = LearnerConfig(**settings)
-    one = Learner(folder, config, OptimConfig(), LossConfig(), total_steps=9, dtype=dtype)
-    built = status("VmRSS")
-    for _ in range(2):
-        one.step(updates(tokens, length, vocab))
-    return {"start": start, "built": built, "peak": status("VmHWM"), "now": status("VmRSS")}
+def requests(count: int, vocabulary: int) -> list[Request]:
+    random = np.random.default_rng(0)
+    return [
+        Request(i, random.integers(0, vocabulary, PROMPT).astype(np.int32), LENGTH - PROMPT, seed=i)
+        for i in range(count)
+    ]
 
 
-def updates(tokens: int, length: int, vocab: int) -> list[tuple[MicroBatch, ...]]:
-    """One optimiser step of two micro-batches of `tokens`."""
+def batch(one: Stage, vocabulary: int) -> Batch:
+    """One optimiser step of two micro-batches that are full."""
     random, rows = np.random.default_rng(0), []
-    for row in range(2 * tokens // length):
-        mask_T = np.arange(length) >= 32
+    for row in range(2 * one.tokens_per_micro_batch // LENGTH):
+        mask_T = np.arange(LENGTH) >= PROMPT
         rows.append(
             TrainSequence(
-                ids_T=random.integers(0, vocab, length).astype(np.int32),
-                parent_T=np.arange(length, dtype=np.int32) - 1,
+                ids_T=random.integers(0, vocabulary, LENGTH).astype(np.int32),
+                parent_T=np.arange(LENGTH, dtype=np.int32) - 1,
                 mask_T=mask_T,
                 advantages_T=np.where(mask_T, 1 - 2 * (row % 2), 0).astype(np.float32),
                 behaviour_T=np.where(mask_T, -9.0, np.nan).astype(np.float32),
-                versions_T=np.zeros(length, np.int32),
+                versions_T=np.zeros(LENGTH, np.int32),
                 prompt=row,
                 group=row,
                 rollout=0,
             )
         )
-    batch = pack(rows, LossConfig(), tokens_per_micro_batch=tokens)
-    return [tuple(step[0]) for step in batch.updates]
+    return pack(rows, one.loss, tokens_per_micro_batch=one.tokens_per_micro_batch)
 
 
-def rollout(folder: str, settings: dict[str, Any]) -> dict[str, float]:
-    """Every slot full to its last token, weights loaded once in between."""
-    import ray  # noqa: F401
-
-    from samplers.engines.torch import Config
-    from samplers.engines.torch import start as start_engine
-
-    length, prompt, vocab = (settings.pop(name) for name in ("length", "prompt", "vocab"))
-    config = Config(**settings)
-    begun = status("VmRSS")
-    engine = start_engine(folder, config)
-    built = status("VmRSS")
-    random = np.random.default_rng(0)
-    requests = [
-        Request(i, random.integers(0, vocab, prompt).astype(np.int32), length - prompt, seed=i)
-        for i in range(config.slots)
-    ]
-    assert len(engine.generate(requests)) == config.slots
-    return {"start": begun, "built": built, "peak": status("VmHWM"), "now": status("VmRSS")}
+def table() -> None:
+    """Print measured and estimated MiB of every case."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = large(Path(folder))
+        for name, settings in CASES.items():
+            both = settings if settings[0] in TINY else [path, *settings]
+            real, ours = measured(both), estimated(both)
+            for role, parts in ours.items():
+                told = sum(parts.values())
+                print(
+                    f"{name:<24} {role:<8} {real[role] / 2**20:6.0f} MiB measured "
+                    f"{told / 2**20:6.0f} estimated {told / real[role] - 1:+6.1%}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
-    kind, folder, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-    print(json.dumps({"learner": learner, "rollout": rollout}[kind](folder, settings)))
+    if len(sys.argv) == 1:
+        table()
+    else:
+        print(json.dumps(run(stage(sys.argv[1:]))))
