@@ -18,7 +18,7 @@ from launch.hardware import Hardware, described, size
 from launch.placement import Cluster
 from launch.plan import Plan
 from launch.plan import plan as make
-from trainer.config import load, shipped
+from trainer.config import RECIPES, load, shipped
 
 GRPO = ["rollout.max_tokens=150", "prompts_per_step=6", "rollouts_per_prompt=4"]
 
@@ -280,3 +280,15 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "grpo/r1-8gpu", "--gpus-per-node", "1", "--gpu-memory", "80GB"]) == 2
     assert main(["plan", "grpo/find", *cluster, "a lot"]) == 2
     assert main(["plan", "grpo/find", "--gpus-per-node", "2"]) == 2
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_the_readme_shows_what_the_plan_says(name: str) -> None:
+    readme = (RECIPES / "grpo" / "README.md").read_text()
+    fitted = full(name).stages[0].fit
+    for item in {item for parts in fitted.parts.values() for item in parts}:
+        (row,) = [line for line in readme.splitlines() if line.startswith(f"| {item} |")]
+        for parts in fitted.parts.values():
+            assert item not in parts or f"{parts[item] / 2**30:.2f}" in row, (item, row)
+    for load_ in fitted.loads:
+        assert f"{load_.needs / 2**30:.2f}" in readme
