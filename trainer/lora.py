@@ -104,8 +104,8 @@ class LoraConfig(Component):
             )
         if "lr" not in optim.model_fields_set:
             warnings.warn(
-                f"optim.lr is left at {optim.lr:g}, which suits full training; adapters want about "
-                "ten times its rate (1e-5 and up)",
+                f"optim.lr is left at {optim.lr:g}, which suits full training; adapters want "
+                "several times to ten times that",
                 stacklevel=2,
             )
 
