@@ -102,7 +102,7 @@ class TorchEngine:
 
     def _row(self, request: Request) -> Row:
         kept = None if request.prefix is None else self._kept.get(request.prefix[0])
-        ids = whole_prompt(request, kept and kept.ids, self._vocab, self.context)
+        ids = whole_prompt(request, kept.ids if kept else None, self._vocab, self.context)
         return Row(request, ids, kept if kept and kept.kv is not None else None)
 
     def step(self) -> list[Completion]:
