@@ -227,7 +227,8 @@ class Fleet:
 
     def _take_turns(self, what: str) -> None:
         """Engines on the learners' own GPUs give their memory up to them, or take it back."""
-        if self.placement.shared:
+        sleeps = getattr(self.stage.rollout.engine, "sleep", True)  # vLLM's has to be asked for
+        if self.placement.shared and sleeps:
             _wait([getattr(actor, what).remote() for actor in self.actors["rollout"]])
 
     def save(self, folder: Path) -> None:

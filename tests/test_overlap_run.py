@@ -6,10 +6,16 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
+import pytest
 
-from tests.test_run import _gone, _until, command, metrics, train
+from launch import run
+from launch.fleet import Fleet
+from launch.placement import Placement
+from tests.test_run import SMALL, _gone, _until, command, metrics, train
 
 AHEAD = (
     "deterministic=false", "max_staleness=1", "rollout.in_flight_updates=true",
@@ -20,16 +26,16 @@ AHEAD = (
 def test_a_killed_run_goes_on_within_the_bound(tmp_path: Path) -> None:
     """Two engines that load in flight, killed in the middle and started again."""
     settings = (*AHEAD, "steps=5", "checkpoint.every=1")
-    run = subprocess.Popen(
+    process = subprocess.Popen(
         command(tmp_path, *settings),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     folder = tmp_path / "grpo-find-seed0"
-    _until((folder / "checkpoints" / "step-000002" / "COMPLETE").exists, run)
-    run.kill()
-    run.wait()
+    _until((folder / "checkpoints" / "step-000002" / "COMPLETE").exists, process)
+    process.kill()
+    process.wait()
     train(tmp_path, *settings)
     steps = metrics(folder)
     assert [step["step"] for step in steps] == [1, 2, 3, 4, 5]
@@ -39,24 +45,50 @@ def test_a_killed_run_goes_on_within_the_bound(tmp_path: Path) -> None:
         assert step["engine_gap"] < 1e-4, "scored by both sides under the same weights"
     assert any(step["staleness/max"] == 1 for step in steps), "training was overlapped"
     # where all groups are all right or all wrong no token is computed, and there is no mean
-    stale = [step for step in steps if step["staleness/mean"] > 0.5 and "importance" in step]
+    stale = [step for step in steps if step["staleness/max"] == 1 and "importance" in step]
     assert stale
     for step in stale:
         assert 0 < step["importance"] <= 2
-        assert step["policy_drift"] > 1e-4, "and drift is told apart"
+        if step["staleness/mean"] > 0.2:
+            assert step["policy_drift"] > 1e-4, "and drift is told apart"
+
+
+def test_engines_on_the_learners_gpus_sleep_while_they_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a shared GPU: an engine that is asleep refuses to do anything but to wake."""
+    turns: list[str] = []
+    take_turns, step = Fleet._take_turns, Fleet.step
+
+    def noted(fleet: Fleet, what: str) -> None:
+        turns.append(what)
+        take_turns(fleet, what)
+
+    def stepped(fleet: Fleet, batch: Any) -> Any:
+        out = step(fleet, batch)
+        with pytest.raises(ValueError, match="asleep"):
+            fleet.probe([np.arange(5, dtype=np.int32)])
+        return out
+
+    monkeypatch.setattr(Placement, "shared", True)
+    monkeypatch.setattr(Fleet, "_take_turns", noted)
+    monkeypatch.setattr(Fleet, "step", stepped)
+    folder = run.train("grpo/find", f"output={tmp_path}", "steps=2", *SMALL)
+    assert turns == ["sleep", "wake"] * 2
+    assert all(step["engine_gap"] < 1e-4 for step in metrics(folder))
 
 
 def test_interrupt_in_the_middle_of_a_rollout_leaves_no_process(tmp_path: Path) -> None:
-    run = subprocess.Popen(
+    process = subprocess.Popen(
         command(tmp_path, *AHEAD, "steps=500"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
     log = tmp_path / "grpo-find-seed0" / "metrics.jsonl"
-    _until(lambda: log.exists() and log.read_text().count("\n") >= 1, run)
-    descendants = psutil.Process(run.pid).children(recursive=True)
+    _until(lambda: log.exists() and log.read_text().count("\n") >= 1, process)
+    descendants = psutil.Process(process.pid).children(recursive=True)
     assert descendants
-    os.killpg(run.pid, signal.SIGINT)
-    _, error = run.communicate(timeout=60)
-    assert run.returncode == 130, error[-2000:]
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error[-2000:]
     assert "Traceback" not in error
     _gone(descendants)
