@@ -121,10 +121,10 @@ BF16 = ["model.dtype=bfloat16"]
     [  # bytes a parameter on 4 ranks: what DeepSpeed 0.19.8 keeps (see memory._states)
         (["learner.zero=0"], 4, 4, 8),
         (["learner.zero=1"], 4, 4, 12 / 4),
-        (["learner.zero=2"], 4, 8 / 4, 12 / 4),
+        (["learner.zero=2"], 4, 4 / 4, 12 / 4),
         (["learner.zero=0", *BF16], 2, 2, 12),
         (["learner.zero=1", *BF16], 2, 6, 12 / 4),
-        (["learner.zero=2", *BF16], 2, 6 / 4, 12 / 4),
+        (["learner.zero=2", *BF16], 2, 4 / 4, 12 / 4),
         (["learner.zero=0", "optim.name=muon"], 4, 4, 4),
     ],
 )

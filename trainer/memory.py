@@ -128,17 +128,21 @@ def learner(stage: Stage, model: Shape, device: Device, length: int) -> Parts:
     work = _activations(stage, model, tokens, length)
     logits = _head(stage, model, tokens, device)
     syncing = _sync(stage, model, device)
-    other = max(_reduction(stage, model), _step(stage, model, device), syncing)
+    bucket = _bucket(stage, model, device)
+    kept = bucket if stage.learner.zero == 3 else 0.0  # ZeRO 1 and 2 let go of it after backward
+    reduction = _reduction(stage, model) + bucket
+    step = _step(stage, model, device) + kept
+    peak = max(work + logits + bucket, reduction, step, syncing + kept)
     parts = {
         "process": PROCESS[device]["learner"],
         **states,
         "activations": work,
         "logits": logits,
-        "buffers": _bucket(stage, model, device) + max(0.0, other - work - logits),
+        "buffers": peak - work - logits,
     }
     if device == "cpu":
         parts[SHARED] = ring(stage, model)
-        freed = states["gradients"] + work + logits + max(0.0, other - work - logits)
+        freed = states["gradients"] + peak - kept
         parts["heap"] = (HEAP if stage.model.lora is None else HEAP_OF_ADAPTERS) * freed
     return parts
 
@@ -147,8 +151,8 @@ def _states(stage: Stage, model: Shape, device: Device) -> Parts:
     """Weights, gradients, optimiser and reference between micro-batches, as DeepSpeed keeps them.
 
     ZeRO 1 and 2 copy float32 weights into a master as well; ZeRO-3 does not. In bfloat16 ZeRO 1 to
-    3 add gradients up in float32: ZeRO-1 whole and beside the bfloat16 ones, ZeRO-2 with a copy of
-    the new ones. Muon keeps one moment of matrices, AdamW two.
+    3 add gradients up in float32: ZeRO-1 whole, and beside the bfloat16 ones. Muon keeps one moment
+    of matrices, AdamW two.
     """
     zero, ranks, each = stage.learner.zero, stage.learner.ranks, BYTES[stage.model.dtype]
     wide = each == 4
@@ -158,7 +162,7 @@ def _states(stage: Stage, model: Shape, device: Device) -> Parts:
     gradient = {
         0: each,
         1: each if wide else each + 4,
-        2: (4 + each) / ranks,
+        2: 4 / ranks,
         3: 4 / ranks,
     }[zero]
     parts = {
@@ -228,10 +232,12 @@ def _bucket(stage: Stage, model: Shape, device: Device) -> float:
 
 
 def _reduction(stage: Stage, model: Shape) -> float:
-    """ZeRO-0 flattens gradients into one buffer, on a single rank too."""
-    if stage.learner.zero:
-        return 0.0
-    return float(BYTES[stage.model.dtype] * min(model.trained, BUCKET))
+    """ZeRO-0 flattens gradients into one buffer, on a single rank too; ZeRO-2 holds a rank's part
+    of the new ones beside the sum."""
+    each, zero = BYTES[stage.model.dtype], stage.learner.zero
+    if zero == 2:
+        return each * model.trained / stage.learner.ranks
+    return 0.0 if zero else float(each * min(model.trained, BUCKET))
 
 
 def _step(stage: Stage, model: Shape, device: Device) -> float:
@@ -279,6 +285,8 @@ def rollout(stage: Stage, model: Shape, device: Device, prompt: int, gpu: float 
     length = prompt + stage.rollout.max_tokens
     prefill = min(PREFILL_TOKENS, rows * prompt) * (3 * model.ffn + model.cache) * each
     sampled = rows * model.vocabulary * (4 * 3 + 8 * 2)  # logits, logprobs, both as probabilities
+    if device == "cpu" and each == 2:  # the head in float32
+        sampled += 4 * model.vocabulary * model.width
     return parts | {
         "weights": float(each * _engine_weights(model)),
         "key/value cache": float(rows * length * model.cache * each),
