@@ -12,14 +12,17 @@ interleaved and figures are medians, because machines slow down and speed up.
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
 import sys
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.bench.step import run
 from trainer.config import load
 
 SETTINGS = ("optim.lr=1e-9", "evaluation=null", "name=bench", "deterministic=false")
+ROOT = str(Path(__file__).resolve().parents[2])
 Step = dict[str, float]
 
 
@@ -30,7 +33,9 @@ def compare(recipe: str, pairs: int, steps: int) -> None:
         RuntimeError: a block failed, with the end of what it printed.
     """
     epochs = balance(recipe, steps)
-    print(f"| pair | generate | train | sync | by turns | ahead | ahead / max |\n|{' --- |' * 7}")
+    heads = ("pair", "generate", "train", "sync", "by turns")
+    heads += ("ahead: generate", "train", "step", "step / max")
+    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}", flush=True)
     ratios = []
     for pair in range(pairs):
         turns = block(recipe, steps, f"epochs={epochs}", f"seed={pair}")
@@ -38,7 +43,8 @@ def compare(recipe: str, pairs: int, steps: int) -> None:
         alone = {name: median(turns, name) for name in ("generate", "train", "sync", "step")}
         longer = max(alone["generate"], alone["train"])
         ratios.append(median(ahead, "step") / longer)
-        cells = [f"{alone[n]:.2f}" for n in alone] + [f"{median(ahead, 'step'):.2f}"]
+        beside = [median(ahead, name) for name in ("generate", "train", "step")]
+        cells = [f"{seconds:.2f}" for seconds in (*alone.values(), *beside)]
         print(f"| {pair + 1} | {' | '.join(cells)} | {ratios[-1]:.2f} |", flush=True)
     print(f"\nahead / max(generate, train), epochs={epochs}: {statistics.median(ratios):.2f}")
 
@@ -54,7 +60,11 @@ def block(recipe: str, steps: int, *settings: str) -> list[Step]:
     with TemporaryDirectory(prefix="laconic-bench-") as name:
         output = [f"output={name}", f"steps={steps + 2}"]
         settings = (*SETTINGS, *settings)
-        run([sys.executable, "-m", "launch.cli", "train", recipe, *settings, *output], None)
+        command = [sys.executable, "-m", "launch.cli", "train", recipe, *settings, *output]
+        env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=ROOT)
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\nfailed:\n{done.stderr[-2000:]}")
         lines = (load(recipe, (*settings, *output)).folder / "metrics.jsonl").read_text()
     return [json.loads(line) for line in lines.splitlines()][1:-1]
 

@@ -88,7 +88,7 @@ def compare(
 def _ours(recipe: str, resolved: Recipe, steps: int, core: int | None) -> Block:
     output = [f"seed={resolved.seed}", f"output={resolved.output}", f"steps={steps + 1}"]
     command = [sys.executable, "-m", "launch.cli", "train", recipe, *SETTINGS, *output]
-    _, peak_mb = run(command, core)
+    _, peak_mb = _run(command, core)
     lines = map(json.loads, (resolved.folder / "metrics.jsonl").read_text().splitlines())
     names = {"seconds": "step", "generate": "generate", "train": "train"}
     found = [
@@ -117,7 +117,7 @@ def _trl(
     model, prompts = str(fetch(stage.model.path)), folder / "prompts.jsonl"
     _dump_prompts(recipe, model, prompts, (steps + 1) * stage.prompts_per_step)
     flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
-    out, peak_mb = run([python, str(HERE / "trl_step.py"), model, str(prompts), *flags], core)
+    out, peak_mb = _run([python, str(HERE / "trl_step.py"), model, str(prompts), *flags], core)
     found = [json.loads(line) for line in out.splitlines() if line.startswith('{"step"')]
     return Block.of(found[1:], peak_mb)
 
@@ -140,7 +140,7 @@ def _dump_prompts(recipe: Recipe, model: str, path: Path, count: int) -> None:
             file.write(json.dumps({"prompt": text, "answer": prompt.answer}) + "\n")
 
 
-def run(command: Sequence[str], core: int | None) -> tuple[str, float]:
+def _run(command: Sequence[str], core: int | None) -> tuple[str, float]:
     """What the command printed, and the most memory that its process tree ever had, in MB."""
     env = dict(os.environ, OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     env["PYTHONPATH"] = str(HERE.parent.parent)
