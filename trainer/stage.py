@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -256,9 +257,9 @@ class StageRun:
         figures |= self._ages
         probe = staleness.probe(self._rows)
         if probe:
-            with self.clock.phase("probe"):
-                theirs = self.world.probe([row.ids_T for row in probe])
-                figures |= staleness.gap(self._score(probe, "policy"), theirs)
+            with self.clock.phase("probe"), ThreadPoolExecutor(1) as beside:
+                theirs = beside.submit(self.world.probe, [row.ids_T for row in probe])
+                figures |= staleness.gap(self._score(probe, "policy"), theirs.result())
         return figures
 
     def _drawn(self) -> dict[str, Any]:
