@@ -17,7 +17,7 @@ Item = tuple[str | None, str, Mapping[str, Any]]
 class World(Protocol):
     """Engines, graders and learners. Every call returns when it is done, or raises.
 
-    `rollout`, `grade`, `score` and `probe` may be called by one thread while another calls anything.
+    One thread may call `rollout`, `grade`, `score` or `probe` while another calls anything.
     """
 
     version: int
