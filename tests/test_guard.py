@@ -21,6 +21,8 @@ def test_a_gap_above_the_bound_stops_the_run() -> None:
         guard.check(stage("model.dtype=bfloat16"), False, {"engine_gap": 1.1e-2})
     with pytest.raises(RuntimeError, match="engine gap"):
         guard.check(stage("guard.engine_gap=1e-6"), False, {"engine_gap": 2e-6})
+    with pytest.raises(RuntimeError, match="engine gap"):
+        guard.check(stage(), False, {"engine_gap": float("nan")})
 
 
 def test_a_cap_that_nearly_all_hit_is_refused_at_the_first_step_only() -> None:

@@ -67,6 +67,8 @@ def test_targets_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
     [
         (["model.lora.dropout=0.05"], r"model\.lora: dropout=0\.05: .* set dropout: 0"),
         (["model.lora.targets=[]"], "nothing would be trained"),
+        (["model.lora=8"], r"model\.lora: 8 is neither true nor a mapping .*set null"),
+        (["model.lora=false"], r"model\.lora: False is neither .*set null"),
         (["model.lora.rank=0"], "model.lora.rank: .* greater than or equal to 1"),
         (["model.lora.ranks=8"], "model.lora.ranks: unknown field; did you mean 'rank'"),
         (["model.lora=true", "optim.name=muon"], "optim.name=muon with model.lora: .*adamw"),

@@ -195,21 +195,24 @@ def test_drift_is_no_gap_and_the_gap_is_probed(tmp_path: Path) -> None:
     class Off(Aging):
         """Learners (0 everywhere) and engines differ by 0.5, and training tokens by 7."""
 
+        off = 0.0
+
         def probe(self, ids):
             probed.append(list(ids))
-            return [np.full(len(row) - 1, off, np.float32) for row in ids]
+            return [np.full(len(row) - 1, self.off, np.float32) for row in ids]
 
-    off, probed = 0.0, []
+    probed: list[list] = []
     with watched(made, Off(made.stages[0], 0), tmp_path / "a") as run:
         train(run)
     assert len(probed) == 6
     assert all(1 <= len(rows) <= staleness.PROBED for rows in probed)
-    off = 0.5
-    with (
-        pytest.raises(RuntimeError, match=r"engine gap: .* 5.00e-01"),
-        watched(made, Off(made.stages[0], 0), tmp_path / "b") as run,
-    ):
-        train(run)
+    for off, told in ((0.5, "5.00e-01"), (np.nan, "nan")):  # an engine's NaN is no agreement
+        Off.off = off
+        with (
+            pytest.raises(RuntimeError, match=f"engine gap: .* {told}"),
+            watched(made, Off(made.stages[0], 0), tmp_path / told) as run,
+        ):
+            train(run)
 
 
 def test_stale_tokens_are_corrected_unless_chosen_otherwise() -> None:
@@ -219,6 +222,8 @@ def test_stale_tokens_are_corrected_unless_chosen_otherwise() -> None:
     assert loss().importance == "none"
     stale = loss("max_staleness=1")
     assert (stale.importance, stale.importance_cap) == ("token", 2.0)
+    for written in ("max_staleness=1.0", "max_staleness='1'"):
+        assert loss(written) == stale
     assert loss("max_staleness=1", "loss.importance=sequence").importance == "sequence"
     assert loss("max_staleness=1", "loss.importance_cap=5").importance_cap == 5
     assert loss("max_staleness=1", "loss.name=cispo").importance == "token"

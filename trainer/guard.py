@@ -31,7 +31,7 @@ def check(stage: Stage, first: bool, metrics: Mapping[str, float]) -> None:
     gap, bound = metrics.get("engine_gap", 0.0), engine_gap_bound(stage)
     # of a batch's first update, so before any weight has moved (trainer/tally.py); of a probe
     # where the weights that sampled were older (trainer/staleness.py)
-    if gap > bound:
+    if not gap <= bound:  # NaN is no agreement either
         raise RuntimeError(
             f"engine gap: mean |learner - engine| logprob is {gap:.2e}, above {bound:.0e} "
             "(guard.engine_gap). The engine does not compute what the learner computes: check "

@@ -62,7 +62,14 @@ class LoraConfig(Component):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, value: Any) -> Any:
-        return {} if value is True else value
+        if value is True:
+            return {}
+        if not isinstance(value, Mapping | LoraConfig):
+            raise ValueError(
+                f"{value!r} is neither true nor a mapping of settings (rank, alpha, targets, "
+                "export); set null to train in full"
+            )
+        return value
 
     @field_validator("targets", mode="before")
     @classmethod

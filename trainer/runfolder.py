@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 
 from trainer import checkpoint
-from trainer.config import Recipe
+from trainer.config import Recipe, resolve
 
 CONFIG, DONE, LOCK = "config.yaml", "DONE", ".lock"
 FREE = {"tracking", "checkpoint", "output"}
@@ -45,13 +46,23 @@ def same(recipe: Recipe) -> None:
     folder, config = recipe.folder, recipe.folder / CONFIG
     if not (folder / DONE).is_file() and checkpoint.newest(folder / "checkpoints") is None:
         return
-    here = yaml.safe_load(config.read_text()) if config.is_file() else None
+    here = _completed(yaml.safe_load(config.read_text())) if config.is_file() else None
     changed = _first_difference(_binding(here), _binding(yaml.safe_load(resolved(recipe))))
     if changed:
         raise ValueError(
             f"{folder} holds a run with another configuration ({changed}); choose another "
             "output=... or name=..., or remove the folder"
         )
+
+
+def _completed(config: Any) -> Any:
+    """A stored configuration with the defaults of fields that are newer than its run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return yaml.safe_load(resolved(resolve(config)))
+        except (ValueError, TypeError, AttributeError):
+            return config  # not one of ours, or not any more: told by its differences
 
 
 def _binding(config: Any) -> Any:

@@ -259,7 +259,7 @@ class StageRun:
         if probe:
             with self.clock.phase("probe"), ThreadPoolExecutor(1) as beside:
                 theirs = beside.submit(self.world.probe, [row.ids_T for row in probe])
-                figures |= staleness.gap(self._score(probe, "policy"), theirs.result())
+                figures |= staleness.gap(probe, self._score(probe, "policy"), theirs.result())
         return figures
 
     def _drawn(self) -> dict[str, Any]:

@@ -44,16 +44,19 @@ def probe(rows: Sequence[TrainSequence]) -> list[TrainSequence]:
     return [plain[int(i)] for i in chosen]
 
 
-def gap(ours: Sequence[Floats], theirs: Sequence[Floats]) -> dict[str, float]:
-    """`engine_gap`: mean |learner - engine| logprob over the tokens that the learners scored.
+def gap(
+    rows: Sequence[TrainSequence], ours: Sequence[Floats], theirs: Sequence[Floats]
+) -> dict[str, float]:
+    """`engine_gap`: mean |learner - engine| logprob over the trained tokens of `rows`.
+
+    NaN where either side gave NaN for one of them: that is no agreement.
 
     Args:
-        ours: [T] per row, NaN where not scored.
+        ours: [T] per row.
         theirs: [T - 1] per row: of every token but the first.
     """
-    pairs = zip(ours, theirs, strict=True)
-    gaps = np.concatenate([np.abs(a_T[1:] - b_T) for a_T, b_T in pairs])
-    gaps = gaps[~np.isnan(gaps)]
+    each = zip(rows, ours, theirs, strict=True)
+    gaps = np.concatenate([np.abs(a_T[1:] - b_T)[row.mask_T[1:]] for row, a_T, b_T in each])
     return {"engine_gap": float(gaps.mean()), "engine_gap_max": float(gaps.max())}
 
 
@@ -69,8 +72,12 @@ def corrected(stage: Any) -> Any:
 
     if not isinstance(stage, Mapping) or stage.get("kind") == "sft":
         return stage
-    steps, loss = stage.get("max_staleness", 0), stage.get("loss", {})
-    if not isinstance(steps, int) or steps < 1:
+    loss = stage.get("loss", {})
+    try:
+        steps = float(stage.get("max_staleness", 0))  # 1.0 and '1' are 1 to pydantic as well
+    except (TypeError, ValueError):
+        return stage
+    if steps < 1:
         return stage
     if isinstance(loss, LossConfig):
         loss = loss.model_dump(exclude_unset=True)
@@ -78,7 +85,7 @@ def corrected(stage: Any) -> Any:
         return stage
     if loss.get("importance", "token") == "none":
         raise ValueError(
-            f"loss.importance=none with max_staleness={steps}: tokens of older weights need a "
+            f"loss.importance=none with max_staleness={steps:g}: tokens of older weights need a "
             "correction; leave it out (then it is token, truncated at loss.importance_cap), or "
             "set max_staleness=0"
         )
