@@ -86,6 +86,13 @@ class LearnerActor(Actor):
     def score(self, micro_batches: Any, which: Any) -> Any:
         return self.learner.score(micro_batches, which)
 
+    def rest(self) -> None:
+        """Give back what of a GPU's memory is only kept for the next step: engines wake."""
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def where(self) -> Seat:
         return _seat()
 

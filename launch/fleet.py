@@ -45,6 +45,7 @@ class Fleet:
     def __init__(self, stage: Stage, model: str, seed: int = 0, deterministic: bool = True) -> None:
         self.stage, self.seed, self.version = stage, seed, 0
         self.actors: dict[Role, list[Any]] = {"learner": [], "rollout": [], "grader": []}
+        self._turn = "wake"
         self._groups: list[Any] = []
         self._sources: list[Source] = []
         self._order, self._ended = threading.Lock(), threading.Event()
@@ -103,6 +104,8 @@ class Fleet:
             actor.build.remote(self.stage, model, rank, master, device, self.seed)
             for rank, actor in enumerate(learners)
         ]
+        if self.placement.shared:  # vLLM measures what it finds free while it starts
+            _wait(building)
         engines = [a.build.remote(self.stage, model, device) for a in self.actors["rollout"]]
         graders = [a.build.remote(self.stage, sys.path) for a in self.actors["grader"]]
         opened = _wait([*engines, *building, *graders])[: len(engines)]
@@ -128,6 +131,7 @@ class Fleet:
 
     def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
         """Whole groups go to engines by turns, one ordered list each; or to who has room."""
+        self._take_turns("wake")
         if self._dispatch is not None:
             return self._dispatch.run(jobs)
         engines = self.actors["rollout"]
@@ -165,6 +169,7 @@ class Fleet:
 
     def probe(self, ids: Sequence[Ids]) -> list[Floats]:
         """By another engine at each version."""
+        self._take_turns("wake")
         engines = self.actors["rollout"]
         actor = engines[self.version % len(engines)]
         scores: list[Floats] = _wait([actor.score.remote(ids)])[0]
@@ -185,6 +190,7 @@ class Fleet:
 
     def score(self, batch: Batch, which: str) -> list[Floats]:
         """Logprobs of each micro-batch's scored tokens: updates, then ranks, then micro-batches."""
+        self._take_turns("sleep")
         out: list[Floats] = []
         for shares in batch.updates:
             scored = _wait(self._learners(partial(_score, shares, which)))
@@ -226,10 +232,14 @@ class Fleet:
             return [call(rank, actor) for rank, actor in enumerate(self.actors["learner"])]
 
     def _take_turns(self, what: str) -> None:
-        """Engines on the learners' own GPUs give their memory up to them, or take it back."""
+        """Engines on the learners' own GPUs `sleep`, or `wake` when the learners make room."""
         sleeps = getattr(self.stage.rollout.engine, "sleep", True)  # vLLM's has to be asked for
-        if self.placement.shared and sleeps:
-            _wait([getattr(actor, what).remote() for actor in self.actors["rollout"]])
+        if not (self.placement.shared and sleeps) or what == self._turn:
+            return
+        if what == "wake":
+            _wait(self._learners(lambda _, actor: actor.rest.remote()))
+        _wait([getattr(actor, what).remote() for actor in self.actors["rollout"]])
+        self._turn = what
 
     def save(self, folder: Path) -> None:
         _wait(self._learners(lambda _, actor: actor.save.remote(str(folder / "learner"))))

@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
+import ray
 
 from launch import run
 from launch.fleet import Fleet
@@ -56,25 +56,28 @@ def test_a_killed_run_goes_on_within_the_bound(tmp_path: Path) -> None:
 def test_engines_on_the_learners_gpus_sleep_while_they_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a shared GPU: an engine that is asleep refuses to do anything but to wake."""
-    turns: list[str] = []
-    take_turns, step = Fleet._take_turns, Fleet.step
+    """As on a shared GPU: whenever learners compute, also only to score; and they are woken."""
+    asleep: list[tuple[str, bool]] = []
 
-    def noted(fleet: Fleet, what: str) -> None:
-        turns.append(what)
-        take_turns(fleet, what)
+    def noted(name: str) -> None:
+        method = getattr(Fleet, name)
 
-    def stepped(fleet: Fleet, batch: Any) -> Any:
-        out = step(fleet, batch)
-        with pytest.raises(ValueError, match="asleep"):
-            fleet.probe([np.arange(5, dtype=np.int32)])
-        return out
+        def call(fleet: Fleet, *args: Any) -> Any:
+            out = method(fleet, *args)
+            engine = fleet.actors["rollout"][0]
+            ask = engine.__ray_call__.remote(lambda actor: actor.worker.engine._asleep)
+            asleep.append((name, ray.get(ask)))
+            return out
+
+        monkeypatch.setattr(Fleet, name, call)
 
     monkeypatch.setattr(Placement, "shared", True)
-    monkeypatch.setattr(Fleet, "_take_turns", noted)
-    monkeypatch.setattr(Fleet, "step", stepped)
-    folder = run.train("grpo/find", f"output={tmp_path}", "steps=2", *SMALL)
-    assert turns == ["sleep", "wake"] * 2
+    for name in ("rollout", "score", "step", "sync"):
+        noted(name)
+    settings = ("loss.importance=token", "loss.importance_normalize=true", "steps=2", *SMALL)
+    folder = run.train("grpo/find", f"output={tmp_path}", *settings)
+    turns = [("rollout", False), ("score", True), ("step", True), ("sync", False)]
+    assert asleep == turns * 2
     assert all(step["engine_gap"] < 1e-4 for step in metrics(folder))
 
 
