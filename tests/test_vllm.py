@@ -90,6 +90,33 @@ def test_every_worker_of_a_tensor_parallel_engine_reads_the_ring() -> None:
         engine.close()
 
 
+def test_all_threads_compute_on_the_engines_own_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only a GPU has, in a likeness: each thread's stream waits for no other's."""
+    engine: Any = vllm_engine(small())
+    here, told = threading.local(), []
+
+    class Stream:
+        def wait_stream(self, other: Any) -> None:
+            told.append((threading.current_thread().name, "waits for", other))
+
+    engine._stream = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: getattr(here, "stream", "default"))
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(here, "stream", stream))
+    seen, forward = [], engine._core.get_output
+    engine._core.get_output = lambda: (seen.append(torch.cuda.current_stream()), forward())[1]
+
+    def work() -> None:
+        engine.generate(REQUESTS)
+        engine.score([r.ids for r in REQUESTS])
+
+    for name in ("one", "another"):
+        thread = threading.Thread(target=work, name=name)
+        thread.start()
+        thread.join()
+    assert set(seen) == {engine._stream}
+    assert told == [("one", "waits for", "default"), ("another", "waits for", "default")]
+
+
 def test_this_process_is_left_as_it_was() -> None:
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     preload, setter = os.environ.get("LD_PRELOAD"), torch.set_num_threads

@@ -65,6 +65,7 @@ class VllmEngine:
         self.context: int | None = self.llm.vllm_config.model_config.max_model_len
         self._vocab = int(text.vocab_size)
         self._core = self.llm.engine_core
+        self._stream = own_stream() if self.receivers == 1 else None
         if self.receivers == 1:
             # Its end would tear down what every engine of the process computes with.
             self._core._finalizer.detach()
@@ -145,6 +146,7 @@ class VllmEngine:
 
     def _advance(self) -> None:
         """One forward of vLLM; tokens go to their rows, prompt logprobs to whoever scores."""
+        self._on_stream()
         outputs = self._core.get_output().outputs
         self.counters["steps"] += 1
         for output in outputs:
@@ -214,6 +216,7 @@ class VllmEngine:
 
     def load_weights(self, weights: Iterable[tuple[str, Any]], version: int | None = None) -> None:
         self._awake("load weights")
+        self._on_stream()
         self._everywhere("load_begin", self.shapes, self._needed)
         try:
             for bucket in buckets(weights):
@@ -227,6 +230,7 @@ class VllmEngine:
     def receive(self, source: Source, version: int) -> None:
         """Every worker process reads the weights itself."""
         self._awake("load weights")
+        self._on_stream()
         self._everywhere("load_from", source, self.shapes, self._needed)
         self._loaded(version)
 
@@ -243,9 +247,23 @@ class VllmEngine:
             told = re.search(r"^Worker failed with error '(.*)', please check", str(error), re.S)
             if told is None:
                 raise
-            if told[1].startswith("weight sync"):
+            if told[1].startswith("weight sync:"):
                 raise SyncError(told[1]) from None
-            raise ValueError(told[1]) from None
+            if told[1].startswith("weights:"):
+                raise ValueError(told[1]) from None
+            raise
+
+    def _on_stream(self) -> None:
+        """Threads take turns at an engine, and each has a CUDA stream, which waits for no other.
+
+        vLLM runs ahead: one thread's forward may still be under way when the next one's begins.
+        """
+        if self._stream is not None:
+            import torch
+
+            if torch.cuda.current_stream() != self._stream:
+                self._stream.wait_stream(torch.cuda.current_stream())
+                torch.cuda.set_stream(self._stream)
 
     # Memory
 
@@ -275,6 +293,15 @@ class VllmEngine:
             self._core.shutdown()
         else:
             gc.unfreeze()
+
+
+def own_stream() -> Any:
+    """The CUDA stream that vLLM has taken for this thread; None on a CPU."""
+    if settings.build() != "cuda":
+        return None
+    from vllm.utils.torch_utils import current_stream
+
+    return current_stream()
 
 
 def sampling(request: Request) -> Any:
