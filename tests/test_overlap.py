@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ import torch
 
 from samplers.types import Group
 from tests.aging import Aging, recipe, watched
+from tests.test_rows import nested
 from trainer import checkpoint, staleness
 from trainer.config import load
 from trainer.loop import train
 from trainer.losses import LossConfig, policy_loss
+from trainer.rows import plain_row, tree_row
 
 
 def ages(trained: list[tuple[int, list[Group]]]) -> np.ndarray:
@@ -213,6 +216,22 @@ def test_drift_is_no_gap_and_the_gap_is_probed(tmp_path: Path) -> None:
             watched(made, Off(made.stages[0], 0), tmp_path / told) as run,
         ):
             train(run)
+
+
+def test_of_a_tree_its_last_branch_is_probed() -> None:
+    """Both sides score plain rows; a batch of trees is not left without a gap."""
+    tree = replace(tree_row(nested(), 0), ref_T=np.arange(14, dtype=np.float32))
+    (row,) = staleness.probe([tree])
+    assert row.plain
+    assert row.ids_T.tolist() == [1, 2, 11, 12, 13, 14, 15, 41, 42]
+    assert row.ids_T[row.mask_T].tolist() == [11, 12, 13, 14, 15, 41, 42]
+    assert row.ref_T is not None
+    assert row.ref_T.tolist() == [0, 1, 2, 3, 4, 5, 6, 12, 13]
+    assert staleness.probe([replace(tree, mask_T=np.arange(14) == 9)]) == [], "another branch's"
+    plain = plain_row(nested(), 0)
+    (same,) = staleness.probe([plain])
+    np.testing.assert_array_equal(same.ids_T, plain.ids_T)
+    np.testing.assert_array_equal(same.behaviour_T, plain.behaviour_T)
 
 
 def test_stale_tokens_are_corrected_unless_chosen_otherwise() -> None:

@@ -161,7 +161,7 @@ class _Stage:
         self.recipe, self.machine, self.spent, self.tokens = recipe, machine, spent, tokens
         self.stage: Stage = recipe.stages[index]
         self.index, stage = index, self.stage
-        self.overlaps = getattr(stage, "max_staleness", 0) > 0
+        self.overlaps = stage.max_staleness > 0
         self.width = getattr(stage.rollout.engine, "tensor_parallel", 1)
         self.cores = {
             "learner": stage.learner.ranks * stage.learner.threads,

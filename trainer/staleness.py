@@ -7,6 +7,7 @@ the engine when it was sampled.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,25 @@ def check(rows: Sequence[TrainSequence], version: int, bound: int) -> dict[str, 
 
 
 def probe(rows: Sequence[TrainSequence]) -> list[TrainSequence]:
-    """A few plain rows of all lengths, for both sides to score."""
-    plain = sorted((row for row in rows if row.plain and row.mask_T.any()), key=len)
-    chosen = np.linspace(0, len(plain) - 1, min(PROBED, len(plain))).round()
-    return [plain[int(i)] for i in chosen]
+    """A few rows of all lengths, for both sides to score; of a tree its last branch."""
+    trained = sorted((row for row in rows if row.mask_T.any()), key=len)
+    chosen = np.linspace(0, len(trained) - 1, min(PROBED, len(trained))).round()
+    branches = [_branch(trained[int(i)]) for i in chosen]
+    return [row for row in branches if row.mask_T.any()]
+
+
+def _branch(row: TrainSequence) -> TrainSequence:
+    """What the row's last token follows, and itself, as a plain row."""
+    path, at = [], len(row) - 1
+    while at >= 0:
+        path.append(at)
+        at = int(row.parent_T[at])
+    values = {field.name: getattr(row, field.name) for field in fields(row)}
+    own: dict[str, Any] = {
+        name: value[path[::-1]] for name, value in values.items() if isinstance(value, np.ndarray)
+    }
+    own["parent_T"] = np.arange(len(path), dtype=np.int32) - 1
+    return replace(row, **own)
 
 
 def gap(
