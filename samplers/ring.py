@@ -320,7 +320,8 @@ def attach(source: Source) -> Iterator[Reader]:
     except BaseException as error:
         reader.close(f"{type(error).__name__}: {error}")
         raise
-    _kept[key] = reader
+    with _keeping:
+        _kept[key] = reader
 
 
 @contextlib.contextmanager

@@ -402,8 +402,13 @@ def test_bad_weights_and_requests_are_named(start):
         (Request(0, ids, 5, stop_ids=(40,)), "vocabulary of 40"),
     ):
         with pytest.raises(ValueError, match=words):
-            engine.generate([request])
-    assert not engine.pending
+            engine.generate([Request(1, ids, 5), request])
+        assert not engine.pending, "the good one did not enter either"
+    for scored, words in ((np.full(257, 9), "257 tokens .* context of 256"), (ids + 31, "of 40")):
+        with pytest.raises(ValueError, match=words):
+            engine.score([ids, scored.astype(np.int32)])
+    full = np.full(256, 9, np.int32)
+    assert len(engine.score([full])[0]) == 255
 
 
 def test_bfloat16_logprobs(start):

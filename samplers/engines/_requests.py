@@ -51,6 +51,21 @@ def whole_prompt(request: Request, kept_ids: Ids | None, vocab: int, context: in
     return ids
 
 
+def check_scored(ids: Sequence[Ids], vocab: int, context: int | None) -> None:
+    """Raise ValueError unless each sequence fits into the context and consists of known tokens."""
+    for i, ids_T in enumerate(ids):
+        if context is not None and len(ids_T) > context:
+            raise ValueError(
+                f"sequence {i}: {len(ids_T)} tokens to score exceed the model's context of "
+                f"{context}; score a shorter one"
+            )
+        if len(ids_T) and (ids_T.min() < 0 or ids_T.max() >= vocab):
+            raise ValueError(
+                f"sequence {i}: token id outside the vocabulary of {vocab}; the tokenizer does not "
+                "belong to this model, or its embeddings were not resized"
+            )
+
+
 def check_weight(name: str, shape: Sequence[int], shapes: Mapping[str, Sequence[int]]) -> None:
     """Raise ValueError unless the model has a parameter `name` of that shape."""
     if name not in shapes:

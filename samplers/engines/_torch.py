@@ -26,7 +26,7 @@ from samplers.engines._forward import (
     score,
     widen_head,
 )
-from samplers.engines._requests import check_weight, whole_prompt
+from samplers.engines._requests import check_scored, check_weight, whole_prompt
 from samplers.engines._rows import STATE, Kept, Row, Table, chunks
 from samplers.engines._slots import ATTENTION, SlotCache, check_supported
 from samplers.engines.base import Config
@@ -92,8 +92,7 @@ class TorchEngine:
 
     def add(self, requests: Sequence[Request]) -> None:
         self._awake("add")
-        for request in requests:
-            row = self._row(request)
+        for row in [self._row(request) for request in requests]:  # all are fine, or none enters
             if row.kept is None:
                 self._fresh.append(row)
             else:
@@ -297,6 +296,7 @@ class TorchEngine:
     @torch.inference_mode()
     def score(self, ids: Sequence[Ids], temperature: float = 1.0) -> list[Floats]:
         self._awake("score")
+        check_scored(ids, self._vocab, self.context)
         return score(self.model, ids, temperature or 1.0, self._vocab)
 
     @torch.no_grad()

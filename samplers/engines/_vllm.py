@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from samplers.engines import vllm as settings
-from samplers.engines._requests import whole_prompt
+from samplers.engines._requests import check_scored, whole_prompt
 from samplers.engines._vllm_start import SCORE_ROWS, arguments, context_of, launch, parameters
 from samplers.ring import Source, SyncError
 from samplers.types import Completion, Finish, Floats, Ids, Request
@@ -89,11 +89,12 @@ class VllmEngine:
         self._awake("add")
         if not self.pending and not self._kept:
             self._core.reset_prefix_cache()  # nobody shall see what was cached before
-        for request in requests:
-            kept = None if request.prefix is None else self._kept.get(request.prefix[0])
-            ids = whole_prompt(request, kept, self._vocab, self.context)
-            queue = self._fresh if request.prefix is None else self._forks
-            queue.append(Row(request, ids.tolist()))
+        for row in [self._row(request) for request in requests]:  # all are fine, or none enters
+            (self._fresh if row.request.prefix is None else self._forks).append(row)
+
+    def _row(self, request: Request) -> Row:
+        kept = None if request.prefix is None else self._kept.get(request.prefix[0])
+        return Row(request, whole_prompt(request, kept, self._vocab, self.context).tolist())
 
     def step(self) -> list[Completion]:
         self._awake("step")
@@ -187,6 +188,7 @@ class VllmEngine:
 
     def score(self, ids: Sequence[Ids], temperature: float = 1.0) -> list[Floats]:
         self._awake("score")
+        check_scored(ids, self._vocab, self.context)
         temperature = temperature or 1.0
         if temperature != self._score_temperature:
             self._everywhere("score_at", temperature)

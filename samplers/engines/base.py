@@ -55,7 +55,7 @@ class Engine(Protocol):
         ...
 
     def add(self, requests: Sequence[Request]) -> None:
-        """Queue requests.
+        """Queue requests: all, or none where one is refused.
 
         Raises:
             ValueError: nothing to complete, no token allowed, a context overflow, a token id
@@ -76,7 +76,11 @@ class Engine(Protocol):
         ...
 
     def score(self, ids: Sequence[Ids], temperature: float = 1.0) -> list[Floats]:
-        """Teacher-forced logprobs of ids[1:] of each sequence ([T - 1] each)."""
+        """Teacher-forced logprobs of ids[1:] of each sequence ([T - 1] each).
+
+        Raises:
+            ValueError: longer than the context, or a token id outside the vocabulary.
+        """
         ...
 
     def release(self, handles: Iterable[int]) -> None:
