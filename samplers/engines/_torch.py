@@ -188,8 +188,8 @@ class TorchEngine:
         self._rows.append(row)
         self._ids[slot, : len(row.ids)] = row.ids
         self._logprobs[slot, : len(row.ids)] = row.logprobs
-        if not row.spans:
-            row.spans = [(0, self.version)]
+        if not row.spans or row.spans[-1][1] != self.version:
+            row.spans.append((len(row.ids), self.version))
         self._reach = max(self._reach, len(row.context) + request.max_tokens)
         self._cache.reserve(slot + 1, length + 1, (self.config.slots, self._reach))
         return slot
@@ -339,8 +339,6 @@ class TorchEngine:
             row.ids = self._ids[slot, :count].copy()
             row.logprobs = self._logprobs[slot, :count].copy()
             row.spans = [s for s in row.spans if s[0] < count]
-            if not row.spans or row.spans[-1][1] != self.version:
-                row.spans.append((count, self.version))
             again.append(row)
         for row in self._forks:
             self._leave(row)
