@@ -68,6 +68,7 @@ class Aging:
         ]
         self.pool = ThreadPoolExecutor(16)
         self.ended = threading.Event()
+        self.making = 0  # one thread's: an evaluation comes between syncs
 
     def wait(self, most: float) -> None:
         time.sleep(self.random.random() * most * self.pace)
@@ -78,10 +79,12 @@ class Aging:
             [j for j in jobs if (j.group + j.index) % len(self.workers) == e]
             for e in range(len(self.workers))
         ]
+        self.making += len(jobs)
         futures = [
             self.pool.submit(w.generate, js) for w, js in zip(self.workers, lists, strict=True)
         ]
         made = {(r.group, r.index): r for future in futures for r in future.result()}
+        self.making -= len(jobs)
         return [made[j.group, j.index] for j in jobs]
 
     def abort(self) -> None:
@@ -110,6 +113,7 @@ class Aging:
     def sync(self) -> None:
         self.version += 1
         in_flight = self.stage.rollout.in_flight_updates
+        assert in_flight or not self.making, "a sync's deadline is not for rollouts to end"
         loads = [
             self.pool.submit(w.load_weights, (), self.version, in_flight=in_flight)
             for w in self.workers
@@ -117,6 +121,7 @@ class Aging:
         for load in loads:
             load.result()
             self.wait(20)
+        assert in_flight or not self.making, "none begins meanwhile"
 
     def save(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)

@@ -119,6 +119,7 @@ def test_resumed_runs_train_every_prompt_once(allocation: str, bound: int, tmp_p
         with watched(made, world, tmp_path) as run:
             if state is not None:
                 run.restore(newest, state)
+                assert world.version == state["weight_version"] == run.step
             began = run.step
             if life < 3:
                 with pytest.raises(KeyboardInterrupt):
