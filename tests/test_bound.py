@@ -246,6 +246,21 @@ def test_the_adviser_speaks_at_the_third_step_when_it_changes_and_at_the_end() -
     assert f"{(6 * 2 + 7 * 8) / 130:.0%}" in end, "the end tells of all steps"
 
 
+def test_the_wait_for_the_first_batch_ahead_says_nothing() -> None:
+    """It is there whichever side is the longer one."""
+    first, later = {"generate": 5, "train": 4, "wait": 4}, {"generate": 5, "train": 9, "wait": 0.1}
+    adviser = Adviser(recipe(*AHEAD), 0, Machine(8))
+    said = [adviser.step(figures(**seconds)) for seconds in (first, later, later)]
+    assert said[:2] == [None, None]
+    assert said[2] is not None
+    assert said[2].startswith("bound by training")
+    assert str(adviser.end()).startswith("bound by training")
+    adviser = Adviser(recipe(*AHEAD), 0, Machine(8))
+    for _ in range(3):
+        told = adviser.step(figures(generate=9, train=4, wait=4))
+    assert str(told).startswith("bound by generation")
+
+
 def test_one_slow_step_is_no_change() -> None:
     adviser = Adviser(recipe(), 0, Machine(2))
     said = [

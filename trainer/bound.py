@@ -118,6 +118,8 @@ class Adviser:
             return None
         times = {k: v for k, v in record.items() if k.startswith("time/") or k == "tokens"}
         times = {k: v for k, v in times.items() if isinstance(v, int | float)}
+        if not self._steps:  # nothing is ahead of the first step: it awaits all of its batch
+            times.pop("time/wait", None)
         self._recent.append(times)
         self._steps += 1
         for name, value in times.items():
