@@ -57,7 +57,7 @@ class LoraConfig(Component):
     """Only 0: engines sample from the merged weights, which no dropout of the learner's matches."""
     export: Literal["merged", "beside"] = "merged"
     """What a model folder holds: the merged weights; or these and, in its subfolder `adapter`, the
-    adapter as PEFT loads it."""
+    adapter as PEFT loads it, which has lost nothing to the rounding of merged bfloat16 weights."""
 
     @model_validator(mode="before")
     @classmethod
@@ -266,7 +266,13 @@ class Adapter:
 
     def merged(self, weight: Tensor) -> Tensor:
         """weight + scale * B A, summed in float32 and rounded once to the weight's type: a new
-        tensor. Under ZeRO-3 all three must be gathered."""
+        tensor. Under ZeRO-3 all three must be gathered.
+
+        In bfloat16 what is smaller than half a step of the weight (0.2% to 0.4% of it) is rounded
+        away until more has come together. Simulated with weights of 0.02, rank 32, scale 2 and B
+        moving by 1e-5 a step in one direction: 5% of the change are there after 1 step, 24% after
+        5, 74% after 20, 98% after 50. The rounding itself is that of any bfloat16 weight.
+        """
         import torch
 
         left, right = self.b_OR.detach().float(), self.a_RI.detach().float()
