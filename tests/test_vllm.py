@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,25 @@ def check_is(engine: base.Engine, model: Any) -> None:
     """The engine's tokens and logprobs are the model's."""
     for request, done in zip(REQUESTS, engine.generate(REQUESTS), strict=True):
         check_logprobs(model, request.ids, done)
+
+
+@contextlib.contextmanager
+def sent(model: Any, readers: int = 1) -> Iterator[ring.Source]:
+    """The model on its way through a ring, each tensor in a bucket of its own."""
+    writer = ring.Writer([f"process {i}" for i in range(readers)], 2**20, deadline=60)
+
+    def publish() -> None:
+        writer.begin()
+        for name, tensor in model.named_parameters():  # slots are used again and again
+            writer.room(name, tensor.shape, tensor.dtype).copy_(tensor.detach())
+            writer.send()
+        writer.end()
+
+    learner = threading.Thread(target=publish)
+    learner.start()
+    yield writer.source(0)
+    learner.join()
+    writer.close()
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -65,20 +86,8 @@ def test_every_worker_of_a_tensor_parallel_engine_reads_the_ring() -> None:
     try:
         check_is(engine, old)
         assert engine.receivers == 2
-        writer = ring.Writer(["engine 0, rank 0", "engine 0, rank 1"], 2**20, deadline=60)
-
-        def publish(weights: Any) -> None:
-            writer.begin()
-            for name, tensor in weights:  # each in a bucket of its own: slots are used again
-                writer.room(name, tensor.shape, tensor.dtype).copy_(tensor)
-                writer.send()
-            writer.end()
-
-        learner = threading.Thread(target=publish, args=(list(new.named_parameters()),))
-        with torch.no_grad():
-            learner.start()
-            engine.receive(writer.source(0), 3)
-        learner.join()
+        with sent(new, readers=2) as source:
+            engine.receive(source, 3)
         assert engine.version == 3
         check_is(engine, new)
         scored = engine.score([r.ids for r in REQUESTS], 0.5)
@@ -88,6 +97,35 @@ def test_every_worker_of_a_tensor_parallel_engine_reads_the_ring() -> None:
         check_is(engine, new)
     finally:
         engine.close()
+
+
+def test_matrices_that_cannot_be_packed_are_loaded_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """oneDNN refuses some on some CPUs, and vLLM multiplies by those without it."""
+    vllm_engine(small())  # or skip
+    import vllm._custom_ops as ops
+
+    from samplers.engines import _vllm_cpu
+
+    def picky(pack: Any) -> Any:
+        def packed(*args: Any) -> Any:
+            if any(isinstance(a, torch.Tensor) and a.shape[1] == 64 for a in args):
+                raise RuntimeError("could not create a primitive descriptor")
+            return pack(*args)
+
+        return packed
+
+    monkeypatch.setattr(ops, "create_onednn_mm", picky(ops.create_onednn_mm))
+    monkeypatch.setattr(_vllm_cpu, "_packed", set())
+    monkeypatch.setattr(_vllm_cpu, "_pack", picky(_vllm_cpu._pack))
+    engine = vllm_engine(small(hidden_size=64, intermediate_size=96))
+    for seed in (1, 2):
+        new = small(hidden_size=64, intermediate_size=96, seed=seed)
+        with sent(new) as source:
+            engine.receive(source, seed)
+        check_is(engine, new)
+    assert any(n == 192 for _, n, _ in _vllm_cpu._packed), "others were packed"
 
 
 def test_all_threads_compute_on_the_engines_own_stream(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,9 @@ from unittest.mock import patch
 
 import torch
 
+_packed: set[tuple[Any, ...]] = set()
+"""Sizes and types of matrices that oneDNN has packed before."""
+
 
 @contextlib.contextmanager
 def packing() -> Iterator[None]:
@@ -25,8 +28,14 @@ def packing() -> Iterator[None]:
         yield
         return
     asked: list[Future[None]] = []
+    at_once = ops.create_onednn_mm
 
     def ask(weight_KN: torch.Tensor, primitive_cache_size: int = 128) -> Any:
+        kind = (*weight_KN.shape, weight_KN.dtype)
+        if kind not in _packed:  # what oneDNN refuses, vLLM has to hear: it then does without
+            handler = at_once(weight_KN, primitive_cache_size)
+            _packed.add(kind)
+            return handler
         handler = ops.CPUDNNLGEMMHandler()
         handler.k, handler.n = weight_KN.size()
         asked.append(thread.submit(_pack, handler, weight_KN, primitive_cache_size))
