@@ -125,7 +125,7 @@ def check(config: base.Config, model: Mapping[str, Any], longest: int, *, here: 
 
     Args:
         longest: tokens of the longest response.
-        here: the engine is to run on this machine, so vLLM must be installed.
+        here: the engine is to run on this machine, by the vLLM that is installed; else on GPUs.
 
     Raises:
         ValueError: as `require`; heads that do not divide; a head size or KV cache that cannot
@@ -140,7 +140,7 @@ def check(config: base.Config, model: Mapping[str, Any], longest: int, *, here: 
     layers = _first(model, "num_hidden_layers", "n_layer")
     if not (heads and width and layers):
         return  # an architecture that says it otherwise: vLLM will tell
-    parallel, cpu = config.tensor_parallel, build() == "cpu"
+    parallel, cpu = config.tensor_parallel, here and build() == "cpu"
     if heads % parallel:
         ways = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
         raise ValueError(
