@@ -26,7 +26,8 @@ class Component(BaseModel):
 def names(package: str) -> list[str]:
     """Names of the components that ship in `package`."""
     folder = importlib.import_module(package).__path__
-    return sorted(m.name for m in pkgutil.iter_modules(folder) if not m.name.startswith("_"))
+    files = [m.name for m in pkgutil.iter_modules(folder) if not m.name.startswith("_")]
+    return sorted(name for name in files if name != "base")  # what all of a kind have in common
 
 
 def find(package: str, name: str) -> ModuleType:
@@ -36,19 +37,21 @@ def find(package: str, name: str) -> ModuleType:
         ValueError: no such component, with the nearest that exist.
     """
     kind = package.rsplit(".", 1)[-1].removesuffix("s")  # the field that names it
-    target = name if "." in name else f"{package}.{name}"
-    try:
-        return importlib.import_module(target)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (target == error.name or target.startswith(error.name + ".")):
-            raise  # the component exists and lacks a dependency of its own
-        known = names(package)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(
-            f"{kind}: no component named '{name}'. Allowed: {', '.join(known)}, "
-            f"or the import path of your own module (my_pkg.my_file){hint}"
-        ) from None
+    known = names(package)
+    if name in known:
+        return importlib.import_module(f"{package}.{name}")
+    if "." in name:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+                raise  # the component exists and lacks a dependency of its own
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise ValueError(
+        f"{kind}: no component named '{name}'. Allowed: {', '.join(known)}, "
+        f"or the import path of your own module (my_pkg.my_file){hint}"
+    )
 
 
 def split(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from scipy import stats
 from samplers.engines import _forward, base, vllm
 from samplers.types import Completion, Request
 from tests.tiny import tiny_model
+from trainer.config import load
 
 EOS = 1
 HEADS = {"gpt2": {"n_embd": 64, "n_head": 2, "initializer_range": 0.2}}
@@ -549,3 +550,8 @@ def test_encoder_decoders_are_refused_by_name():
 def test_an_engine_of_that_name():
     with pytest.raises(ValueError, match=r"no component named 'tork'.*did you mean 'torch'"):
         base.start("nowhere", base.Config(name="tork"))
+    for name in ("base", "_torch"):  # files there that are no engines
+        with pytest.raises(ValueError, match=rf"engine: .*'{name}'. Allowed: torch, vllm, or"):
+            load("grpo/find", [f"rollout.engine={name}"])
+    with pytest.raises(ValueError, match=r"engine: 'tests\.made' lacks Config or start"):
+        load("grpo/find", ["rollout.engine=tests.made"])

@@ -89,6 +89,8 @@ def test_ways_to_write_it() -> None:
     one = recipe(targets="q_proj").stages[0].model.lora
     assert one is not None
     assert one.targets == ("q_proj",)
+    for whole in ("all-linear", "[all-linear]", "[q_proj, all-linear]"):
+        assert recipe(targets=whole) == recipe()
     assert load("grpo/find").stages[0].model.lora is None
 
 

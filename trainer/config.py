@@ -76,10 +76,11 @@ class RolloutConfig(Component):
     def _by_name(cls, value: Any) -> Any:
         if isinstance(value, engines.Config):
             return value
-        if isinstance(value, Mapping):
-            value = {"name": "torch", **value}
-        name, settings = seam.split(value)
+        whole = {"name": "torch", **value} if isinstance(value, Mapping) else value
+        name, settings = seam.split(whole)
         module = seam.find("samplers.engines", name)
+        if not (hasattr(module, "Config") and hasattr(module, "start")):
+            raise ValueError(f"'{name}' lacks Config or start; see samplers/engines/torch.py")
         try:
             return module.Config(name=name, **settings)
         except ValidationError as error:

@@ -74,7 +74,8 @@ class LoraConfig(Component):
     @field_validator("targets", mode="before")
     @classmethod
     def _one(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) and value != "all-linear" else value
+        named = (value,) if isinstance(value, str) else value
+        return "all-linear" if isinstance(named, Sequence) and "all-linear" in named else named
 
     @model_validator(mode="after")
     def _checks(self) -> LoraConfig:
