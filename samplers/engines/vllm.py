@@ -141,11 +141,13 @@ def check(config: base.Config, model: Mapping[str, Any], longest: int, *, here: 
     if not (heads and width and layers):
         return  # an architecture that says it otherwise: vLLM will tell
     parallel, cpu = config.tensor_parallel, here and build() == "cpu"
-    if heads % parallel:
-        ways = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+    kv_heads = _first(model, "num_key_value_heads") or heads
+    ways = [n for n in range(1, heads + 1) if _divides(n, heads, kv_heads)]
+    if parallel not in ways:
         raise ValueError(
             f"rollout.engine.tensor_parallel={parallel} does not divide the model's {heads} "
-            f"attention heads; set one of {ways}"
+            f"attention heads and {kv_heads} key/value heads; set one of "
+            + ", ".join(map(str, ways))
         )
     size = _first(model, "head_dim") or width // heads
     if cpu and size not in CPU_HEADS:
@@ -170,9 +172,8 @@ def check(config: base.Config, model: Mapping[str, Any], longest: int, *, here: 
                 f"rollout.engine.kv_cache_mb={megabytes}: this machine has {free} MiB of memory "
                 "free; set less"
             )
-    kv_heads = max(1, (_first(model, "num_key_value_heads") or heads) // parallel)
     bytes_ = 1 if config.kv_cache_dtype != "auto" else 4 if config.dtype == "float32" else 2
-    token = 2 * layers * kv_heads * size * bytes_
+    token = 2 * layers * max(1, kv_heads // parallel) * size * bytes_
     room, needed = megabytes * 2**20 // token, longest + (config.block_size or CPU_BLOCK)
     if room < needed:
         raise ValueError(
@@ -182,8 +183,19 @@ def check(config: base.Config, model: Mapping[str, Any], longest: int, *, here: 
         )
 
 
+def _divides(ways: int, heads: int, kv_heads: int) -> bool:
+    """Key/value heads are divided, or each is held by as many GPUs as any other."""
+    return heads % ways == 0 and (kv_heads % ways == 0 or ways % kv_heads == 0)
+
+
 def _idle_settings(config: Config) -> None:
     if build() != "cpu":
+        if config.kv_cache_mb and "gpu_memory" in config.model_fields_set:
+            warnings.warn(
+                f"rollout.engine.gpu_memory={config.gpu_memory} has no effect on the KV cache: "
+                f"kv_cache_mb={config.kv_cache_mb} sets its size",
+                stacklevel=4,
+            )
         return
     for field in ("gpu_memory", "sleep"):
         if field in config.model_fields_set and getattr(config, field):
