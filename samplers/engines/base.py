@@ -95,7 +95,8 @@ class Engine(Protocol):
         one up.
 
         Raises:
-            ValueError: an unknown name or another shape.
+            ValueError: an unknown name or another shape. The engine may then hold some weights of
+                both, under the old version: load again before anything else.
         """
         ...
 
