@@ -20,8 +20,8 @@ from samplers.types import Job, Rollout
 HELD = 3
 """Most rollouts that an engine holds, in slots. Simulated with long-tailed lengths: with 1.5 half
 the slots are idle towards the end of every call, with 3 a twentieth."""
-PARTS = 16
-"""Calls that fill an engine's slots."""
+PARTS = 4
+"""Calls that fill an engine's slots. With 16 handing over between callers cost a tenth."""
 CALLS = HELD * PARTS
 """Most calls of one step that an engine holds at a time."""
 SHARE = 4
