@@ -1,4 +1,4 @@
-"""What every engine refuses, in the same words: requests it cannot hold and weights it lacks."""
+"""What engines have in common: batches by single steps; what is refused, in one wording."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from samplers.types import Ids, Request
+from samplers.engines import base
+from samplers.types import Completion, Ids, Request
+
+
+class Stepped:
+    """`generate` by `add` and `step`."""
+
+    def generate(self: base.Engine, requests: Sequence[Request]) -> list[Completion]:
+        assert not self.pending, "generate() would swallow completions of others; use add and step"
+        self.add(requests)
+        done: dict[int, Completion] = {}
+        while self.pending:
+            done |= {c.id: c for c in self.step()}
+        return [done[r.id] for r in requests]
 
 
 def whole_prompt(request: Request, kept_ids: Ids | None, vocab: int, context: int | None) -> Ids:

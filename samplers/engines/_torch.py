@@ -26,14 +26,14 @@ from samplers.engines._forward import (
     score,
     widen_head,
 )
-from samplers.engines._requests import check_scored, check_weight, whole_prompt
+from samplers.engines._requests import Stepped, check_scored, check_weight, whole_prompt
 from samplers.engines._rows import STATE, Kept, Row, Table, chunks
 from samplers.engines._slots import ATTENTION, SlotCache, check_supported
 from samplers.engines.base import Config
 from samplers.types import Completion, Finish, Floats, Ids, Request
 
 
-class TorchEngine:
+class TorchEngine(Stepped):
     """See `samplers.engines.base.Engine`. The engine owns `model` and may change its settings.
 
     Args:
@@ -112,14 +112,6 @@ class TorchEngine:
                 self._decode()
         done, self._done = self._done, []
         return done
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        assert not self.pending, "generate() would swallow completions of others; use add and step"
-        self.add(requests)
-        done: dict[int, Completion] = {}
-        while self.pending:
-            done |= {c.id: c for c in self.step()}
-        return [done[r.id] for r in requests]
 
     def abort(self, ids: Iterable[int]) -> None:
         ids = set(ids)

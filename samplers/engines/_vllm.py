@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from samplers.engines import vllm as settings
-from samplers.engines._requests import check_scored, whole_prompt
+from samplers.engines._requests import Stepped, check_scored, whole_prompt
 from samplers.engines._vllm_start import SCORE_ROWS, arguments, context_of, launch, parameters
 from samplers.ring import Source, SyncError
 from samplers.types import Completion, Finish, Floats, Ids, Request
@@ -45,7 +45,7 @@ class Row:
         )
 
 
-class VllmEngine:
+class VllmEngine(Stepped):
     """See `samplers.engines.base.Engine`; one process per engine, whose only engine it is.
 
     Args:
@@ -103,14 +103,6 @@ class VllmEngine:
             self._advance()
         done, self._done = self._done, []
         return done
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        assert not self.pending, "generate() would swallow completions of others; use add and step"
-        self.add(requests)
-        done: dict[int, Completion] = {}
-        while self.pending:
-            done |= {c.id: c for c in self.step()}
-        return [done[r.id] for r in requests]
 
     def abort(self, ids: Iterable[int]) -> None:
         ids = set(ids)

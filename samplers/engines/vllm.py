@@ -160,20 +160,29 @@ def check(config: base.Config, model: Mapping[str, Any], longest: int, *, here: 
             f"rollout.engine.block_size={config.block_size}: must be a multiple of {CPU_BLOCK} on "
             "a CPU"
         )
+    bytes_ = 1 if config.kv_cache_dtype != "auto" else 4 if config.dtype == "float32" else 2
+    token = 2 * layers * max(1, kv_heads // parallel) * size * bytes_
+    _check_cache(config, token, longest, cpu)
+
+
+def _check_cache(config: Config, token: int, longest: int, cpu: bool) -> None:
+    """A KV cache of a fixed size fits into this CPU's memory and holds a response.
+
+    Args:
+        token: bytes of one token in each process of the engine.
+    """
     megabytes = config.kv_cache_mb or (CPU_KV_MB if cpu else None)
     if megabytes is None:
         return
-    if here and cpu:
+    if cpu:
         import psutil
 
         free = psutil.virtual_memory().available // 2**20
-        if megabytes * parallel > free:
+        if megabytes * config.tensor_parallel > free:
             raise ValueError(
                 f"rollout.engine.kv_cache_mb={megabytes}: this machine has {free} MiB of memory "
                 "free; set less"
             )
-    bytes_ = 1 if config.kv_cache_dtype != "auto" else 4 if config.dtype == "float32" else 2
-    token = 2 * layers * max(1, kv_heads // parallel) * size * bytes_
     room, needed = megabytes * 2**20 // token, longest + (config.block_size or CPU_BLOCK)
     if room < needed:
         raise ValueError(

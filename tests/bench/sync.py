@@ -19,19 +19,10 @@ from tempfile import TemporaryDirectory
 import torch
 
 from launch.fleet import Fleet, cluster
+from tests.bench.memory import LARGE
 from trainer.config import load
 
 WARM = 2
-SIZES = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "intermediate_size": 2048,
-    "head_dim": 64,
-    "vocab_size": 32000,
-    "initializer_range": 0.02,
-}
 
 
 def compare(engine: str, repeats: int = 12, **settings: object) -> float:
@@ -40,7 +31,7 @@ def compare(engine: str, repeats: int = 12, **settings: object) -> float:
 
     torch.set_num_threads(1)
     with TemporaryDirectory(prefix="laconic-bench-") as folder:
-        model = tiny_model("llama", tied=True, **SIZES)
+        model = tiny_model("llama", tied=True, **LARGE)
         size = sum(p.nbytes for p in model.parameters())
         model.save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
