@@ -51,6 +51,11 @@ class Plan:
     cuts: tuple[int, ...] = ()
     """Nested budgets, ascending: the thought is computed once and answered at each of them."""
     answers_per_cut: int = 1
+    weights: tuple[float, ...] = ()
+    """Prior probability of each cut as a test-time budget; empty means all equal."""
+    probe: str = ""
+    """Text of a gold answer, as in '{answer}' or '\\boxed{{answer}}'. Set, no cut but the last is
+    answered: at the others that text (and the end of the response) is scored, not sampled."""
     close: str = ""
     """Text that closes a cut thought; empty means the end marker alone."""
     after_close: str = ""
@@ -63,7 +68,9 @@ class Plan:
     prefill: str = ""
     """Forced start of the response, after the generation prompt."""
     subgroup: str = ""
-    """Rollouts of one prompt that share a mode or an announced budget share this key."""
+    """Rollouts of one prompt that share a mode (its name) or a budget (its number) share this."""
+    target: int | None = None
+    """Tokens that were announced or are wanted; length rewards read it, generation does not."""
     collapse: bool = False
     """Cuts that see the same of the thought (all at or beyond its end) share the last one's
     answers: for measuring; training needs independent ones."""
@@ -101,6 +108,9 @@ class Request:
     seed: int = 0
     prefix: tuple[int, int] | None = None
     """(handle of an earlier completion kept with `keep`, how many of its tokens to reuse)."""
+    given: Ids | None = None
+    """Tokens to score after `ids` instead of sampling any: they come back as the completion, with
+    the logprobs that the model gives them; limits and seed are then without effect."""
     keep: bool = False
     """Keep the KV of prompt and completion; the completion then carries a handle."""
     logit_bias: Mapping[int, float] | None = None
@@ -145,6 +155,8 @@ class Answer:
     """Forced text first (end marker of a cut thought, inserted phrase), then what was sampled."""
     text: str | None
     """The answer part, decoded, without markers; None when no answer was reached."""
+    probability: float | None = None
+    """Of a probe (`Plan.probe`): what the model gave the gold answer, whole. None: sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +284,12 @@ class Group:
             if seen.size and seen.any() and not seen.all():
                 return True
         return False
+
+    @property
+    def subgroups(self) -> dict[str, NDArray[np.bool_]]:
+        """[G] per subgroup key, in order of appearance: which rollouts share it."""
+        keys = [rollout.plan.subgroup for rollout in self.rollouts]
+        return {key: np.array([k == key for k in keys]) for key in dict.fromkeys(keys)}
 
     @property
     def total_GCA(self) -> NDArray[np.float64]:

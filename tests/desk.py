@@ -39,7 +39,7 @@ from samplers.types import Plan
 class Config(Component):
     short: int = 4
 
-def plans(config, prompt, n, step, memory):
+def plans(config, prompt, n, step, memory, key):
     return [Plan(max_tokens=20, think=config.short * (1 + i % 2)) for i in range(n)]
 """,
     "counting": """

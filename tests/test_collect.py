@@ -55,7 +55,7 @@ def run(allocation, stream, calls=None) -> list[Group]:
         return make(jobs)
 
     return collect(
-        allocation, stream, lambda p, n: [Plan(4)] * n, counted, verify,
+        allocation, stream, lambda p, n, key: [Plan(4)] * n, counted, verify,
         lambda group, what: replace(group, annotations={what: ()}), seed=3, temperature=0.5,
     )  # fmt: skip
 

@@ -144,9 +144,9 @@ def test_plans_are_made_for_the_step_they_are_trained_in(tmp_path: Path) -> None
 
         class Budget:
             @staticmethod
-            def plans(config, prompt, n, step, memory):
+            def plans(config, prompt, n, step, memory, key):
                 asked.append(step)
-                return real(config, prompt, n, step, memory)
+                return real(config, prompt, n, step, memory, key)
 
         run.budget = Budget
         train(run)

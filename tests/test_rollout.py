@@ -252,9 +252,9 @@ def splice(prompt: list[int], thinking: list[int]) -> Request:
 
 
 def test_budget_policies_make_plans():
-    free = unlimited.plans(unlimited.Config(max_tokens=64, suffix="!"), PROMPT, 3, 0, None)
+    free = unlimited.plans(unlimited.Config(max_tokens=64, suffix="!"), PROMPT, 3, 0, None, 0)
     assert free == [Plan(64, suffix="!")] * 3
-    tight = fixed.plans(fixed.Config(think=8, answer=4, max_tokens=64), PROMPT, 2, 0, None)
+    tight = fixed.plans(fixed.Config(think=8, answer=4, max_tokens=64), PROMPT, 2, 0, None, 0)
     assert tight == [Plan(64, think=8, answer=4)] * 2
     with pytest.raises(ValueError, match=r"think=60.*answer=4 need 65 .*max_tokens=64"):
         fixed.Config(think=60, answer=4, max_tokens=64)

@@ -19,8 +19,9 @@ from samplers.allocation.base import (
 )
 from samplers.types import Group, Job, Plan, Prompt, Rollout
 
-Plans = Callable[[Prompt, int], Sequence[Plan]]
-"""(prompt, how many) -> plans, by the stage's budget policy."""
+Plans = Callable[[Prompt, int, int], Sequence[Plan]]
+"""(prompt, how many, key of its random numbers) -> plans, by the stage's budget policy."""
+_PLANS = 0x706C616E  # keeps the random numbers of plans apart from those of rollouts
 Make = Callable[[list[Job]], list[Rollout]]
 Verify = Callable[[list[Group]], list[Group]]
 Enrich = Callable[[Group, str], Group]
@@ -76,6 +77,7 @@ def _jobs(
     ask: Sample, plans: Plans, held: Group | None, seed: int, temperature: float
 ) -> list[Job]:
     first = len(held) if held else 0
+    plans_key = seeds.key(seed, _PLANS, ask.draw, first)
     return [
         Job(
             prompt=ask.prompt,
@@ -85,7 +87,7 @@ def _jobs(
             seed=seeds.key(seed, ask.draw, first + i),
             temperature=temperature,
         )
-        for i, plan in enumerate(plans(ask.prompt, ask.n))
+        for i, plan in enumerate(plans(ask.prompt, ask.n, plans_key))
     ]
 
 

@@ -29,7 +29,7 @@ from samplers.engines import base as engines
 from samplers.engines import torch as embedded
 from samplers.render import ThinkingConfig
 from samplers.seam import Component
-from trainer import staleness
+from trainer import compatibility, staleness
 from trainer.eval.budgets import EvalConfig
 from trainer.learner import LearnerConfig
 from trainer.lora import LoraConfig
@@ -214,6 +214,8 @@ class Stage(Component):
             spec = self.budget_spec if kind == "budget" else getattr(self, kind)
             for one in spec if isinstance(spec, tuple) else (spec,):
                 _resolve(kind, package, one)
+        if self.kind == "rl":
+            compatibility.check(self)
         return self
 
     @property

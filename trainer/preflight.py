@@ -185,7 +185,7 @@ def _graders(stage: Stage) -> None:
 def _plans(stage: Stage, prompt: Prompt) -> None:
     """The budget policy's first plans must not cut thoughts that a stage without markers lacks."""
     module, config = seam.resolve("samplers.budgets", stage.budget_spec)
-    plans = module.plans(config, prompt, stage.rollouts_per_prompt, 0, {})
+    plans = module.plans(config, prompt, stage.rollouts_per_prompt, 0, {}, 0)
     if stage.markers is None and any(plan.think is not None or plan.cuts for plan in plans):
         name, _ = seam.split(stage.budget)
         raise ValueError(
@@ -197,8 +197,8 @@ def _plans(stage: Stage, prompt: Prompt) -> None:
 def _learns_nothing_alone(stage: Stage) -> bool:
     """Whether one right rollout without company gets no advantage: asked of the algorithm."""
     module, config = seam.resolve("trainer.algorithms", stage.algorithm)
-    if getattr(module, "needs", None):
-        return False  # it wants what only learners can compute
+    if any(hasattr(module, said) for said in ("needs", "requires")):
+        return False  # it wants more than one plain rollout can show
     one, none = np.zeros(1, np.int32), np.zeros(0, np.int32)
     thought = Tokens(none, np.zeros(0, np.float32), "stop")
     answer = Answer(0, Tokens(one, np.full(1, -1.0, np.float32), "stop", ((0, 0),)), "right")

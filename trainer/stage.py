@@ -152,7 +152,7 @@ class StageRun:
         groups = collect(
             self.allocation,
             self.stream,
-            lambda prompt, n: self.plans(prompt, n, step),
+            lambda prompt, n, key: self.plans(prompt, n, step, key),
             make,
             judge,
             lambda group, what: self._annotate([group], {what})[0],
@@ -162,10 +162,10 @@ class StageRun:
         self.allocation.observe(groups)
         return Sampled(groups, self.allocation.metrics())
 
-    def plans(self, prompt: Prompt, n: int, step: int) -> Sequence[Plan]:
+    def plans(self, prompt: Prompt, n: int, step: int, key: int) -> Sequence[Plan]:
         with self._drawing:
             plans: Sequence[Plan] = self.budget.plans(
-                self.budget_config, prompt, n, step, self.memory
+                self.budget_config, prompt, n, step, self.memory, key
             )
         if len(plans) != n:
             raise ValueError(
@@ -330,7 +330,12 @@ class StageRun:
         if self.stage.kind == "sft" and self.step:  # supervised steps leave the engines behind
             self.sync()
         with self.clock.phase("evaluate"):
-            plan = self.plans(self.held_out[0], 1, self.step)[0]
+            natural = getattr(self.budget, "natural", None)
+            plan = (
+                natural(self.budget_config)
+                if natural
+                else self.plans(self.held_out[0], 1, self.step, 0)[0]
+            )
             self.tracker.note("evaluating")
             thinking = self.stage.markers is not None
             result = evaluate(self.world, self.held_out, config, plan, self.at, thinking=thinking)

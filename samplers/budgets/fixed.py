@@ -42,7 +42,7 @@ class Config(Component):
         return self
 
 
-def plans(config: Config, prompt: Prompt, n: int, step: int, memory: Any) -> list[Plan]:
+def plans(config: Config, prompt: Prompt, n: int, step: int, memory: Any, key: int) -> list[Plan]:
     """`n` equal plans.
 
     Raises:

@@ -25,6 +25,6 @@ class Config(Component):
     """Forced start of every response."""
 
 
-def plans(config: Config, prompt: Prompt, n: int, step: int, memory: Any) -> list[Plan]:
+def plans(config: Config, prompt: Prompt, n: int, step: int, memory: Any, key: int) -> list[Plan]:
     """`n` equal plans."""
     return [Plan(**config.model_dump())] * n

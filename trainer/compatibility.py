@@ -1,0 +1,70 @@
+"""What goes with what: components say what they need and what they cannot stand.
+
+Any budget policy goes with any algorithm, reward and loss, unless one of them says otherwise in
+its own file, by up to three functions of its config:
+
+    provides(config) -> facts that it makes true
+    requires(config) -> {fact: why}, without which it makes no sense
+    refuses(config)  -> {fact: why}, beside which it makes no sense
+
+The facts are those of `samplers/facts.py`, and that a component is there at all ('loss gspo').
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from samplers import seam
+from samplers.facts import MARKERS
+
+if TYPE_CHECKING:
+    from trainer.config import Stage
+
+
+def components(stage: Stage) -> Iterator[tuple[str, Any, Any]]:
+    """('budget fixed', module, config) of everything in a stage that may have a say."""
+    for kind, package, spec in (
+        ("budget", "samplers.budgets", stage.budget_spec),
+        ("allocation", "samplers.allocation", stage.allocation),
+        ("algorithm", "trainer.algorithms", stage.algorithm),
+        *(("shaping", "rewards.shaping", one) for one in stage.shaping),
+    ):
+        name, _ = seam.split(spec)
+        if ":" not in name:  # a user's function has no opinion
+            yield f"{kind} {name}", *seam.resolve(package, spec)
+
+
+def facts(stage: Stage) -> set[str]:
+    """Everything that is true of the stage."""
+    loss = stage.loss
+    found = {f"loss {loss.name}", f"importance {loss.importance}", f"kl {loss.kl}"}
+    if stage.markers is not None:
+        found.add(MARKERS)
+    if loss.importance_normalize:
+        found.add("importance normalized")
+    if stage.model.attention == "flash_attention_2":
+        found.add("packed rows")
+    if stage.rollouts_per_prompt == 1:
+        found.add("one rollout a prompt")
+    for name, module, config in components(stage):
+        found |= {name, *_said(module, "provides", config)}
+    return found
+
+
+def check(stage: Stage) -> None:
+    """Raise ValueError with the reason, as one line, for what does not go together."""
+    true = facts(stage)
+    for name, module, config in components(stage):
+        field, component = name.split(" ", 1)
+        for fact, why in dict(_said(module, "requires", config)).items():
+            if fact not in true:
+                raise ValueError(f"{field}={component} needs {fact}: {why}")
+        for fact, why in dict(_said(module, "refuses", config)).items():
+            if fact in true:
+                raise ValueError(f"{field}={component} does not go with {fact}: {why}")
+
+
+def _said(module: Any, what: str, config: Any) -> Any:
+    said = getattr(module, what, None)
+    return said(config) if said is not None else ()
