@@ -39,6 +39,6 @@ def text(error: ValueError) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     from samplers.seam import Component
-    from trainer.config import explain
+    from trainer.components import explain
 
     return explain(error, Component)

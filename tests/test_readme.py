@@ -10,7 +10,7 @@ import pytest
 
 from launch.cli import main
 from samplers import seam
-from trainer.config import COMPONENTS
+from trainer.components import COMPONENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(p for p in ROOT.rglob("README.md") if not any(x[0] == "." for x in p.parts[1:]))

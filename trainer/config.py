@@ -10,11 +10,10 @@ import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     Field,
     SerializeAsAny,
     ValidationError,
@@ -29,7 +28,8 @@ from samplers.engines import base as engines
 from samplers.engines import torch as embedded
 from samplers.render import ThinkingConfig
 from samplers.seam import Component
-from trainer import compatibility, staleness
+from trainer import compatibility, components, staleness
+from trainer.components import explain
 from trainer.eval.budgets import EvalConfig
 from trainer.learner import LearnerConfig
 from trainer.lora import LoraConfig
@@ -127,6 +127,9 @@ class GuardConfig(Component):
 class Stage(Component):
     """Everything one stage of a run needs. Three sizes; the rest follows from them."""
 
+    known_beside: ClassVar[tuple[str, ...]] = ()
+    """Fields of the run, which stand beside those of a stage in a recipe."""
+
     kind: Literal["rl", "sft"] = "rl"
     steps: int = Field(default=30, ge=1)
     """Optimisation steps of this stage (batches; see updates_per_batch)."""
@@ -210,10 +213,10 @@ class Stage(Component):
             )
         if self.model.lora is not None:
             self.model.lora.suits(self.loss, self.optim)
-        for kind, package in COMPONENTS.items():
+        for kind, package in components.COMPONENTS.items():
             spec = self.budget_spec if kind == "budget" else getattr(self, kind)
             for one in spec if isinstance(spec, tuple) else (spec,):
-                _resolve(kind, package, one)
+                components.check(kind, package, one)
         if self.kind == "rl":
             compatibility.check(self)
         return self
@@ -222,26 +225,9 @@ class Stage(Component):
     def budget_spec(self) -> dict[str, Any]:
         """The budget with the response cap filled in where the recipe leaves it out."""
         name, settings = seam.split(self.budget)
-        takes = getattr(seam.find(COMPONENTS["budget"], name), "Config", Component).model_fields
+        takes = getattr(seam.find("samplers.budgets", name), "Config", Component).model_fields
         cap = {"max_tokens": self.rollout.max_tokens} if "max_tokens" in takes else {}
         return {"name": name, **cap, **settings}
-
-
-COMPONENTS = {
-    "verifier": "rewards.verifiers",
-    "shaping": "rewards.shaping",
-    "budget": "samplers.budgets",
-    "allocation": "samplers.allocation",
-    "algorithm": "trainer.algorithms",
-}
-ENTRIES = {
-    "verifier": "grade",
-    "shaping": "shape",
-    "budget": "plans",
-    "allocation": "Allocator",
-    "algorithm": "sequences",
-}
-"""What a module of each kind must hold."""
 
 
 class Recipe(Component):
@@ -274,35 +260,7 @@ class Recipe(Component):
         return Path(self.output).expanduser() / f"{self.name.replace('/', '-')}-seed{self.seed}"
 
 
-def _resolve(kind: str, package: str, spec: Spec) -> None:
-    """Find and validate one component; its mistakes are told under the field's name."""
-    name, settings = seam.split(spec)
-    if kind in ("verifier", "shaping") and ":" in name:
-        _function(kind, name, settings)
-        return
-    try:
-        module, _ = seam.resolve(package, spec)
-    except ValidationError as error:
-        raise ValueError(explain(error, seam.find(package, name).Config, kind)) from None
-    if not callable(getattr(module, ENTRIES[kind], None)):
-        raise ValueError(
-            f"{kind}: module '{name}' has no {ENTRIES[kind]}; write one as in "
-            f"{package.replace('.', '/')}, or name another module"
-        )
-
-
-def _function(kind: str, path: str, settings: Mapping[str, Any]) -> None:
-    """A user's function by import path: it is there, and its settings are known ones."""
-    from rewards import custom
-
-    try:
-        seam.function(path)
-        if kind == "verifier":
-            custom.Config(**settings)
-    except ValidationError as error:
-        raise ValueError(explain(error, custom.Config, kind)) from None
-    except ValueError as error:
-        raise ValueError(f"{kind}: {error}") from None
+Stage.known_beside = tuple(Recipe.model_fields)
 
 
 def shipped() -> list[str]:
@@ -349,7 +307,7 @@ def resolve(raw: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe(**run, stages=tuple(stages))
     except ValidationError as error:
-        raise ValueError(explain(error)) from None
+        raise ValueError(explain(error, Recipe)) from None
 
 
 def load(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
@@ -357,45 +315,3 @@ def load(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     raw = read(name)
     raw.setdefault("name", Path(name).with_suffix("").as_posix().removeprefix("./"))
     return resolve(override(raw, assignments))
-
-
-def explain(error: ValidationError, model: type[BaseModel] = Recipe, prefix: str = "") -> str:
-    """pydantic's report about a `model` as one line per mistake, with the nearest known field."""
-    lines = []
-    for item in error.errors():
-        where = [prefix, *(str(part) for part in item["loc"])]
-        if where[1:2] == ["stages"]:  # the stage number only matters where there are several
-            where = where[3:] if where[2:3] == ["0"] else where
-        field = ".".join(p for p in where if p and "-" not in p and "[" not in p)
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            known = _fields_at(model, item["loc"][:-1])
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            message = (
-                f"unknown field; did you mean '{near[0]}'?"
-                if near
-                else f"unknown field; known here: {', '.join(sorted(known)) or 'none'}"
-            )
-        elif item["type"] == "missing":
-            message = "is required and has no default"
-        elif item["type"] != "value_error":
-            message = f"{message}; got {item['input']!r}"
-        # a rule about several fields stands at no field, and names them itself
-        lines.append(f"{field}: {message}" if field else message)
-    return "\n".join(lines)
-
-
-def _fields_at(model: Any, loc: Sequence[Any]) -> list[str]:
-    """Field names of the model that a pydantic location inside `model` points into."""
-    for part in loc:
-        fields = getattr(model, "model_fields", {})
-        if part in fields:
-            model = _model_in(fields[part].annotation)
-    names = list(getattr(model, "model_fields", {}))
-    return names + list(Recipe.model_fields) if model is Stage else names
-
-
-def _model_in(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((m for a in get_args(annotation) if (m := _model_in(a)) is not None), None)
