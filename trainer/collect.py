@@ -55,15 +55,14 @@ def collect(
             case Sample():
                 wanted.append(ask)
             case Receive():
-                if not ready:
-                    assert wanted, "the allocator waits for rollouts that it did not ask for"
+                if not ready and wanted:
                     jobs = [_jobs(s, plans, held.get(s.draw), seed, temperature) for s in wanted]
                     fresh = _groups(wanted, jobs, make([j for js in jobs for j in js]))
                     for group in verify(fresh):
                         held[group.serial] = _join(held.get(group.serial), group)
                         ready.append(held[group.serial])
                     wanted = []
-                reply = ready.popleft()
+                reply = ready.popleft() if ready else None
             case Annotate(group, what):
                 reply = annotate(group, what)
             case Finish(group, kept_G):

@@ -159,7 +159,10 @@ class StageRun:
             seed=self.seed,
             temperature=self.stage.rollout.temperature,
         )
-        self.allocation.observe(groups)
+        with self._drawing:
+            self.allocation.observe(groups)
+            if hasattr(self.budget, "observe"):
+                self.budget.observe(self.budget_config, groups, self.memory)
         return Sampled(groups, self.allocation.metrics())
 
     def plans(self, prompt: Prompt, n: int, step: int, key: int) -> Sequence[Plan]:

@@ -27,7 +27,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Receive:
-    """Wait for the next draw whose samples are done: answered with its Group so far, verified."""
+    """Wait for the next draw whose samples are done: answered with its Group so far, verified.
+
+    With chunked rollouts a draw may be done in a later step only. Answered with None where no more
+    of those that were asked for will be done in this one: what is left is received in the next.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,7 @@ class Allocator:
     def allocate(self, stream: Stream) -> Generator[Ask, Group | None, None]:
         for _ in range(self.prompts):
             yield Sample(*stream.next(), self.rollouts)
-        for _ in range(self.prompts):
-            group = yield Receive()
-            assert group is not None
+        while (group := (yield Receive())) is not None:
             yield Finish(group)
 
     def observe(self, groups: list[Group]) -> None:
