@@ -4,10 +4,15 @@ A shaper is a file with `shape(groups, config, state) -> (one [G, C, A] array pe
 and perhaps a `Config`. Its component carries its name, and the sum of all components is the
 method's reward, so a shaper returns the difference that it makes. Where a verdict is unknown
 every component is NaN, whatever the shaper says.
+
+`shape_tokens` in its place rewards single tokens: a tuple of one [T] array per rollout for each
+group, T the thought as far as the final answer saw it, then that answer. Either may name further
+parameters: `decode` (from lists of ids to their texts) and `thinking` (the markers, or None).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,18 +21,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplers import seam
+from samplers.render import ThinkingConfig
 from samplers.types import Group
 
 Spec = str | Mapping[str, Any]
-Arrays = list[NDArray[np.float64]]
+Decode = Callable[[Sequence[Sequence[int]]], list[str]]
+Add = Callable[[Group, str, Any], Group]
 CORRECT = "correct"
+GIVEN = {"decode", "thinking"}
 
 
 @dataclass(frozen=True, slots=True)
 class Shaper:
     name: str
     """Name of its reward component."""
-    shape: Callable[[Sequence[Group], Any], tuple[Arrays, Any]]
+    shape: Callable[..., tuple[Sequence[Any], Any]]
+    """(groups, state, and what it wants) -> (one part per group, state)."""
+    add: Add
+    """A group with its part."""
+    wants: frozenset[str] = frozenset()
+    """Further parameters of `shape`."""
 
 
 def shaper(spec: Spec) -> Shaper:
@@ -43,21 +56,40 @@ def shaper(spec: Spec) -> Shaper:
         from rewards import custom
 
         reward = custom.reward(path)
-        return Shaper(
-            path.rpartition(":")[2], lambda groups, state: ([*map(reward, groups)], state)
-        )
+        name = path.rpartition(":")[2]
+        return Shaper(name, lambda groups, state: ([*map(reward, groups)], state), _add)
     module, config = seam.resolve("rewards.shaping", spec)
-    if not callable(getattr(module, "shape", None)):
-        raise ValueError(f"shaping: module '{path}' has no shape(groups, config, state)")
-    name = path.rpartition(".")[2]
-    return Shaper(name, lambda groups, state: module.shape(groups, config, state))
+    adds: dict[str, Add] = {"shape": _add, "shape_tokens": _add_tokens}
+    entry = next((name for name in adds if callable(getattr(module, name, None))), None)
+    if entry is None:
+        raise ValueError(
+            f"shaping: module '{path}' has no shape(groups, config, state), and no shape_tokens"
+        )
+    shape = getattr(module, entry)
+    return Shaper(
+        path.rpartition(".")[2],
+        lambda groups, state, **given: shape(groups, config, state, **given),
+        adds[entry],
+        frozenset(GIVEN & set(inspect.signature(shape).parameters)),
+    )
 
 
 class Shaping:
-    """The shapers of a stage and their states."""
+    """The shapers of a stage and their states.
 
-    def __init__(self, specs: Sequence[Spec]) -> None:
+    Args:
+        decode: texts of lists of ids.
+        thinking: the markers of thoughts, where there are any.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[Spec],
+        decode: Decode | None = None,
+        thinking: ThinkingConfig | None = None,
+    ) -> None:
         self.shapers = [shaper(spec) for spec in specs]
+        self.given = {"decode": decode, "thinking": thinking}
         names = [CORRECT, *(s.name for s in self.shapers)]
         for name in names:
             if names.count(name) > 1:
@@ -68,15 +100,16 @@ class Shaping:
         self.states: dict[str, Any] = {}
 
     def apply(self, groups: Sequence[Group]) -> list[Group]:
-        """Verified groups with their named reward components, [G, C, A] each."""
+        """Verified groups with their named reward components, [G, C, A] or one [T] a rollout."""
         groups = [replace(group, rewards={CORRECT: scores(group)}) for group in groups]
         for one in self.shapers:
-            parts, self.states[one.name] = one.shape(groups, self.states.get(one.name))
+            given = {name: self.given[name] for name in one.wants}
+            parts, self.states[one.name] = one.shape(groups, self.states.get(one.name), **given)
             if len(parts) != len(groups):
                 raise ValueError(
                     f"{one.name}: returned {len(parts)} arrays for {len(groups)} groups"
                 )
-            groups = [_add(g, one.name, p) for g, p in zip(groups, parts, strict=True)]
+            groups = [one.add(g, one.name, p) for g, p in zip(groups, parts, strict=True)]
         return groups
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,3 +134,16 @@ def _add(group: Group, name: str, part: NDArray[np.float64]) -> Group:
     if np.isinf(part[known]).any():
         raise ValueError(f"{name}: returned an infinite reward for prompt {group.prompt.id}")
     return replace(group, rewards={**group.rewards, name: np.where(known, part, np.nan)})
+
+
+def _add_tokens(group: Group, name: str, part: Sequence[NDArray[np.float64]]) -> Group:
+    """Per-token rewards of the final answer's own tokens: NaN where its verdict is unknown."""
+    want = [(rollout.final.after + len(rollout.final.tokens),) for rollout in group.rollouts]
+    if [np.shape(array_T) for array_T in part] != want:
+        shapes = [np.shape(array_T) for array_T in part]
+        raise ValueError(f"{name}: returned arrays of shapes {shapes}, not {want}")
+    if not all(np.isfinite(array_T).all() for array_T in part):
+        raise ValueError(f"{name}: returned a reward that is not finite for {group.prompt.id}")
+    known_G = group.known_GCA[:, -1, 0]
+    arrays = tuple(np.where(k, array_T, np.nan) for k, array_T in zip(known_G, part, strict=True))
+    return replace(group, token_rewards={**group.token_rewards, name: arrays})

@@ -20,13 +20,13 @@ COMPONENTS = {
     "algorithm": "trainer.algorithms",
 }
 ENTRIES = {
-    "verifier": "grade",
-    "shaping": "shape",
-    "budget": "plans",
-    "allocation": "Allocator",
-    "algorithm": "sequences",
+    "verifier": ("grade",),
+    "shaping": ("shape", "shape_tokens"),
+    "budget": ("plans",),
+    "allocation": ("Allocator",),
+    "algorithm": ("sequences",),
 }
-"""What a module of each kind must hold."""
+"""What a module of each kind must hold: one of these."""
 
 
 def check(kind: str, package: str, spec: str | dict[str, Any]) -> None:
@@ -39,9 +39,9 @@ def check(kind: str, package: str, spec: str | dict[str, Any]) -> None:
         module, _ = seam.resolve(package, spec)
     except ValidationError as error:
         raise ValueError(explain(error, seam.find(package, name).Config, kind)) from None
-    if not callable(getattr(module, ENTRIES[kind], None)):
+    if not any(callable(getattr(module, entry, None)) for entry in ENTRIES[kind]):
         raise ValueError(
-            f"{kind}: module '{name}' has no {ENTRIES[kind]}; write one as in "
+            f"{kind}: module '{name}' has no {' or '.join(ENTRIES[kind])}; write one as in "
             f"{package.replace('.', '/')}, or name another module"
         )
 
