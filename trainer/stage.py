@@ -86,7 +86,7 @@ class StageRun:
         )
         self.budget, self.budget_config = seam.resolve("samplers.budgets", stage.budget_spec)
         self.memory: dict[str, Any] = {}
-        self.shaping = Shaping(stage.shaping)
+        self.shaping = Shaping(stage.shaping, world.decode, stage.markers)
         self.algorithm, self.algorithm_config = seam.resolve("trainer.algorithms", stage.algorithm)
         needs = getattr(self.algorithm, "needs", None)
         self.needs: set[str] = set(needs(self.algorithm_config)) if needs else set()
