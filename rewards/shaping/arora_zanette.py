@@ -11,47 +11,37 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from rewards.lengths import Kind, lengths
-from samplers.seam import Component
+from rewards.shaping import base
+from rewards.shaping.base import Bools, Floats
 from samplers.types import Group
 
 EPSILON = 1e-7
+requires = base.requires
 
 
-class Config(Component):
+class Config(base.Compared):
     alpha: float = Field(0.1, gt=0, lt=1)
     """Strength of the length term; the paper tries 0.05, 0.1, 0.2 and 0.4."""
-    length: Kind = "response"
-    """What is short: the whole 'response' (the paper) or the thought alone ('think')."""
 
 
-def shape(
-    groups: Sequence[Group], config: Config, state: Any
-) -> tuple[list[NDArray[np.float64]], Any]:
+def shape(groups: Sequence[Group], config: Config, state: Any) -> tuple[list[Floats], Any]:
     """One [G, C, A] array per group: 0 where wrong or unknown, else in (-alpha, 0) times the score.
 
     Every cut has statistics of its own: answers at one budget are compared with each other.
     """
-    return [_group(group, config) for group in groups], state
+
+    def formula(lengths_N: Floats, right_N: Floats) -> Floats:
+        counted_N = right_N > 0
+        if not counted_N.any():
+            return np.zeros_like(lengths_N)
+        return np.where(counted_N, -config.alpha * standing(lengths_N, counted_N), 0.0)
+
+    return [base.compared(g, config, formula) * base.scores(g) for g in groups], state
 
 
-def _group(group: Group, config: Config) -> NDArray[np.float64]:
-    length_GCA = lengths(group, config.length)
-    right_GCA = group.correct_GCA & group.known_GCA
-    score_GCA = np.array([[[v.score for v in c] for c in r] for r in group.verdicts])
-    out_GCA = np.zeros_like(length_GCA)
-    for c in range(length_GCA.shape[1]):
-        right, length = right_GCA[:, c], length_GCA[:, c]
-        if right.any():
-            penalty = config.alpha * standing(length, right)
-            out_GCA[:, c] = np.where(right, -penalty * score_GCA[:, c], 0.0)
-    return out_GCA
-
-
-def standing(lengths: NDArray[np.float64], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
+def standing(lengths: Floats, counted: Bools) -> Floats:
     """sigmoid of the standardised length, in (0, 1), by mean and deviation of the counted ones."""
     used = lengths[counted]
     z = (lengths - used.mean()) / (used.std() + EPSILON)
