@@ -10,7 +10,7 @@ import pytest
 from rewards.verdict import Verdict
 from samplers.types import Answer, Group
 from tests import made
-from trainer.rows import annotate, plain_row, rows, supervised_row, tree_row
+from trainer.rows import annotate, branches, plain_row, rows, supervised_row, tree_row
 
 
 def ancestors(parent_T: np.ndarray, t: int) -> list[int]:
@@ -80,6 +80,25 @@ def test_a_tree_of_one_answer_is_the_plain_row() -> None:
         assert tree.plain
         np.testing.assert_array_equal(tree.ids_T, plain.ids_T)
         np.testing.assert_array_equal(tree.mask_T, plain.mask_T)
+
+
+def test_branches_train_every_token_of_a_tree_once_each_after_what_it_saw() -> None:
+    tree = replace(tree_row(nested(), 0), old_T=np.arange(14, dtype=np.float32))
+    found = [(row.ids_T.tolist(), row.ids_T[row.mask_T].tolist()) for row in branches(tree)]
+    assert found == [
+        ([1, 2, 11, 12, 13, 14, 15, 41, 42], [11, 12, 13, 14, 15, 41, 42]),
+        ([1, 2, 11, 12, 21, 22, 23], [23]),  # the other answer there trains nothing: no row
+    ]
+    for row in branches(tree):
+        assert row.plain
+        at = np.searchsorted(tree.ids_T[:7], row.ids_T[:4])
+        assert row.old_T is not None
+        assert row.old_T[:4].tolist() == at.tolist()
+    assert [row.ids_T.tolist() for row in branches(plain_row(nested(), 0))] == [
+        plain_row(nested(), 0).ids_T.tolist()
+    ]
+    untrained = replace(tree, mask_T=np.zeros(14, bool))
+    assert len(branches(untrained)) == 1  # it counts where a loss is averaged over all rollouts
 
 
 def test_an_answer_without_a_thought_follows_the_prompt() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ def tree_row(group: Group, g: int) -> TrainSequence:
     """
     rollout = group.rollouts[g]
     forks = [answer for cut in rollout.answers for answer in cut]
-    row = _row(group, g, rollout.thought, forks)
+    row = _row(group, g, _head(rollout.thought, rollout.final.after), forks)
     if not group.verdicts:
         return row
     known = [verdict.known for cut in group.verdicts[g] for verdict in cut]
@@ -68,6 +69,37 @@ def tree_row(group: Group, g: int) -> TrainSequence:
         mask_T[at : at + len(answer.tokens)] &= is_known
         at += len(answer.tokens)
     return replace(row, mask_T=mask_T)
+
+
+def branches(tree: TrainSequence) -> list[TrainSequence]:
+    """A tree row as plain rows, one per answer: every trained token is trained in one of them.
+
+    The first row holds the last answer, and the thought as far as that saw it. Rows that would
+    train nothing are left out, but for the first.
+    """
+    starts = np.append(0, np.flatnonzero(tree.parent_T != np.arange(len(tree)) - 1))
+    left_T, out = tree.mask_T.copy(), []
+    for leaf in np.setdiff1d(np.arange(len(tree)), tree.parent_T)[::-1]:
+        runs, at = [], int(leaf)
+        while at >= 0:
+            first = int(starts[np.searchsorted(starts, at, side="right") - 1])
+            runs.append(np.arange(first, at + 1))
+            at = int(tree.parent_T[first])
+        path = np.concatenate(runs[::-1])
+        if not out or left_T[path].any():
+            out.append(_path(tree, path, left_T))
+            left_T[path] = False
+    return out
+
+
+def _path(tree: TrainSequence, path: NDArray[np.integer], mask_T: Bools) -> TrainSequence:
+    """The tokens of one branch, root first, as a row that trains what `mask_T` says."""
+    values = {field.name: getattr(tree, field.name) for field in fields(tree)}
+    own: dict[str, Any] = {
+        name: value[path] for name, value in values.items() if isinstance(value, np.ndarray)
+    }
+    own |= {"parent_T": np.arange(len(path), dtype=np.int32) - 1, "mask_T": mask_T[path]}
+    return replace(tree, **own)
 
 
 def supervised_row(prompt_ids_T: Ints, target_ids_T: Ints, prompt: int) -> TrainSequence:
