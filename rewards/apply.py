@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.texts import Decode
 from samplers import seam
 from samplers.render import ThinkingConfig
 from samplers.types import Group
 
 Spec = str | Mapping[str, Any]
-Decode = Callable[[Sequence[Sequence[int]]], list[str]]
 Add = Callable[[Group, str, Any], Group]
 CORRECT = "correct"
 GIVEN = {"decode", "thinking"}

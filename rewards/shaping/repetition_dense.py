@@ -1,0 +1,90 @@
+"""repetition_dense: every token of an n-gram that was written before costs a little.
+
+Per token, so that credit goes where the repetition is: `algorithm: dense` uses it, group methods
+add it up. Yeo et al. 2025, "Demystifying Long Chain-of-Thought Reasoning" (arXiv:2502.03373). A
+long loop may cost more than a right answer earns; `gate: correct` mends that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from rewards.shaping.base import FLOOR, Gated
+from rewards.texts import Part
+from samplers.facts import MARKERS, TOKEN_REWARDS
+from samplers.types import Group, Rollout
+
+Floats = NDArray[np.float64]
+
+
+class Config(Gated):
+    ngram: int = Field(40, ge=1)
+    """Tokens of an n-gram (the paper)."""
+    penalty: float = Field(-0.05, lt=0)
+    """Reward of each token of a repeated n-gram (the paper)."""
+    only_start: bool = False
+    """Only where a repetition begins: an n-gram that starts within the one repeated before it, or
+    right at its end, goes free."""
+    part: Part = "response"
+    """What is read: the 'think' part, the 'answer', or both."""
+
+
+def provides(config: Config) -> set[str]:
+    return {TOKEN_REWARDS}
+
+
+def requires(config: Config) -> dict[str, str]:
+    return {MARKERS: "part=think reads the thought"} if config.part == "think" else {}
+
+
+def shape_tokens(
+    groups: Sequence[Group], config: Config, state: Any
+) -> tuple[list[tuple[Floats, ...]], Any]:
+    """One [T] array per rollout: thought as far as the final answer saw it, then that answer.
+
+    Forced tokens are read and cost nothing.
+    """
+    return [
+        tuple(_rollout(r, v[-1][0], config) for r, v in zip(g.rollouts, g.verdicts, strict=True))
+        for g in groups
+    ], state
+
+
+def _rollout(rollout: Rollout, verdict: Any, config: Config) -> Floats:
+    after, said = rollout.final.after, rollout.final.tokens
+    ids_T = np.concatenate([rollout.thought.ids_T[:after], said.ids_T])
+    forced_T = np.concatenate([rollout.thought.forced_T[:after], said.forced_T])
+    first = after if config.part == "answer" else 0
+    last = after if config.part == "think" else len(ids_T)
+    out_T = np.zeros(len(ids_T))
+    read = ids_T[first:last].tolist()
+    out_T[first:last] = penalties(read, config.ngram, config.penalty, config.only_start)
+    out_T[forced_T] = 0.0
+    if config.gate == "correct" and out_T.any():
+        most = (1.0 - FLOOR) * verdict.score if verdict.correct else 0.0
+        out_T *= min(1.0, most / -out_T.sum())
+    return out_T
+
+
+def penalties(ids: Sequence[int], n: int, penalty: float, only_start: bool) -> Floats:
+    """[T]: `penalty` at each token of a repeated n-gram, 0 elsewhere.
+
+    With `only_start` an n-gram counts only if it starts beyond the end (start + n) of the repeated
+    one before it, whether that counted or not.
+    """
+    out_T = np.zeros(len(ids))
+    seen: set[tuple[int, ...]] = set()
+    end = 0
+    for start, gram in enumerate(zip(*(ids[i:] for i in range(n)), strict=False)):
+        if gram not in seen:
+            seen.add(gram)
+            continue
+        if not only_start or start > end:
+            out_T[start : start + n] = penalty
+        end = start + n
+    return out_T
