@@ -8,7 +8,7 @@ from dataclasses import replace
 from rewards.grader import Item, Spec, load
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
-from samplers.types import Group, Prompt
+from samplers.types import Answer, Group, Prompt
 
 Grade = Callable[[Sequence[Item]], Sequence[Verdict]]
 
@@ -17,7 +17,7 @@ def verify(groups: Sequence[Group], grade: Grade) -> list[Group]:
     """Groups with their verdicts, `[rollout][cut][answer]`, from one call of `grade`.
 
     Only the answer part is sent (rule 4). `meta` carries the row's own fields and, as `prompt`,
-    the chat messages or the text.
+    the chat messages or the text. A probe is not sent: its probability is its score.
     """
     items = [
         (answer.text, group.prompt.answer, meta)
@@ -26,6 +26,7 @@ def verify(groups: Sequence[Group], grade: Grade) -> list[Group]:
         for rollout in group.rollouts
         for cut in rollout.answers
         for answer in cut
+        if answer.probability is None
     ]
     verdicts = grade(items)
     assert len(verdicts) == len(items)
@@ -34,12 +35,20 @@ def verify(groups: Sequence[Group], grade: Grade) -> list[Group]:
         replace(
             group,
             verdicts=tuple(
-                tuple(tuple(next(rest) for _ in cut) for cut in rollout.answers)
+                tuple(tuple(_probed(a) or next(rest) for a in cut) for cut in rollout.answers)
                 for rollout in group.rollouts
             ),
         )
         for group in groups
     ]
+
+
+def _probed(answer: Answer) -> Verdict | None:
+    """Of a probe: right where the model would rather give the gold answer than any other."""
+    p = answer.probability
+    if p is None:
+        return None
+    return Verdict(p >= 0.5, p, "ok" if p >= 0.5 else "wrong", grader="gold-probability")
 
 
 def context(prompt: Prompt) -> dict[str, object]:

@@ -42,6 +42,7 @@ def pack(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "spans": np.array([s for t in runs for s in t.spans], np.int32).reshape(-1, 2),
         "after": np.array([a.after for a in answers], np.int32),
         "texts": [a.text for a in answers],
+        "probabilities": np.array([a.probability for a in answers], np.float64),  # None: NaN
     }
 
 
@@ -51,13 +52,17 @@ def unpack(columns: dict[str, Any], jobs: Sequence[Job]) -> list[Rollout]:
     assert [(j.group, j.index) for j in jobs] == [(int(r[0]), int(r[1])) for r in rows]
     runs, prompts = _runs(columns), _prompts(columns)
     afters, texts = iter(columns["after"].tolist()), iter(columns["texts"])
+    probabilities = (None if p != p else p for p in columns["probabilities"].tolist())
     out = []
     for job, (_, _, closed, unfinished, skipped, cuts, per_cut) in zip(
         jobs, rows.tolist(), strict=True
     ):
         thought = next(runs)
         answers = tuple(
-            tuple(Answer(next(afters), next(runs), next(texts)) for _ in range(per_cut))
+            tuple(
+                Answer(next(afters), next(runs), next(texts), next(probabilities))
+                for _ in range(per_cut)
+            )
             for _ in range(cuts)
         )
         head = (job.prompt.index, job.group, job.index, job.seed, job.plan)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -19,10 +18,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from samplers import render
+from samplers.check import check_plan
 from samplers.engines import base
 from samplers.render import Renderer, ThinkingConfig
 from samplers.ring import Source
-from samplers.run import THOUGHT, Place, Run, split
+from samplers.run import THOUGHT, Place, Run, sampled, split
 from samplers.types import Floats, Ids, Job, Request, Rollout
 
 __all__ = ["THOUGHT", "RolloutWorker", "Run", "split"]
@@ -234,7 +234,10 @@ class RolloutWorker:
         for call in calls:
             if not call.open:
                 rollouts = [run.finish() for run in call.runs]
-                self._count(rollouts)
+                for run, rollout in zip(call.runs, rollouts, strict=True):
+                    self._count(rollout, 1)
+                    if run.job.resume is not None:  # what it came with was counted before
+                        self._count(run.job.resume, -1)
                 with self._turn:
                     del self._calls[call.number]
                 self._end(call, rollouts)
@@ -282,58 +285,26 @@ class RolloutWorker:
         runs: list[Run] = []
         for job in jobs:
             last = runs[-1] if runs else None
-            if last and last.job.prompt == job.prompt and last.plan == job.plan:
+            again = last and last.job.prompt == job.prompt and last.plan == job.plan
+            if last and again:
                 ids = last.prompt_ids  # a group renders its prompt once
             else:
                 ids = self.renderer.render(job.prompt, job.plan)
-                self._check(job, ids)
+            if not again or job.resume is not None:
+                check_plan(
+                    job.plan, job.prompt, ids, self.renderer, self.engine.context, job.resume
+                )
             runs.append(Run(job, ids, self.renderer))
         return runs
-
-    def _check(self, job: Job, prompt_ids: Ids) -> None:
-        plan, where = job.plan, f"prompt '{job.prompt.id}'"
-        if plan.chunk is not None or job.resume is not None:
-            raise ValueError(
-                f"budget: chunk {plan.chunk}: chunked rollouts are not implemented; leave it out"
-            )
-        if self.renderer.thinking is None and (plan.think is not None or plan.cuts):
-            raise ValueError(
-                f"budget: think {plan.think}, cuts {plan.cuts} need thinking markers, and the "
-                "recipe has thinking: none; set thinking: {start, end} or use budget: unlimited"
-            )
-        forced_text = 0
-        if self.renderer.thinking is not None:
-            ends = (self.renderer.close_ids(plan), self.renderer.after_close_ids(plan))
-            forced_text = sum(map(len, ends))
-        elif plan.close or plan.after_close:
-            warnings.warn(
-                f"budget: close {plan.close!r} and after_close {plan.after_close!r} have no effect "
-                "with thinking: none",
-                stacklevel=3,
-            )
-        prefill = len(self.renderer.encode(plan.prefill)) if plan.prefill else 0
-        need = max(plan.think or 0, prefill) + (forced_text if plan.think is not None else 0) + 1
-        if need > plan.max_tokens:
-            raise ValueError(
-                f"budget: max_tokens {plan.max_tokens} leaves no token for an answer after think "
-                f"{plan.think}, prefill {prefill} and forced text {forced_text}; set it to "
-                f"{need} at least"
-            )
-        context = self.engine.context
-        if context is not None and len(prompt_ids) + plan.max_tokens > context:
-            raise ValueError(
-                f"{where}: {len(prompt_ids)} prompt tokens + max_tokens {plan.max_tokens} exceed "
-                f"the model's context of {context}; lower rollout.max_tokens or drop the prompt"
-            )
 
     def stats(self) -> dict[str, float]:
         """Since the start: rollouts, tokens by kind, seconds at work, and the engine's counters."""
         return {**self._stats, "seconds": self._seconds, **self.engine.counters}
 
-    def _count(self, rollouts: Sequence[Rollout]) -> None:
-        self._stats["rollouts"] += len(rollouts)
-        for rollout in rollouts:
-            answers = [a.tokens for a in rollout.made]
-            self._stats["thought"] += len(rollout.thought)
-            self._stats["answer"] += sum(int((~tokens.forced_T).sum()) for tokens in answers)
-            self._stats["forced"] += sum(int(tokens.forced_T.sum()) for tokens in answers)
+    def _count(self, rollout: Rollout, times: int) -> None:
+        answers = [a.tokens for a in rollout.made]
+        here = sum(map(sampled, answers))
+        self._stats["rollouts"] += times * (not rollout.unfinished)
+        self._stats["thought"] += times * len(rollout.thought)
+        self._stats["answer"] += times * here
+        self._stats["forced"] += times * (sum(map(len, answers)) - here)

@@ -4,7 +4,7 @@ A rollout thinks, its thought is closed (by itself, or by force at its budget), 
 or several times, at the end or at several cuts. `samplers/rollout.py` moves it on between steps.
 
 Elastic Reasoning (arXiv:2505.05315) forces one close; AnytimeReasoner (arXiv:2505.13438) answers
-at nested budgets.
+at nested budgets; MiniCPM4 (arXiv:2506.07900) rolls out in chunks, each by newer weights.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from samplers import seeds
+from samplers.check import gold_ids
 from samplers.render import Renderer
 from samplers.types import Answer, Completion, Finish, Ids, Job, Request, Rollout, Tokens
 
@@ -54,7 +55,10 @@ class Run:
             or self.plan.answers_per_cut > 1
         )
         self.closed = self.skipped = False
-        self.thought = forced(renderer.encode(self.plan.prefill) if self.plan.prefill else _NONE)
+        self.unfinished = self.short = False  # paused; the last request asks for a chunk's rest
+        self.used = 0  # tokens sampled in this step
+        prefill = renderer.encode(self.plan.prefill) if self.plan.prefill else _NONE
+        self.thought = forced(prefill) if job.resume is None else job.resume.thought
         self.cuts = len(self.plan.cuts) or 1
         self.answers: list[list[Answer | None]] = [
             [None] * self.plan.answers_per_cut for _ in range(self.cuts)
@@ -64,20 +68,28 @@ class Run:
     # Thinking
 
     def begin(self) -> Iterator[tuple[Place, Request]]:
-        """The first request: the thought; or the answers, where there is nothing to think."""
+        """The first request: the thought; or the answers, where there is nothing to think.
+
+        A resumed rollout goes on where it was: what it thought stands in the prefill's place.
+        """
+        made = self.job.resume
+        if made is not None:
+            self.closed, self.skipped = made.closed, made.skipped
+            if len(made.final.tokens):
+                return self._answer_all([(made.final.after, made.final.tokens)])
+            if made.closed:
+                return self._answer_all(self._closes())
         prefill = self.thought.ids_T
         if self.markers is None:
             self.thought = forced(_NONE)
-            return self._answer_all([(0, prefill)])
+            return self._answer_all([(0, forced(prefill))])
         ends = np.flatnonzero(prefill == self.markers.end_id)
         self.skipped = len(ends) > 0 or self.renderer.closed(self.prompt_ids)
-        if len(ends):  # the plan closes the thought before the model can open it
-            self.thought = forced(prefill[: ends[0]])
-            begun = np.concatenate([prefill[ends[0] :], self.after_close])
-            return self._answer_all([(int(ends[0]), begun)] * self.cuts)
-        if self.skipped:
-            self.thought = forced(_NONE)
-            return self._answer_all([(0, np.concatenate([prefill, self.after_close]))] * self.cuts)
+        if self.skipped:  # the prompt or the plan closes the thought before the model can open it
+            at = int(ends[0]) if len(ends) else 0
+            self.thought = forced(prefill[:at])
+            begun = forced(np.concatenate([prefill[at:], self.after_close]))
+            return self._answer_all([(at, begun)] * self.cuts)
         budget = (
             self.plan.think if self.plan.think is not None else max(self.plan.cuts, default=None)
         )
@@ -87,7 +99,10 @@ class Run:
             self.thought = replace(self.thought, finish="length")
             return self._answer_all(self._closes())
         stops = (self.markers.end_id, *self.renderer.eos_ids) if self.two_calls else None
-        return iter([(THOUGHT, self._request(self._context(), limit, THOUGHT, stops))])
+        asked = self._within(limit)
+        return iter(
+            [(THOUGHT, self._request(self._context(), asked, THOUGHT, self.thought, stops))]
+        )
 
     def _think(self, done: Completion) -> Iterator[tuple[Place, Request]]:
         assert self.markers is not None
@@ -100,84 +115,107 @@ class Run:
         elif self.closed:
             last = int(ends[0]) + 1
         finish: Finish = "stop" if self.closed else done.finish
-        prefill = len(self.thought)
         spans, rest = split(done.spans, last)
-        self.thought = Tokens(
-            np.concatenate([self.thought.ids_T, ids[:last]]),
-            np.concatenate([self.thought.logprobs_T, logprobs[:last]]),
-            finish,
-            shift(spans, prefill),
-        )
+        self.thought = join(self.thought, Tokens(ids[:last], logprobs[:last], finish, spans))
         if not self.two_calls:
             rest = rest if last < len(ids) else ()
             answer = Tokens(ids[last:], logprobs[last:], done.finish, rest)
-            self.answers[0][0] = self._read(len(self.thought), answer, 0)
+            self.answers[0][0] = self._read(len(self.thought), answer)
             return iter(())
-        if done.finish == "abort" or not (self.closed or self.budgeted):
+        if self.unfinished or done.finish == "abort" or not (self.closed or self.budgeted):
             return self._no_answers(done.finish)
         return self._answer_all(self._closes(), done.handle)
 
-    def _closes(self) -> list[tuple[int, Ids]]:
-        """(tokens of the thought that are seen, forced ids) at each cut."""
+    def _closes(self) -> list[tuple[int, Tokens]]:
+        """(tokens of the thought that are seen, forced text) at each cut."""
         body = len(self.thought) - int(self.closed)
-        out = []
-        for cut in self.plan.cuts or (len(self.thought),):
-            if self.closed and cut >= body:
-                out.append((len(self.thought), self.after_close))
-            else:
-                close = np.concatenate([self.renderer.close_ids(self.plan), self.after_close])
-                out.append((min(cut, body), close))
-        return out
+        close = np.concatenate([self.renderer.close_ids(self.plan), self.after_close])
+        natural = len(self.thought), forced(self.after_close)
+        return [
+            natural if self.closed and cut >= body else (min(cut, body), forced(close))
+            for cut in self.plan.cuts or (len(self.thought),)
+        ]
 
     # Answering
 
     def _answer_all(
-        self, starts: Sequence[tuple[int, Ids]], handle: int | None = None
+        self, starts: Sequence[tuple[int, Tokens]], handle: int | None = None
     ) -> Iterator[tuple[Place, Request]]:
-        """`answers_per_cut` answers from each (tokens of the thought, forced ids)."""
+        """`answers_per_cut` answers from each (tokens of the thought, what is there of them)."""
         last = {after: cut for cut, (after, _) in enumerate(starts)}
         for cut, (after, begun) in enumerate(starts):
             if self.plan.collapse and last[after] != cut:
                 self.repeats[cut] = last[after]
                 continue
-            room = self.plan.max_tokens - after - len(begun)
-            limit = room if self.plan.answer is None else min(room, self.plan.answer)
+            limit = self.plan.max_tokens - after - len(begun)
+            if self.plan.answer is not None:
+                limit = min(limit, self.plan.answer - sampled(begun))
+            if self._probed(cut):
+                yield from self._probe(cut, after, begun, limit, handle)
+                continue
+            asked = self._within(limit)
             for number in range(self.plan.answers_per_cut):
                 place = Place(cut, number)
                 if limit < 1:
-                    empty = Tokens(_NONE, np.zeros(0, np.float32), "length")
-                    self.answers[cut][number] = Answer(after, empty, None)
+                    self.answers[cut][number] = Answer(after, nothing("length"), None)
                     continue
-                self.answers[cut][number] = Answer(after, forced(begun), None)
-                if handle is None:
-                    ids = np.concatenate([self._context(after), begun])
-                    yield place, self._request(ids, limit, place)
-                else:
-                    prefix = (handle, len(self.prompt_ids) + after)
-                    yield place, self._request(begun, limit, place, prefix=prefix)
+                self.answers[cut][number] = Answer(after, begun, None)
+                if asked < 1:  # the chunk was used up by the thought
+                    self.unfinished = True
+                    continue
+                yield place, self._fork(after, begun, asked, place, handle)
+
+    def _fork(
+        self, after: int, begun: Tokens, limit: int, place: Place, handle: int | None
+    ) -> Request:
+        """To go on behind `after` tokens of the thought and `begun`; from kept KV if there is."""
+        if handle is None:
+            ids = np.concatenate([self._context(after), begun.ids_T])
+            return self._request(ids, limit, place, begun)
+        prefix = (handle, len(self.prompt_ids) + after)
+        return self._request(begun.ids_T, limit, place, begun, prefix=prefix)
+
+    def _probed(self, cut: int) -> bool:
+        return bool(self.plan.probe) and cut < self.cuts - 1
+
+    def _probe(
+        self, cut: int, after: int, begun: Tokens, limit: int, handle: int | None
+    ) -> Iterator[tuple[Place, Request]]:
+        """Ask for the probability of the gold answer; it is 0 where the answer has no room."""
+        gold = gold_ids(self.plan, self.job.prompt, self.renderer)
+        probe = Answer(after, nothing("length"), None, 0.0)
+        if len(gold) <= limit:
+            tokens = forced(np.concatenate([begun.ids_T, gold]))
+            probe = Answer(after, tokens, self.renderer.answer_text(gold))
+            request = self._fork(after, begun, len(gold), Place(cut, 0), handle)
+            yield Place(cut, 0), replace(request, given=gold)
+        self.answers[cut] = [probe] * self.plan.answers_per_cut
 
     def _no_answers(self, finish: Finish) -> Iterator[tuple[Place, Request]]:
-        empty = Answer(len(self.thought), Tokens(_NONE, np.zeros(0, np.float32), finish), None)
+        empty = Answer(len(self.thought), nothing(finish), None)
         self.answers = [[empty] * self.plan.answers_per_cut for _ in range(self.cuts)]
         return iter(())
 
     def _answer(self, place: Place, done: Completion) -> None:
         begun = self.answers[place.cut][place.number]
         assert begun is not None
-        ids_T = begun.tokens.ids_T
-        tokens = Tokens(
-            np.concatenate([ids_T, done.ids_T]),
-            np.concatenate([begun.tokens.logprobs_T, done.logprobs_T]),
-            done.finish,
-            shift(done.spans, len(ids_T)),
-        )
-        # A forced close is among the answer's tokens; what the grader reads comes after it.
-        ends = np.flatnonzero(ids_T == self.markers.end_id) if self.markers else _NONE
-        start = int(ends[0]) + 1 if len(ends) else 0
-        self.answers[place.cut][place.number] = self._read(begun.after, tokens, start)
+        if self._probed(place.cut):
+            probability = float(np.exp(done.logprobs_T.sum(dtype=np.float64)))
+            probe = replace(begun, probability=probability)
+            if done.finish == "abort":
+                probe = Answer(begun.after, nothing("abort"), None)
+            self.answers[place.cut] = [probe] * self.plan.answers_per_cut
+            return
+        made = Tokens(done.ids_T, done.logprobs_T, done.finish, done.spans)
+        tokens = join(begun.tokens, made)
+        self.answers[place.cut][place.number] = self._read(begun.after, tokens)
 
-    def _read(self, after: int, tokens: Tokens, start: int) -> Answer:
-        reached = len(tokens) > start and tokens.finish != "abort"
+    def _read(self, after: int, tokens: Tokens) -> Answer:
+        # A forced close is among the answer's tokens; what the grader reads comes after it.
+        head = tokens.ids_T[tokens.forced_T]
+        ends = np.flatnonzero(head == self.markers.end_id) if self.markers else _NONE
+        start = int(ends[0]) + 1 if len(ends) else 0
+        reached = len(tokens) > start and tokens.finish != "abort" and not self.unfinished
         return Answer(
             after, tokens, self.renderer.answer_text(tokens.ids_T[start:]) if reached else None
         )
@@ -185,10 +223,19 @@ class Run:
     # Both
 
     def take(self, place: Place, done: Completion) -> Iterator[tuple[Place, Request]]:
+        self.used += len(done.ids_T)
+        self.unfinished = self.short and done.finish == "length"
         if place == THOUGHT:
             return self._think(done)
         self._answer(place, done)
         return iter(())
+
+    def _within(self, limit: int) -> int:
+        """`limit`, or what the step's chunk leaves of it."""
+        chunk = self.plan.chunk
+        asked = limit if chunk is None else min(limit, chunk - self.used)
+        self.short = asked < limit
+        return asked
 
     def _context(self, after: int | None = None) -> Ids:
         return np.concatenate([self.prompt_ids, self.thought.ids_T[:after]])
@@ -198,18 +245,20 @@ class Run:
         ids: Ids,
         limit: int,
         place: Place,
+        begun: Tokens,
         stops: tuple[int, ...] | None = None,
         prefix: tuple[int, int] | None = None,
     ) -> Request:
         thinking = place == THOUGHT
         phase = (_THINK, 0, 0) if thinking else (_ANSWER, *place)
+        start = sampled(begun)  # in earlier steps: what comes needs random numbers of its own
         return Request(
             id=-1,
             ids=ids,
             max_tokens=limit,
             stop_ids=stops or self.renderer.eos_ids,
             temperature=self.job.temperature,
-            seed=seeds.key(self.job.seed, *phase),
+            seed=seeds.key(self.job.seed, *phase, *([start] if start else [])),
             prefix=prefix,
             keep=thinking and self.two_calls,
         )
@@ -220,12 +269,13 @@ class Run:
         answers = tuple(tuple(a for a in cut if a is not None) for cut in self.answers)
         assert all(len(cut) == self.plan.answers_per_cut for cut in answers)
         last = answers[-1][0].tokens
-        if not len(last) and last.finish == "length":  # the cap came before the answer
+        # The cap came before the answer.
+        if not len(last) and last.finish == "length" and not self.unfinished:
             self.thought = replace(self.thought, finish="length")
         job = self.job
         return Rollout(
-            job.prompt.index, job.group, job.index, job.seed, job.plan,
-            self.prompt_ids, self.thought, self.closed, answers, False, self.skipped,
+            job.prompt.index, job.group, job.index, job.seed, job.plan, self.prompt_ids,
+            self.thought, self.closed, answers, self.unfinished, self.skipped,
         )  # fmt: skip
 
 
@@ -234,9 +284,26 @@ def forced(ids_T: Ids) -> Tokens:
     return Tokens(ids_T, np.full(len(ids_T), np.nan, np.float32), "stop")
 
 
-def shift(spans: Spans, by: int) -> Spans:
-    """Spans of tokens that come `by` tokens later in their run."""
-    return tuple((first + by, version) for first, version in spans)
+def nothing(finish: Finish) -> Tokens:
+    return Tokens(_NONE, np.zeros(0, np.float32), finish)
+
+
+def sampled(tokens: Tokens) -> int:
+    """How many of them were."""
+    return int((~tokens.forced_T).sum())
+
+
+def join(first: Tokens, then: Tokens) -> Tokens:
+    """Tokens that end as `then` does."""
+    spans = tuple((at + len(first), version) for at, version in then.spans)
+    if first.spans and spans and first.spans[-1][1] == spans[0][1]:
+        spans = spans[1:]
+    return Tokens(
+        np.concatenate([first.ids_T, then.ids_T]),
+        np.concatenate([first.logprobs_T, then.logprobs_T]),
+        then.finish,
+        first.spans + spans,
+    )
 
 
 def split(spans: Spans, at: int) -> tuple[Spans, Spans]:

@@ -34,7 +34,7 @@ def rollouts(draw: Any) -> list[tuple[Job, Rollout]]:
         prompt = Prompt(draw(st.integers(0, 9)), "p", (), "x", "", "exact")
         seed = draw(st.integers(0, 2**64 - 1))
         job = Job(prompt, Plan(9, think=index), draw(st.integers(0, 2**40)), index, seed)
-        answer = st.builds(Answer, st.integers(0, 9), tokens(), TEXT)
+        answer = st.builds(Answer, st.integers(0, 9), tokens(), TEXT, st.none() | st.floats(0, 1))
         per_cut = draw(st.integers(1, 3))
         cut = st.lists(answer, min_size=per_cut, max_size=per_cut).map(tuple)
         answers = draw(st.lists(cut, min_size=1, max_size=3).map(tuple))
@@ -81,5 +81,5 @@ def test_a_batch_is_a_few_arrays():
     answer = ((Answer(80, run, "text"),),)
     many = [Rollout(0, 0, i, i, Plan(9), run.ids_T, run, True, answer) for i in range(100)]
     wire = columns.pack(many)
-    assert sum(isinstance(x, np.ndarray) for x in wire.values()) <= 8
+    assert sum(isinstance(x, np.ndarray) for x in wire.values()) <= 9
     assert len(pickle.dumps(wire)) < 100 * (80 * 4 + 160 * 8 + 200)

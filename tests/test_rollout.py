@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from samplers import seeds
 from samplers.budgets import fixed, unlimited
 from samplers.render import Renderer
 from samplers.rollout import THOUGHT, RolloutWorker, Run, split
-from samplers.types import Completion, Job, Plan, Request, Rollout
+from samplers.run import forced, join
+from samplers.types import Answer, Completion, Job, Plan, Request, Rollout, Tokens
 from tests.scripted import BARE, END, EOS, PROMPT, RENDERER, ScriptedEngine, by_hand
 from tests.vectors import cases
 
@@ -26,43 +28,84 @@ def check(rollout: Rollout, plan: Plan, seed: int, renderer: Renderer = RENDERER
     np.testing.assert_array_equal(
         rollout.thought.logprobs_T, np.array(expected["logprobs"], np.float32)
     )
+    assert sampled_at(rollout.thought) == expected["when"]
     assert (rollout.closed, rollout.skipped) == (expected["closed"], expected["skipped"])
     assert rollout.ended == (expected["closed"] or expected["skipped"])
     assert rollout.thought.finish == expected["finish"]
+    assert not rollout.unfinished
     assert [len(cut) for cut in rollout.answers] == [len(cut) for cut in expected["answers"]]
     flat = [answer for cut in expected["answers"] for answer in cut]
     pairs = zip((a for cut in rollout.answers for a in cut), flat, strict=True)
-    for answer, (after, ids, logprobs, finish, text) in pairs:
+    for answer, (after, ids, logprobs, finish, text, probability, when) in pairs:
         assert answer.after == after
         assert answer.tokens.ids_T.tolist() == ids
         np.testing.assert_array_equal(answer.tokens.logprobs_T, np.array(logprobs, np.float32))
+        assert sampled_at(answer.tokens) == when
         assert answer.tokens.finish == finish
         assert answer.text == text
+        assert answer.probability == (probability and pytest.approx(probability))
         # The cap holds for what one answer sees and says.
         assert answer.after + len(answer.tokens) <= plan.max_tokens
     assert rollout.prompt_ids_T.tolist() == renderer.render(PROMPT, plan).tolist()
     assert (rollout.prompt, rollout.plan, rollout.seed) == (3, plan, seed)
 
 
-def roll(plans: Sequence[Plan], renderer: Renderer = RENDERER, seed: int = 0) -> list[Rollout]:
+def sampled_at(tokens: Tokens) -> list[int | None]:
+    """In which step each token was sampled, by its spans; forced ones are of none."""
+    out: list[int | None] = [None] * len(tokens)
+    for first, version in tokens.spans:
+        out[first:] = [version] * (len(tokens) - first)
+    versions = [version for _, version in tokens.spans]
+    assert versions == sorted(set(versions))
+    return [None if forced else at for at, forced in zip(out, tokens.forced_T, strict=True)]
+
+
+def roll(
+    plans: Sequence[Plan], renderer: Renderer = RENDERER, seed: int = 0, engine: Any = None
+) -> list[Rollout]:
+    """Rollouts side by side, chunks continued step by step by weights of versions 0, 1, 2, ..."""
+    worker = RolloutWorker(engine or ScriptedEngine(), renderer)
     jobs = [Job(PROMPT, plan, 0, i, seed=seed + i) for i, plan in enumerate(plans)]
-    return RolloutWorker(ScriptedEngine(), renderer).generate(jobs)
+    made: dict[int, Rollout] = {}
+    for step in range(100):
+        worker.engine.version = step
+        made |= {r.index: r for r in worker.generate(jobs)}
+        for rollout in made.values():
+            chunk = rollout.plan.chunk
+            assert chunk is None or sampled_at(whole(rollout)).count(step) <= chunk
+        jobs = [replace(j, resume=made[j.index]) for j in jobs if made[j.index].unfinished]
+        if not jobs:
+            break
+    assert worker.stats()["rollouts"] == len(plans)
+    return [made[i] for i in range(len(plans))]
+
+
+def whole(rollout: Rollout) -> Tokens:
+    return join(rollout.thought, rollout.final.tokens)
 
 
 @st.composite
 def plans(draw_: Any) -> Plan:
     think = draw_(st.none() | st.integers(0, 12))
+    cap = draw_(st.integers(26, 40)) if think is not None else draw_(st.integers(8, 40))
+    cuts = sorted(draw_(st.sets(st.integers(0, min(think or cap, cap)), max_size=4)))
+    cuts = [cut for cut in cuts if think is None or cut <= think]
+    answers = draw_(st.integers(1, 3))
+    weights = [Fraction(1, len(cuts)) for _ in cuts] if draw_(st.booleans()) else []
     return Plan(
-        max_tokens=draw_(st.integers(26, 40)) if think is not None else draw_(st.integers(8, 40)),
+        max_tokens=cap,
         think=think,
         answer=draw_(st.none() | st.integers(1, 9)),
-        cuts=tuple(sorted(draw_(st.sets(st.integers(0, 40), max_size=4)))),
-        answers_per_cut=draw_(st.integers(1, 3)),
+        cuts=tuple(cuts),
+        answers_per_cut=answers,
+        weights=tuple(map(float, weights)),
+        probe=draw_(st.sampled_from(["", "{answer}", "B{answer}{A"])) if len(cuts) > 1 else "",
         collapse=draw_(st.booleans()),
         close=draw_(st.sampled_from(["", "w</think>", "</think>!:"])),
         after_close=draw_(st.sampled_from(["", "A="])),
         prefill=draw_(st.sampled_from(["", "T", "B1</think>", "</think>"])),
         template=draw_(st.sampled_from([{}, {"enable_thinking": False}])),
+        chunk=draw_(st.none() | st.integers(1, 12)) if not cuts and answers == 1 else None,
     )
 
 
@@ -72,6 +115,59 @@ def test_every_token_is_the_reference(plan_list, seed):
     """Rollouts of any plans side by side are each what they would be alone."""
     for i, rollout in enumerate(roll(plan_list, seed=seed)):
         check(rollout, plan_list[i], seed + i)
+
+
+@settings(max_examples=150, deadline=None)
+@given(plans(), st.integers(0, 2**40))
+def test_nothing_is_generated_or_computed_twice(plan, seed):
+    """What the engine samples is in the rollout, once; its KV is computed once a step."""
+    engine = ScriptedEngine()
+    (rollout,) = roll([plan], seed=seed, engine=engine)
+    expected, counted = by_hand(plan, seed), engine.counters
+    assert counted["sampled"] == rollout.sampled_tokens + expected["lost"]
+    cuts = {cut[0].after if plan.collapse else c: cut for c, cut in enumerate(rollout.answers)}
+    asked = [a for cut in cuts.values() for a in cut[: 1 if cut[0].probability else None]]
+    probes = [a for a in asked if a.probability]
+    assert all(a.tokens.forced_T.all() and not a.tokens.spans for a in probes)
+    gold = len(plan.probe.replace("{answer}", "A")) + 1
+    assert counted["given"] == gold * len(probes)
+    if rollout.thought.spans and plan.chunk is None:  # answers are forks of the thought's own KV
+        begun = int(rollout.thought.forced_T.sum())
+        inserted = sum(int(a.tokens.forced_T.sum()) for a in asked) - gold * len(probes)
+        assert counted["prefilled"] == len(rollout.prompt_ids_T) + begun + inserted
+
+
+@settings(max_examples=150, deadline=None)
+@given(plans(), st.integers(0, 2**40), st.integers(1, 9))
+def test_a_chunk_ends_where_it_should(plan, seed, chunk):
+    plan = replace(plan, cuts=(), weights=(), probe="", answers_per_cut=1, chunk=chunk)
+    (rollout,) = roll([plan], seed=seed)
+    steps, lost = sampled_at(whole(rollout)), by_hand(plan, seed)["lost"]
+    counts = [steps.count(i) for i in range(by_hand(plan, seed)["steps"])]
+    assert all(n + lost >= chunk for n in counts[:-1])  # every step but the last is used up
+    assert sum(counts) == rollout.sampled_tokens
+    if len(counts) == 1 and chunk >= plan.max_tokens:
+        alone = roll([replace(plan, chunk=None)], seed=seed)[0]
+        assert whole(rollout).ids_T.tolist() == whole(alone).ids_T.tolist()
+
+
+def test_a_cut_thought_is_closed_and_answered():
+    """Supervised data: of somebody's thought as much as is wanted, the model's answer to it."""
+    for kept in (0, 4, 9):
+        plan = Plan(40, think=kept, close="w</think>", after_close="A=")
+        ids = np.resize(np.array([9, 10, 11], np.int32), kept)
+        blank = Answer(kept, forced(ids[:0]), None)
+        hand = Rollout(3, 0, 0, 5, plan, ids[:0], forced(ids), False, ((blank,),), unfinished=True)
+        engine = ScriptedEngine()
+        worker = RolloutWorker(engine, RENDERER)
+        (made,) = worker.generate([Job(PROMPT, plan, 0, 0, 5, resume=hand)])
+        close = RENDERER.encode("w</think>A=").tolist()
+        assert made.thought.ids_T.tolist() == ids.tolist()
+        assert made.prompt_ids_T.tolist() == RENDERER.render(PROMPT, plan).tolist()
+        assert made.final.tokens.ids_T[:4].tolist() == close
+        assert engine.counters["sampled"] == made.answer_tokens == made.sampled_tokens > 0
+        assert made.final.text
+        assert not made.unfinished
 
 
 @settings(max_examples=60, deadline=None)
@@ -167,6 +263,7 @@ def test_abort_ends_what_it_names_and_nothing_else():
     plan = Plan(40, think=9, answer=20, answers_per_cut=2)
     jobs = [Job(PROMPT, plan, 0, i, seed=50 + i) for i in range(6)]
     worker = RolloutWorker(Aborting(), RENDERER)
+    worker.engine.version = 0  # the reference counts steps from there
     rollouts = worker.generate(jobs)
     for i, r in enumerate(rollouts):
         if i not in (1, 5):
@@ -187,7 +284,20 @@ def test_abort_ends_what_it_names_and_nothing_else():
         (Plan(10, think=2, close="w"), RENDERER, "close 'w' does not contain the end marker"),
         (Plan(10, think=2), BARE, "think 2.* need thinking markers"),
         (Plan(10, cuts=(2,)), BARE, r"cuts \(2,\) need thinking markers"),
-        (Plan(10, chunk=4), RENDERER, "chunk 4.*not implemented"),
+        (Plan(10, chunk=4, cuts=(2,)), RENDERER, r"chunk 4 with cuts \(2,\).*has no cuts and one"),
+        (Plan(10, chunk=4, answers_per_cut=2), RENDERER, "chunk 4 .* answers_per_cut 2"),
+        (Plan(10, chunk=0), RENDERER, "chunk 0: must be 1 at least"),
+        (Plan(10, answers_per_cut=0), RENDERER, "answers_per_cut 0: must be 1"),
+        (Plan(10, think=-1), RENDERER, "think -1: must be 0"),
+        (Plan(10, answer=0), RENDERER, "answer 0: must be 1"),
+        (Plan(10, cuts=(4, 2)), RENDERER, r"cuts \(4, 2\).*ascend; sort them"),
+        (Plan(10, cuts=(-1, 2)), RENDERER, r"cuts \(-1, 2\): must be 0 at least"),
+        (Plan(10, cuts=(2, 11)), RENDERER, r"cuts \(2, 11\) go beyond max_tokens 10"),
+        (Plan(10, think=5, cuts=(2, 6)), RENDERER, r"cuts \(2, 6\) go beyond think 5"),
+        (Plan(10, cuts=(2, 6), weights=(1.0,)), RENDERER, r"weights \(1.0,\): one per cut"),
+        (Plan(10, cuts=(2, 6), weights=(1.5, -0.5)), RENDERER, "0 at least each"),
+        (Plan(10, cuts=(2, 6), weights=(0.5, 0.6)), RENDERER, "sum to 1.1; make it 1"),
+        (Plan(10, cuts=(2, 6), probe="gold"), RENDERER, "probe 'gold' .*name the gold as {answer}"),
         (Plan(100), RENDERER, "'p3': 7 prompt tokens . max_tokens 100 .*context of 100"),
     ],
 )
@@ -200,6 +310,8 @@ def test_plans_that_cannot_be_are_refused_before_generation(plan, renderer, word
 
 
 def test_no_effect_is_said():
+    with pytest.warns(UserWarning, match="probe '{answer}' has no effect"):
+        roll([Plan(10, cuts=(3,), probe="{answer}")])
     with pytest.warns(UserWarning, match="no effect with thinking: none"):
         roll([Plan(10, after_close="A=")], BARE)
 
