@@ -18,36 +18,8 @@ from rewards.verdict import Verdict
 from rewards.verify import verify
 from samplers.types import Answer, Group, Plan, Prompt, Rollout
 from tests.made import run
+from tests.shaped import UNKNOWN, group, rollout, total, verdict
 from tests.vectors import cases, check
-
-UNKNOWN = None
-
-
-def verdict(correct: bool | None) -> Verdict:
-    if correct is None:
-        return Verdict(False, 0.0, "timeout")
-    return Verdict(correct, float(correct), "ok" if correct else "wrong")
-
-
-def rollout(
-    think: int, answer: int, forced: int = 0, closed: bool = True, cap: int = 64
-) -> Rollout:
-    """`think` thinking tokens (and an end marker, if closed); `forced` + `answer` answer tokens."""
-    thought = run(range(think + closed))
-    final = Answer(len(thought), run(range(forced + answer), forced=forced), "7")
-    ids = np.array([1], np.int32)
-    return Rollout(0, 0, 0, 0, Plan(max_tokens=cap), ids, thought, closed, ((final,),))
-
-
-def group(n_tokens: Sequence[int], correct: Sequence[bool | None], cap: int = 64) -> Group:
-    """Rollouts whose responses have that many sampled tokens and that verdict."""
-    rollouts = tuple(rollout(n - 1, 1, closed=False, cap=cap) for n in n_tokens)
-    prompt = Prompt(0, "p", (), "?", "7", "exact")
-    return Group(prompt, 0, rollouts, tuple(((verdict(c),),) for c in correct))
-
-
-def total(groups: Sequence[Group], *specs: Any) -> list[np.ndarray]:
-    return [g.total_GCA[:, 0, 0] for g in Shaping(specs).apply(groups)]
 
 
 def arora(n_tokens: Sequence[int], correct: Sequence[bool | None], alpha: float) -> np.ndarray:

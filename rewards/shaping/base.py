@@ -149,3 +149,8 @@ def replaced(group: Group, reward_GCA: Floats, gate: Gate) -> Floats:
     right_GCA = right(group)
     difference_GCA = np.where(right_GCA, (reward_GCA - 1.0) * scores(group), reward_GCA)
     return added(group, difference_GCA, gate)
+
+
+def half_cosine(progress: Floats, start: Floats | float, end: Floats | float) -> Floats:
+    """`start` at progress 0, `end` from 1 on, half a cosine between."""
+    return end + 0.5 * (start - end) * (1.0 + np.cos(np.pi * np.minimum(progress, 1.0)))
