@@ -86,6 +86,9 @@ def test_each_formula_by_the_book(groups: list[list[float]]) -> None:
     own = credit.grpo(arrays(groups), std="group", eps=1e-4)
     batch = credit.grpo(arrays(groups), std="batch", eps=1e-4)
     loo = credit.rloo(arrays(groups))
+    left = [r - statistics.fmean(group) for group in groups if len(group) > 1 for r in group]
+    left_std = statistics.stdev(left) if left else 0.0
+    centred_by = credit.grpo(arrays(groups), std="centred", eps=1e-4)
     for g, group in enumerate(groups):
         for i, r in enumerate(group):
             if len(group) == 1:
@@ -96,6 +99,8 @@ def test_each_formula_by_the_book(groups: list[list[float]]) -> None:
             if std > 1e-6:
                 assert own[g][i] == pytest.approx(centred / (std + 1e-4))
                 assert batch[g][i] == pytest.approx(centred / (batch_std + 1e-4))
+            if left_std > 1e-6:
+                assert centred_by[g][i] == pytest.approx(centred / (left_std + 1e-4), abs=1e-7)
             others = statistics.fmean(group[:i] + group[i + 1 :])
             assert loo[g][i] == pytest.approx(r - others, abs=1e-8)
 
@@ -110,6 +115,7 @@ def test_max_rl_weighs_rare_success() -> None:
 FORMULAS = {
     "grpo": credit.grpo,
     "batch": lambda groups, counted=None: credit.grpo(groups, counted, std="batch"),
+    "centred": lambda groups, counted=None: credit.grpo(groups, counted, std="centred"),
     "dr_grpo": lambda groups, counted=None: credit.grpo(groups, counted, std="none"),
     "rloo": credit.rloo,
     "max_rl": credit.max_rl,
@@ -149,6 +155,7 @@ def test_shift_leaves_and_scale_scales_or_leaves(
         ("rloo", FORMULAS["rloo"], 1),
         ("grpo", lambda groups: credit.grpo(groups, eps=0.0), 0),
         ("batch", lambda groups: credit.grpo(groups, std="batch", eps=0.0), 0),
+        ("centred", lambda groups: credit.grpo(groups, std="centred", eps=0.0), 0),
     ):
         for before, after in zip(formula(arrays(groups)), formula(moved), strict=True):
             assert after == pytest.approx(before * scale**power, abs=1e-6), name
@@ -257,6 +264,67 @@ def test_every_algorithm_gives_its_formula(name: str) -> None:
     settings = {"only_accepted": False} if name == "raft" else {}
     want = np.concatenate(formula(rewards)).astype(np.float32)
     assert list(advantages(name, groups, **settings).values()) == want.tolist()
+
+
+def test_batch_deviations_with_and_without_the_spread_between_prompts() -> None:
+    """An easy and a hard prompt: DLER divides by what is left within prompts, TRL by all."""
+    groups = arrays([[11, 9], [1, -1]])
+    centred, _ = credit.grpo(groups, std="centred", eps=0.0)
+    assert centred == pytest.approx([1 / np.std([1, -1, 1, -1], ddof=1), -np.sqrt(3) / 2])
+    batch, _ = credit.grpo(groups, std="batch", eps=0.0)
+    assert batch == pytest.approx([1 / np.std([11, 9, 1, -1], ddof=1)] * np.array([1, -1]))
+
+
+def with_modes(group: Group, modes: str) -> Group:
+    """One letter a rollout: its subgroup."""
+    rollouts = tuple(
+        replace(r, plan=replace(r.plan, subgroup=mode))
+        for r, mode in zip(group.rollouts, modes, strict=True)
+    )
+    return replace(group, rollouts=rollouts)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "max_rl"])
+def test_within_subgroups_each_is_a_group_of_its_own(name: str) -> None:
+    """Interleaved, one of one rollout, and one mode in two groups: they never meet."""
+    first = with_modes(made.group([1.0, 0.0, 1.0, 1.0, 0.0]), "abaab")
+    second = with_modes(made.group([0.0, 1.0, 1.0], serial=1), "aca")
+    got = advantages(name, [first, second], within="subgroup")
+    parts = arrays([[1, 1, 1], [0, 0], [0, 1], [1]])
+    want = [a.astype(np.float32).tolist() for a in FORMULAS[name](parts)]
+    assert [got[0, g] for g in (0, 2, 3)] == want[0]
+    assert [got[0, g] for g in (1, 4)] == want[1]
+    assert [got[1, g] for g in (0, 2)] == want[2]
+    assert got[1, 1] == want[3][0]
+
+
+def test_the_deviation_of_a_batch_is_one_for_all_subgroups() -> None:
+    group = with_modes(made.group([1.0, 0.0, 1.0, 0.0]), "aabb")
+    got = advantages("grpo", [group], within="subgroup", std="batch", eps=0.0)
+    assert got[0, 0] == pytest.approx(0.5 / np.std([1, 0, 1, 0], ddof=1))
+
+
+def test_subgroups_that_no_plan_names_are_told() -> None:
+    group = made.group([1.0, 0.0])
+    with pytest.warns(UserWarning, match="within: subgroup has no effect"):
+        assert advantages("dr_grpo", [group], within="subgroup") == {(0, 0): 0.5, (0, 1): -0.5}
+
+
+def test_on_policy_sft_imitates_what_is_right_and_within_the_cap() -> None:
+    """Responses of 2, 3, 4, 5 and 6 sampled tokens; the third was cut off, the fourth is wrong."""
+    rollouts = [made.rollout(g, range(11, 12 + g)) for g in range(5)]
+    rollouts[2] = made.rollout(2, range(11, 14), finish="length")
+    rewards = [1.0, 1.0, 1.0, 0.0, 1.0]
+    group = made.group(rewards, rollouts=tuple(rollouts))
+    assert advantages("on_policy_sft", [group]) == {(0, 0): 1, (0, 1): 1, (0, 4): 1}
+    assert advantages("on_policy_sft", [group], cap=3) == {(0, 0): 1, (0, 1): 1}
+    assert advantages("on_policy_sft", [group], cap=2) == {(0, 0): 1}
+    assert advantages("on_policy_sft", [group], cap=2, length="think") == {(0, 0): 1, (0, 1): 1}
+    partly = {**group.rewards, "length": np.full((5, 1, 1), -3.0)}
+    assert len(advantages("on_policy_sft", [replace(group, rewards=partly)])) == 3
+    assert rows_of("on_policy_sft", [made.group([0.0, np.nan])]) == []
+    module, config = seam.resolve("trainer.algorithms", "on_policy_sft")
+    assert set(module.requires(config)) == {"loss ce"}
 
 
 def test_a_singleton_is_zero_unless_raw() -> None:

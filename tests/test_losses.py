@@ -246,6 +246,7 @@ def differences(loss: LossConfig, given: dict[str, Any], step: float = 1e-6) -> 
         {"name": "gspo", "eps_low": 0.1, "eps_high": 0.1},
         {"name": "gspo", "eps_low": 0.1, "eps_high": 0.1, "delta": 1.05},
         {"name": "ce"},
+        {"name": "ppo_clip", "positive_ce_coef": 0.1},
         {"importance": "token", "importance_cap": 1.1},
         {"importance": "sequence"},
     ],
@@ -266,6 +267,23 @@ def test_entropy_bonus_reaches_the_entropy() -> None:
     value, _ = policy_loss(LossConfig(entropy_coef=0.25), current_N, entropy_N, **given)
     (grad_N,) = torch.autograd.grad(value, entropy_N)
     assert torch.allclose(grad_N, -0.25 * given["weights_N"])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_good_tokens_are_imitated_beside_any_policy_loss(name: str) -> None:
+    given = tokens(8)
+    value, grad_N, _ = evaluate(LossConfig(name=name, importance="token"), given)
+    both, both_grad_N, metrics = evaluate(
+        LossConfig(name=name, importance="token", positive_ce_coef=0.1), given
+    )
+    good_N = given["advantages_N"] > 0
+    assert 0 < good_N.sum() < len(good_N)
+    weights_N = given["weights_N"] * good_N
+    assert torch.allclose(both_grad_N - grad_N, -0.1 * weights_N)
+    assert both - value == pytest.approx(-0.1 * float((weights_N * given["current_N"]).sum()))
+    assert metrics["positive_ce"].tolist() == pytest.approx(
+        [-float(given["current_N"][good_N].sum()), int(good_N.sum())]
+    )
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -76,6 +76,10 @@ class LossConfig(Component):
     """ema: share of the old reference kept at each optimiser step."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
+    positive_ce_coef: float = Field(0.0, ge=0)
+    """Weight of -logprob on tokens of positive advantage, beside the policy loss and aggregated as
+    it is: with a 0/1 reward and a group's baseline, of right rollouts (Klear-Reasoner, 0.1; its
+    code averages over their tokens alone)."""
     importance: Level = "none"
     """Truncated importance sampling old / behaviour, for the gap between engine and learner."""
     importance_cap: float = Field(2.0, gt=0)
@@ -157,7 +161,8 @@ def policy_loss(
     old_N: Tensor | None = None,
     ref_N: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum of weight x (policy + kl_coef x KL - entropy_coef x entropy) over the tokens.
+    """Sum over the tokens of weight x (policy + positive_ce_coef x cross-entropy of the good ones
+    + kl_coef x KL - entropy_coef x entropy).
 
     Args:
         weights_N: normalised over the whole optimiser step; 0 marks filler, which no metric counts.
@@ -192,6 +197,10 @@ def policy_loss(
     loss_N, clipped = _POLICY[config.name](config, current_N, old_N, advantages_N, row_N, rows)
     for name, clipped_N in clipped.items():
         mean(name, clipped_N)
+    if config.positive_ce_coef:
+        good_N = advantages_N > 0
+        mean("positive_ce", -on_policy_N, counted_N & good_N)
+        loss_N = loss_N - config.positive_ce_coef * good_N * current_N
     mean("ppo_kl", old_N - on_policy_N)
     if ref_N is not None and config.kl != "none":
         kl_N = kl_estimate(config.kl, current_N, ref_N)

@@ -6,6 +6,7 @@ Its other half is the loss: `loss: {aggregation: drgrpo, norm_length: ...}`, a c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from samplers.types import Group
 from trainer import credit
@@ -20,6 +21,5 @@ class Config(_plain.Config):
 
 def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
     """Reward - group mean for every token of a rollout."""
-    rewards, counted = _plain.rewards(groups), _plain.counted(groups, config)
-    advantages = credit.grpo(rewards, counted, "none", singleton=config.singleton)
-    return _plain.sequences(groups, advantages, config)
+    formula = partial(credit.grpo, std="none", singleton=config.singleton)
+    return _plain.sequences(groups, _plain.advantages(groups, config, formula), config)

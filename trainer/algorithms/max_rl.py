@@ -16,5 +16,5 @@ class Config(_plain.Config):
 
 def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
     """(reward - group mean) / group mean for every token of a rollout."""
-    advantages = credit.max_rl(_plain.rewards(groups), _plain.counted(groups, config))
+    advantages = _plain.advantages(groups, config, credit.max_rl)
     return _plain.sequences(groups, advantages, config)

@@ -1,6 +1,7 @@
 """RAFT (Dong et al. 2023, 2304.06767): learn from accepted rollouts only; advantage max(r, 0).
 
-With `loss: {name: ce}` it is supervised learning on one's own rollouts ("On-policy SFT").
+With `loss: {name: ce}` a rollout is imitated as much as it was worth; `on_policy_sft` imitates
+what is right and short enough, all of it alike.
 """
 
 from __future__ import annotations

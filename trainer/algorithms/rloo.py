@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from samplers.types import Group
 from trainer import credit
@@ -17,6 +18,5 @@ class Config(_plain.Config):
 
 def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
     """Reward - mean of the others for every token of a rollout."""
-    rewards, counted = _plain.rewards(groups), _plain.counted(groups, config)
-    advantages = credit.rloo(rewards, counted, config.singleton)
-    return _plain.sequences(groups, advantages, config)
+    formula = partial(credit.rloo, singleton=config.singleton)
+    return _plain.sequences(groups, _plain.advantages(groups, config, formula), config)
