@@ -10,8 +10,8 @@ from samplers.types import Group
 
 
 class Allocator:
-    """Samples each draw in two rounds and the last of the first round in a third; draws one more
-    prompt than it needs and puts it back."""
+    """Samples each draw in two rounds and every third one in a third; draws one more prompt than it
+    needs and puts it back."""
 
     def __init__(self, config: Any, prompts: int, rollouts: int) -> None:
         self.prompts, self.rollouts = prompts, rollouts
@@ -20,20 +20,12 @@ class Allocator:
     def allocate(self, stream: Stream) -> Generator[Ask, Group | None, None]:
         for _ in range(self.prompts):
             yield Sample(*stream.next(), 1)
-        again = []
-        for _ in range(self.prompts):
-            group = yield Receive()
-            assert group is not None
-            again.append(group)
-            yield Sample(group.serial, group.prompt, self.rollouts - 1)
-        for i in range(self.prompts):
-            group = yield Receive()
-            assert group is not None
-            if i == self.prompts - 1:
-                yield Sample(group.serial, group.prompt, 1)
-                group = yield Receive()
-                assert group is not None
-            yield Finish(group)
+        while (group := (yield Receive())) is not None:
+            more = self.rollouts - len(group) + (group.serial % 3 == 0)
+            if more:
+                yield Sample(group.serial, group.prompt, min(more, max(1, self.rollouts - 1)))
+            else:
+                yield Finish(group)
         yield PutBack(*stream.next())
 
     def observe(self, groups: list[Group]) -> None:

@@ -57,7 +57,7 @@ def run(allocation, stream, calls=None) -> list[Group]:
     return collect(
         allocation, stream, lambda p, n, key: [Plan(4)] * n, counted, verify,
         lambda group, what: replace(group, annotations={what: ()}), seed=3, temperature=0.5,
-    )  # fmt: skip
+    ).groups  # fmt: skip
 
 
 def test_uniform_is_one_call_of_whole_groups() -> None:

@@ -140,7 +140,7 @@ def test_plans_are_made_for_the_step_they_are_trained_in(tmp_path: Path) -> None
     made = recipe(tmp_path, max_staleness=2)
     asked: list[int] = []
     with watched(made, Aging(made.stages[0], 0), tmp_path) as run:
-        real = run.budget.plans
+        real = run.sampling.budget.plans
 
         class Budget:
             @staticmethod
@@ -148,7 +148,7 @@ def test_plans_are_made_for_the_step_they_are_trained_in(tmp_path: Path) -> None
                 asked.append(step)
                 return real(config, prompt, n, step, memory, key)
 
-        run.budget = Budget
+        run.sampling.budget = Budget
         train(run)
     assert asked == [step for step in range(6) for _ in range(3)]
 

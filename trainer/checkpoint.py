@@ -1,7 +1,8 @@
 """Checkpoints: written beside, then renamed, then marked complete. Only complete ones count.
 
 A checkpoint holds `model/` (a folder transformers loads), `learner/` (what the learners need to
-go on) and `driver.json` (data position, allocation, shaping, stage, step, weight version).
+go on), `driver.json` (data position, allocation, shaping, stage, step, weight version) and, where
+rollouts go on over several steps, `carried.npz` (their tokens: trainer/carried.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 COMPLETE = "COMPLETE"
+CARRIED = "carried"
+"""The one entry of the driver's state that is arrays."""
 
 
 def save(
@@ -34,7 +39,10 @@ def save(
     target, partial = root / f"step-{step:06d}", root / f"step-{step:06d}.partial"
     partial.mkdir()
     write(partial)
-    (partial / "driver.json").write_text(json.dumps(driver, indent=1))
+    words = {name: value for name, value in driver.items() if name != CARRIED}
+    (partial / "driver.json").write_text(json.dumps(words, indent=1))
+    if arrays := driver.get(CARRIED):
+        np.savez(partial / f"{CARRIED}.npz", **arrays)
     for file in partial.rglob("*"):
         if file.is_file():
             _flush(file)
@@ -61,8 +69,10 @@ def newest(root: Path) -> Path | None:
 
 
 def driver_state(folder: Path) -> dict[str, Any]:
+    """What `save` was given."""
     state: dict[str, Any] = json.loads((folder / "driver.json").read_text())
-    return state
+    arrays = folder / f"{CARRIED}.npz"
+    return {**state, CARRIED: dict(np.load(arrays)) if arrays.exists() else {}}
 
 
 def _flush(path: Path) -> None:

@@ -246,12 +246,14 @@ class Recipe(Component):
 
     @model_validator(mode="after")
     def _by_turns(self) -> Recipe:
-        ahead = max((s.max_staleness for s in self.stages if s.kind == "rl"), default=0)
-        if self.deterministic and ahead:
-            raise ValueError(
-                f"deterministic=true with max_staleness={ahead}: which weights sample a token then "
-                "depends on time; set deterministic=false, or max_staleness=0"
-            )
+        for stage in (s for s in self.stages if s.kind == "rl"):
+            ahead, most = staleness.depth(stage), stage.max_staleness
+            if self.deterministic and ahead:
+                raise ValueError(
+                    f"deterministic=true with max_staleness={most}: which weights sample a token "
+                    "then depends on time; set deterministic=false, or "
+                    f"max_staleness={most - ahead}"
+                )
         return self
 
     @property

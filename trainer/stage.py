@@ -1,17 +1,15 @@
 """A stage in progress: what the driver owns while the loop runs.
 
-Data position, allocation statistics, budgets' memory, shaping state, clock and step: all of it
-can be saved and restored, because workers own nothing that cannot be rebuilt.
+State of sampling and shaping, clock and step: all of it can be saved and restored, because workers
+own nothing that cannot be rebuilt.
 """
 
 from __future__ import annotations
 
-import copy
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,17 +19,17 @@ from rewards.verify import verify
 from samplers import seam, seeds
 from samplers.data import PromptStream
 from samplers.data import load as load_data
-from samplers.types import Group, Job, Plan, Prompt, Rollout
+from samplers.types import Group, Job, Prompt, Rollout
 from trainer import checkpoint, guard, staleness
 from trainer.ahead import Ahead
 from trainer.batching import pack, scatter
-from trainer.collect import collect
 from trainer.config import CheckpointConfig, Recipe, Stage
 from trainer.eval.budgets import EvalConfig, evaluate
 from trainer.metrics import Clock, summarise
 from trainer.modelfolder import ModelFolder
 from trainer.rows import annotate
 from trainer.rows import rows as plain_rows
+from trainer.sampling import Sampled, Sampling
 from trainer.supervised import SupervisedStream
 from trainer.tracking import Tracker
 from trainer.types import Batch, Floats, TrainSequence
@@ -41,20 +39,12 @@ ANNOTATIONS = {"old_logprobs": ("old", "policy"), "ref_logprobs": ("ref", "refer
 """What a component may need -> (name in Group.annotations, whose logprobs)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """One step's groups, and what the allocator said when they were complete."""
-
-    groups: list[Group]
-    figures: dict[str, float]
-
-
 class StageRun:
     """`step` counts within the stage; `first + step` over the run. Close it, or use `with`.
 
-    With `max_staleness` batches are sampled in a thread of their own (`trainer/ahead.py`), which
-    then owns stream, allocation and budget's memory. An evaluation shares the engines with it, at
-    the newest weights.
+    With `max_staleness` to spare batches are sampled in a thread of their own (`trainer/ahead.py`),
+    which then owns what they are drawn from. An evaluation shares the engines with it, at the
+    newest weights.
     """
 
     def __init__(
@@ -80,12 +70,8 @@ class StageRun:
         else:
             dataset = load_data(stage.data, "train", self.seed)
             self.stream = PromptStream(dataset, self.seed, stage.data.shuffle)
-        module, config = seam.resolve("samplers.allocation", stage.allocation)
-        self.allocation = module.Allocator(
-            config, stage.prompts_per_step, stage.rollouts_per_prompt
-        )
-        self.budget, self.budget_config = seam.resolve("samplers.budgets", stage.budget_spec)
-        self.memory: dict[str, Any] = {}
+        self.sampling = Sampling(stage, self.stream, self.seed)
+        self.plans = self.sampling.plans
         self.shaping = Shaping(stage.shaping, world.decode, stage.markers)
         self.algorithm, self.algorithm_config = seam.resolve("trainer.algorithms", stage.algorithm)
         needs = getattr(self.algorithm, "needs", None)
@@ -93,8 +79,7 @@ class StageRun:
         if stage.loss.importance != "none" and stage.loss.importance_normalize:
             self.needs.add("old_logprobs")  # its mean is over the whole step: needed to pack
         self.held_out = self._held_out()
-        self._drawing = threading.Lock()
-        self._before: dict[int, dict[str, Any]] = {}
+        self._begun = False  # a step has trained groups: with chunks the first ones may have none
         self._sampled = Sampled([], {})
         self._rows: list[TrainSequence] = []
         self._ages: dict[str, float] = {}
@@ -122,12 +107,12 @@ class StageRun:
             self.tracker.log(self.at, evaluated | summarise([], {}, self.clock.lap()))
 
     def sample(self) -> list[Group]:
-        stage = self.stage
-        if not stage.max_staleness:
+        stage, depth = self.stage, staleness.depth(self.stage)
+        if not depth:
             self._sampled = self._sample(self.step)
             return self._sampled.groups
         if self.ahead is None:
-            limits = (stage.max_staleness, stage.rollout.in_flight_updates)
+            limits = (depth, stage.rollout.in_flight_updates)
             self.ahead = Ahead(self._sample, self.world.abort, self.step, stage.steps, *limits)
         with self.clock.phase("wait"):
             self._sampled = self.ahead.next()
@@ -145,44 +130,21 @@ class StageRun:
             with self.clock.phase("verify"):
                 return verify(groups, self.world.grade)
 
-        assert isinstance(self.stream, PromptStream)
-        with self._drawing:
-            if self.ahead and self._due(self.recipe.checkpoint, step):
-                self._before[step] = self._drawn()
-        groups = collect(
-            self.allocation,
-            self.stream,
-            lambda prompt, n, key: self.plans(prompt, n, step, key),
-            make,
-            judge,
-            lambda group, what: self._annotate([group], {what})[0],
-            seed=self.seed,
-            temperature=self.stage.rollout.temperature,
-        )
-        with self._drawing:
-            self.allocation.observe(groups)
-            if hasattr(self.budget, "observe"):
-                self.budget.observe(self.budget_config, groups, self.memory)
-        return Sampled(groups, self.allocation.metrics())
+        def enrich(group: Group, what: str) -> Group:
+            return self._annotate([group], {what})[0]
 
-    def plans(self, prompt: Prompt, n: int, step: int, key: int) -> Sequence[Plan]:
-        with self._drawing:
-            plans: Sequence[Plan] = self.budget.plans(
-                self.budget_config, prompt, n, step, self.memory, key
-            )
-        if len(plans) != n:
-            raise ValueError(
-                f"budget: {self.budget.__name__} made {len(plans)} plans where {n} were asked for"
-            )
-        return plans
+        keep = self.ahead is not None and self._due(self.recipe.checkpoint, step)
+        return self.sampling.step(step, make, judge, enrich, keep=keep)
 
     def reward(self, groups: list[Group]) -> list[Group]:
-        return self.shaping.apply(groups)
+        return self.shaping.apply(groups) if groups else []
 
     def annotate(self, groups: list[Group]) -> list[Group]:
-        return self._annotate(groups, self.needs) if self.needs else groups
+        return self._annotate(groups, self.needs) if self.needs and groups else groups
 
     def credit(self, groups: list[Group]) -> list[TrainSequence]:
+        if not groups:
+            return []
         sequences: list[TrainSequence] = self.algorithm.sequences(groups, self.algorithm_config)
         return sequences
 
@@ -220,10 +182,11 @@ class StageRun:
 
     def finish(self, groups: list[Group], learned: Mapping[str, Any]) -> None:
         """Close the step: evaluation, figures, bounds, samples one can read, checkpoint."""
-        first, self.step = self.step == 0, self.step + 1
+        first, self._begun = bool(groups) and not self._begun, self._begun or bool(groups)
+        self.step += 1
         evaluated = self._evaluate() if self._due(self.stage.evaluation) else {}
         figures = dict(learned)
-        if self.ahead is not None:
+        if self.stage.kind == "rl" and self.stage.max_staleness:
             figures = self._of_stale(figures)
         for note in figures.pop("notes", ()):
             self.tracker.say(f"step {self.at}: {note}")
@@ -262,38 +225,26 @@ class StageRun:
         if probe:
             with self.clock.phase("probe"), ThreadPoolExecutor(1) as beside:
                 theirs = beside.submit(self.world.probe, [row.ids_T for row in probe])
+                if self.ahead is None:  # they may share their GPUs
+                    wait([theirs])
                 figures |= staleness.gap(probe, self._score(probe, "policy"), theirs.result())
         return figures
 
-    def _drawn(self) -> dict[str, Any]:
-        """What the next draws depend on."""
-        return copy.deepcopy(
-            {
-                "stream": self.stream.state_dict(),
-                "allocation": self.allocation.state_dict(),
-                "memory": self.memory,
-            }
-        )
-
     def state_dict(self) -> dict[str, Any]:
-        """What to go on from: batches that were begun and not trained are to be sampled again."""
-        with self._drawing:
-            drawn = self._before.get(self.step) or self._drawn()
         return {
             "stage": self.index,
             "first": self.first,
             "step": self.step,
             "weight_version": self.world.version,
-            **drawn,
+            **self.sampling.state_dict(self.step),
             "shaping": self.shaping.state_dict(),
         }
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of this stage: driver's state, learners, then the engines."""
         self.step = state["step"]
-        self.stream.load_state_dict(state["stream"])
-        self.allocation.load_state_dict(state["allocation"])
-        self.memory = dict(state["memory"])
+        self._begun = self.step > 0
+        self.sampling.load_state_dict(state)
         self.shaping.load_state_dict(state["shaping"])
         self.world.load(folder)
         self.world.version = state["weight_version"] - 1  # the sync below makes it this again
@@ -333,12 +284,7 @@ class StageRun:
         if self.stage.kind == "sft" and self.step:  # supervised steps leave the engines behind
             self.sync()
         with self.clock.phase("evaluate"):
-            natural = getattr(self.budget, "natural", None)
-            plan = (
-                natural(self.budget_config)
-                if natural
-                else self.plans(self.held_out[0], 1, self.step, 0)[0]
-            )
+            plan = self.sampling.natural(self.held_out[0], self.step)
             self.tracker.note("evaluating")
             thinking = self.stage.markers is not None
             result = evaluate(self.world, self.held_out, config, plan, self.at, thinking=thinking)
@@ -354,8 +300,7 @@ class StageRun:
                 self.state_dict(),
                 self.recipe.checkpoint.keep,
             )
-        with self._drawing:
-            self._before.pop(self.step, None)
+        self.sampling.forget(self.step)
 
     def close(self) -> None:
         """End what goes on beside the loop."""

@@ -6,12 +6,14 @@ the engine when it was sampled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
+from samplers import seam
 from trainer.types import Floats, TrainSequence
 
 PROBED = 4
@@ -36,6 +38,46 @@ def check(rows: Sequence[TrainSequence], version: int, bound: int) -> dict[str, 
     if not len(every):
         return {}
     return {"staleness/mean": float(every.mean()), "staleness/max": float(every.max())}
+
+
+def chunk(stage: Any) -> int | None:
+    """Tokens by which an unfinished rollout grows in a step; None: it is made whole.
+
+    That is the field `chunk` of the stage's budget policy, or of the one that it wraps (`of`).
+    """
+    spec: Any = stage.budget_spec
+    while isinstance(spec, str | Mapping):
+        _, config = seam.resolve("samplers.budgets", spec)
+        size: int | None = getattr(config, "chunk", None)
+        if size is not None:
+            return size
+        spec = getattr(config, "of", None)
+    return None
+
+
+def rounds(stage: Any) -> int:
+    """Versions that pass while the longest rollout is made in chunks; 0 without chunks."""
+    size = chunk(stage)
+    return math.ceil(stage.rollout.max_tokens / size) if size else 0
+
+
+def depth(stage: Any) -> int:
+    """Steps that engines sample ahead: what chunked rollouts leave of max_staleness. 0: by turns.
+
+    Raises:
+        ValueError: max_staleness is too small for the chunks.
+    """
+    most, needed = stage.max_staleness, rounds(stage)
+    if most < needed:
+        cap, size = stage.rollout.max_tokens, chunk(stage)
+        larger = f", or budget.chunk={math.ceil(cap / most)} or more" if most else ""
+        raise ValueError(
+            f"max_staleness={most}: a rollout of up to rollout.max_tokens={cap} tokens in chunks "
+            f"of {size} goes on over {needed} steps; set max_staleness={needed} (beyond that "
+            f"engines sample ahead){larger}"
+        )
+    left: int = most - needed
+    return left
 
 
 def probe(rows: Sequence[TrainSequence]) -> list[TrainSequence]:

@@ -1,0 +1,162 @@
+"""The sampling side of a stage: from its prompts to verified groups.
+
+What the next draws depend on is here: data position, allocation's statistics, budgets' memory and
+rollouts that go on. With overlap one thread makes the draws (`trainer/ahead.py`), another one
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from samplers import seam
+from samplers.data import PromptStream
+from samplers.types import Group, Plan, Prompt
+from trainer import carried, staleness
+from trainer.collect import Enrich, Make, Verify, collect
+from trainer.config import Stage
+from trainer.supervised import SupervisedStream
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One step's groups, and what was to be said of the sampling when they were complete."""
+
+    groups: list[Group]
+    figures: dict[str, float]
+
+
+class Sampling:
+    """`stream` is drawn from, as the stage's allocation wants, under its budget's plans."""
+
+    def __init__(self, stage: Stage, stream: PromptStream | SupervisedStream, seed: int) -> None:
+        self.stage, self.stream, self.seed = stage, stream, seed
+        module, config = seam.resolve("samplers.allocation", stage.allocation)
+        self.allocation = module.Allocator(
+            config, stage.prompts_per_step, stage.rollouts_per_prompt
+        )
+        self.budget, self.budget_config = seam.resolve("samplers.budgets", stage.budget_spec)
+        self.memory: dict[str, Any] = {}
+        self.carried: list[Group] = []
+        """Groups with unfinished rollouts."""
+        self._rounds = staleness.rounds(stage)
+        self._drawing = threading.Lock()
+        self._before: dict[int, dict[str, Any]] = {}
+
+    def step(
+        self, step: int, make: Make, verify: Verify, annotate: Enrich, *, keep: bool = False
+    ) -> Sampled:
+        """The groups that step `step` of the stage trains.
+
+        Args:
+            keep: remember what the draws depended on, until `forget`: a checkpoint of the step
+                before will be made when they are done.
+        """
+        assert isinstance(self.stream, PromptStream)
+        with self._drawing:
+            if keep:
+                self._before[step] = self._drawn()
+        groups, unfinished = collect(
+            self.allocation,
+            self.stream,
+            lambda prompt, n, key: self.plans(prompt, n, step, key),
+            make,
+            verify,
+            annotate,
+            seed=self.seed,
+            temperature=self.stage.rollout.temperature,
+            carried=self.carried,
+            last=step == self.stage.steps - 1,
+        )
+        with self._drawing:
+            self.carried = unfinished
+            self.allocation.observe(groups)
+            if hasattr(self.budget, "observe"):
+                self.budget.observe(self.budget_config, groups, self.memory)
+                if not step:  # not only when the first checkpoint is due
+                    self._check(self.memory)
+        return Sampled(groups, {**self.allocation.metrics(), **self._chunks()})
+
+    def plans(self, prompt: Prompt, n: int, step: int, key: int) -> Sequence[Plan]:
+        """The budget policy's plans, of which there must be `n`, in chunks that end in time."""
+        with self._drawing:
+            plans: Sequence[Plan] = self.budget.plans(
+                self.budget_config, prompt, n, step, self.memory, key
+            )
+        if len(plans) != n:
+            raise ValueError(
+                f"budget: {self.budget.__name__} made {len(plans)} plans where {n} were asked for"
+            )
+        for plan in plans:
+            if plan.chunk and math.ceil(plan.max_tokens / plan.chunk) > self._rounds:
+                raise ValueError(
+                    f"budget: max_tokens {plan.max_tokens} in chunks of {plan.chunk} go on over "
+                    f"more steps than the {self._rounds} of max_staleness that the field `chunk` "
+                    "of the budget and rollout.max_tokens set aside; raise the one or the other"
+                )
+        return plans
+
+    def natural(self, prompt: Prompt, step: int) -> Plan:
+        """How a prompt is asked when nobody sets a budget."""
+        natural = getattr(self.budget, "natural", None)
+        plan: Plan = natural(self.budget_config) if natural else self.plans(prompt, 1, step, 0)[0]
+        return replace(plan, chunk=None)
+
+    def _chunks(self) -> dict[str, float]:
+        """Of chunked rollouts: how many go on, and the tokens that they hold already."""
+        if not self._rounds:
+            return {}
+        rollouts = [r for group in self.carried for r in group.rollouts if r.unfinished]
+        return {
+            "chunks/carried": len(rollouts),
+            "chunks/tokens": sum(r.sampled_tokens for r in rollouts),
+        }
+
+    def _drawn(self) -> dict[str, Any]:
+        """What the next draws depend on."""
+        words = {
+            "stream": self.stream.state_dict(),
+            "allocation": self.allocation.state_dict(),
+            "memory": self.memory,
+        }
+        return {**copy.deepcopy(words), "carried": self.carried}
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """What to go on from at `step`: what was begun since and not trained is sampled again.
+
+        Raises:
+            ValueError: the budget's memory would not come back from JSON as it is.
+        """
+        with self._drawing:
+            drawn = self._before.get(step) or self._drawn()
+        self._check(drawn["memory"])
+        return {**drawn, "carried": carried.pack(drawn["carried"])}
+
+    def _check(self, memory: dict[str, Any]) -> None:
+        try:
+            same = json.loads(json.dumps(memory)) == memory
+        except TypeError:
+            same = False
+        if not same:
+            raise ValueError(
+                f"budget: the memory of {self.budget.__name__} would not come back from JSON as it "
+                "is; keep texts, finite numbers, lists, and dicts with texts as keys in it"
+            )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.stream.load_state_dict(state["stream"])
+        self.allocation.load_state_dict(state["allocation"])
+        self.memory = dict(state["memory"])
+        if isinstance(self.stream, PromptStream):
+            self.carried = carried.unpack(state["carried"], self.stream.dataset.__getitem__)
+
+    def forget(self, step: int) -> None:
+        """The checkpoint was made that `keep` was for."""
+        with self._drawing:
+            self._before.pop(step, None)
