@@ -17,7 +17,7 @@ from pydantic import Field
 from rewards.shaping.base import FLOOR, Gated
 from rewards.texts import Part
 from samplers.facts import MARKERS, TOKEN_REWARDS
-from samplers.types import Group, Rollout
+from samplers.types import Group, Ids, Rollout
 
 Floats = NDArray[np.float64]
 
@@ -62,8 +62,9 @@ def _rollout(rollout: Rollout, verdict: Any, config: Config) -> Floats:
     first = after if config.part == "answer" else 0
     last = after if config.part == "think" else len(ids_T)
     out_T = np.zeros(len(ids_T))
-    read = ids_T[first:last].tolist()
-    out_T[first:last] = penalties(read, config.ngram, config.penalty, config.only_start)
+    out_T[first:last] = penalties(
+        ids_T[first:last], config.ngram, config.penalty, config.only_start
+    )
     out_T[forced_T] = 0.0
     if config.gate == "correct" and out_T.any():
         most = (1.0 - FLOOR) * verdict.score if verdict.correct else 0.0
@@ -71,16 +72,18 @@ def _rollout(rollout: Rollout, verdict: Any, config: Config) -> Floats:
     return out_T
 
 
-def penalties(ids: Sequence[int], n: int, penalty: float, only_start: bool) -> Floats:
+def penalties(ids: Sequence[int] | Ids, n: int, penalty: float, only_start: bool) -> Floats:
     """[T]: `penalty` at each token of a repeated n-gram, 0 elsewhere.
 
     With `only_start` an n-gram counts only if it starts beyond the end (start + n) of the repeated
     one before it, whether that counted or not.
     """
     out_T = np.zeros(len(ids))
-    seen: set[tuple[int, ...]] = set()
+    raw = np.asarray(ids, np.int32).tobytes()  # slices of bytes hash faster than tuples
+    seen: set[bytes] = set()
     end = 0
-    for start, gram in enumerate(zip(*(ids[i:] for i in range(n)), strict=False)):
+    for start in range(len(ids) - n + 1):
+        gram = raw[4 * start : 4 * (start + n)]
         if gram not in seen:
             seen.add(gram)
             continue
