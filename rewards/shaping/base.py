@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from rewards.lengths import Kind, lengths
-from samplers.facts import SUBGROUPS
+from samplers.facts import MARKERS, SUBGROUPS
 from samplers.seam import Component
 from samplers.types import Group
 
@@ -58,11 +58,14 @@ class Capped(Component):
     """Longest response, in tokens; None takes each rollout's own cap."""
 
 
-def requires(config: Compared) -> Mapping[str, str]:
-    """What a comparison needs; a shaper that compares has this as its own `requires`."""
-    if config.within == "group":
-        return {}
-    return {SUBGROUPS: "within=subgroup compares the rollouts of one mode or one budget"}
+def requires(config: Measured) -> Mapping[str, str]:
+    """What the settings above need: part of every length reward's own `requires`."""
+    needs = {}
+    if config.length == "think":
+        needs[MARKERS] = "length=think counts the thought alone"
+    if isinstance(config, Compared) and config.within == "subgroup":
+        needs[SUBGROUPS] = "within=subgroup compares the rollouts of one mode or one budget"
+    return needs
 
 
 def measured(group: Group, config: Measured) -> Floats:

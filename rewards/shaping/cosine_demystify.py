@@ -20,6 +20,8 @@ from rewards.shaping import base, cosine_trl
 from rewards.shaping.base import Floats
 from samplers.types import Group
 
+requires = base.requires
+
 
 class Config(cosine_trl.Config):
     min_wrong: float = -10.0

@@ -19,6 +19,8 @@ from rewards.shaping import base
 from rewards.shaping.base import Bools, Floats
 from samplers.types import Group
 
+requires = base.requires
+
 
 class Config(base.Measured, base.Capped, base.Gated):
     min_wrong: float = -1.0

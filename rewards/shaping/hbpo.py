@@ -37,7 +37,8 @@ class Config(base.Measured, base.Capped, base.Gated):
 
 
 def requires(config: Config) -> Mapping[str, str]:
-    return {TARGET: "it compares lengths with the budget that was announced"}
+    needs = base.requires(config)
+    return {**needs, TARGET: "it compares lengths with the budget that was announced"}
 
 
 def shape(groups: Sequence[Group], config: Config, state: Any) -> tuple[list[Floats], Any]:

@@ -33,7 +33,7 @@ class Config(base.Measured, base.Gated):
 
 
 def requires(config: Config) -> Mapping[str, str]:
-    return {TARGET: "it rewards keeping to the announced length"}
+    return {**base.requires(config), TARGET: "it rewards keeping to the announced length"}
 
 
 def shape(groups: Sequence[Group], config: Config, state: Any) -> tuple[list[Floats], Any]:

@@ -22,6 +22,7 @@ from rewards.shaping.base import Bools, Floats
 from samplers.types import Group
 
 LONGEST, POSITIVE, NEGATIVE = 31744, 25600, 3702  # the paper's, in tokens
+requires = base.requires
 
 
 class Config(base.Measured, base.Capped, base.Gated):

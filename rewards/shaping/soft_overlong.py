@@ -18,6 +18,8 @@ from rewards.shaping import base
 from rewards.shaping.base import Floats
 from samplers.types import Group
 
+requires = base.requires
+
 
 class Config(base.Measured, base.Capped, base.Gated):
     cache: int = Field(4096, ge=1)

@@ -36,8 +36,9 @@ class Config(base.Measured, base.Gated):
 
 def requires(config: Config) -> Mapping[str, str]:
     if config.target is not None:
-        return {}
-    return {TARGET: "it rewards the length that was asked for; set its target for a fixed one"}
+        return base.requires(config)
+    why = "it rewards the length that was asked for; set its target for a fixed one"
+    return {**base.requires(config), TARGET: why}
 
 
 def shape(groups: Sequence[Group], config: Config, state: Any) -> tuple[list[Floats], Any]:
