@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import made
-from trainer.batching import ancestor_mask, halve, pack, scatter, token_weights
+from trainer.batching import halve, pack, scatter, token_weights
 from trainer.losses import LossConfig
 from trainer.types import Batch, MicroBatch, TrainSequence
 
@@ -39,7 +39,8 @@ def sequence_lists(draw: st.DrawFn, trees: bool = False) -> list[TrainSequence]:
         trained = draw(st.integers(0, length - 1))
         advantage = draw(st.sampled_from([-1.0, 0.0, 0.5]))
         group = draw(st.integers(0, 4))
-        rows.append(made.sequence(row, length, trained, advantage, parents, group, scored=True))
+        made_ = made.sequence(row, length, trained, advantage, parents, group, scored=True)
+        rows.append(replace(made_, rollout=row))
     return rows
 
 
@@ -94,18 +95,26 @@ def expected(sequences: Sequence[TrainSequence], loss: LossConfig) -> dict[int, 
 
 
 def layout_is_sound(micro: MicroBatch, sequences: Sequence[TrainSequence]) -> None:
-    """Each logit that scores a token is its parent's, at the parent's depth in its branch."""
+    """Each logit that scores a token sees the token's branch: those tokens, at those positions."""
+    B, T = micro.ids_BT.shape
+    packed = len(micro.lengths_B) > B
+    start_B = np.cumsum(micro.lengths_B) - micro.lengths_B if packed else np.arange(B) * T
     ids, positions = micro.ids_BT.reshape(-1), micro.positions_BT.reshape(-1)
+    ends = None if micro.ends_BT is None else micro.ends_BT.reshape(-1)
     for index, target, b in zip(micro.index_N, micro.targets_N, micro.row_N, strict=True):
         row = int(micro.rows_B[b])
         if row < 0:
             continue
         s, t = sequences[row], int(target) % 1000
-        assert ids[index] == s.ids_T[s.parent_T[t]]
-        depth, at = 0, int(s.parent_T[t])
-        while s.parent_T[at] >= 0:
-            depth, at = depth + 1, int(s.parent_T[at])
-        assert positions[index] == depth
+        branch = []
+        while s.parent_T[t] >= 0:
+            t = int(s.parent_T[t])
+            branch.append(s.ids_T[t])
+        seen = np.arange(start_B[b], index + 1)
+        if ends is not None:
+            seen = seen[index - start_B[b] < ends[seen]]
+        assert ids[seen].tolist() == branch[::-1]
+        assert positions[seen].tolist() == list(range(len(seen)))
 
 
 # -- one denominator ------------------------------------------------------------------------------
@@ -252,7 +261,7 @@ def test_updates_follow_the_order_of_the_groups() -> None:
 def test_ranks_are_dealt_to_back_and_forth() -> None:
     sequences = [made.sequence(row, 9 - row) for row in range(8)]
     batch = pack(sequences, LossConfig(), tokens_per_micro_batch=1, ranks=2)
-    assert [sum(m.ids_BT.size for m in rank) for rank in batch.updates[0]] == [22, 22]
+    assert [sum(m.ids_BT.size for m in rank) for rank in batch.updates[0]] == [18, 18]
 
 
 def test_the_dearest_go_first_and_padding_is_little() -> None:
@@ -282,8 +291,8 @@ def test_halves_hold_the_same_tokens(sequences: list[TrainSequence], packed: boo
         layout_is_sound(half, sequences)
         assert half.row_N.min(initial=0) >= 0
         assert half.ids_BT.size < whole.ids_BT.size
-        if half.parents_BT is not None:
-            assert half.parents_BT.shape == half.ids_BT.shape
+        if half.ends_BT is not None:
+            assert half.ends_BT.shape == half.ids_BT.shape
 
 
 @settings(deadline=None, max_examples=40)
@@ -293,22 +302,6 @@ def test_scores_come_back_to_their_tokens(sequences: list[TrainSequence], ranks:
     scores = scatter(found, [m.targets_N.astype(np.float32) for m in found], sequences)
     for s, score_T in zip(sequences, scores, strict=True):
         np.testing.assert_array_equal(score_T, np.where(s.mask_T, s.ids_T, np.nan))
-
-
-@given(data=st.data())
-def test_a_token_sees_its_ancestors_and_itself(data: st.DataObject) -> None:
-    lengths_B = np.array(data.draw(st.lists(st.integers(1, 8), min_size=1, max_size=3)))
-    parents_BT = np.full((len(lengths_B), 8), -1, np.int32)
-    want_BTT = np.zeros((len(lengths_B), 8, 8), bool)
-    for b, length in enumerate(lengths_B):
-        for t in range(8):
-            if 0 < t < length:
-                parents_BT[b, t] = data.draw(st.integers(0, t - 1))
-            at = t
-            while at >= 0:
-                want_BTT[b, t, at] = True
-                at = int(parents_BT[b, at])
-    np.testing.assert_array_equal(ancestor_mask(parents_BT, lengths_B), want_BTT)
 
 
 def test_packed_rows_with_branches_are_refused() -> None:

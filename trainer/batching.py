@@ -1,7 +1,7 @@
 """Rows become micro-batches whose token weights are normalised once per optimiser step.
 
 Shape suffixes: T tokens of a row, B rows of a micro-batch, N scored tokens, R rows of an
-optimiser step, F tokens of all rows one after another. numpy only.
+optimiser step, F fed tokens of all rows one after another. numpy only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.layout import Laid, lay
 from trainer.losses import Aggregation, LossConfig, importance_weights
 from trainer.types import Batch, Floats, Ints, MicroBatch, TrainSequence
 
@@ -30,8 +31,8 @@ def pack(
 ) -> Batch:
     """Split rows into optimiser steps (by whole groups), ranks and micro-batches.
 
-    Deterministic. Rows without a trained token are not computed, nor, where the loss has no
-    other term, rows whose advantages are all 0; both stay in the denominators they belong to.
+    Deterministic. What no trained token follows is not computed, nor, where the loss has no other
+    term, tokens of advantage 0; all stay in the denominators they belong to.
 
     Args:
         loss: None only scores: every row with a mask is computed and weights are 0.
@@ -47,39 +48,58 @@ def pack(
     steps, rows, tokens = [], 0, 0
     for members_R in _split(np.array([s.group for s in sequences], dtype=np.int64), updates):
         step = [sequences[i] for i in members_R]
-        trained_R = np.array([s.mask_T.sum() for s in step])
-        computed_R = trained_R > 0
         weight_R = np.zeros(len(step))
+        scored = [s.mask_T for s in step]
         if loss is not None:
-            weight_R = token_weights(loss.aggregation, trained_R, loss.norm_length)
+            weight_R = _weights(step, loss)
             if loss.importance != "none" and loss.importance_normalize:
                 step = _with_importance(step, loss)
             if loss.only_policy:
-                computed_R &= [bool(s.advantages_T[s.mask_T].any()) for s in step]
-        length_R = np.array([len(s) for s in step])
-        plan = _plan(length_R, np.flatnonzero(computed_R), tokens_per_micro_batch, packed)
+                scored = [_with_advantage(s, loss) for s in step]
+        laid = [lay(s, scored_T) for s, scored_T in zip(step, scored, strict=True)]
+        length_R = np.array([len(row) for row in laid])
+        plan = _plan(length_R, np.flatnonzero(length_R), tokens_per_micro_batch, packed)
         plan = _even(plan, length_R, ranks, packed)
         built = [
-            _micro_batch([step[r] for r in chosen], members_R[chosen], weight_R[chosen], packed)
+            _micro_batch([laid[r] for r in chosen], members_R[chosen], weight_R[chosen], packed)
             for chosen in plan
         ]
         steps.append(_deal(built, ranks))
-        rows += int(computed_R.sum())
-        tokens += int(length_R[computed_R].sum())
+        rows += int((length_R > 0).sum())
+        tokens += int(length_R.sum())
     return Batch(tuple(steps), rows, tokens)
+
+
+def _weights(step: Sequence[TrainSequence], loss: LossConfig) -> NDArray[np.float64]:
+    """Weight of each trained token of each row: denominators count rollouts, however many rows."""
+    units: dict[tuple[int, int], int] = {}
+    unit_R = [
+        units.setdefault((s.group, s.rollout) if s.rollout >= 0 else (-1, r), len(units))
+        for r, s in enumerate(step)
+    ]
+    trained_U = np.bincount(unit_R, [s.mask_T.sum() for s in step]).astype(np.int64)
+    return token_weights(loss.aggregation, trained_U, loss.norm_length)[unit_R]
+
+
+def _with_advantage(s: TrainSequence, loss: LossConfig) -> NDArray[np.bool_]:
+    """[T]: trained tokens that have a gradient; all or none where the loss sees whole sequences."""
+    any_T = s.mask_T & (s.advantages_T != 0)
+    if loss.name == "gspo" or loss.importance == "sequence":
+        return s.mask_T & any_T.any()
+    return any_T
 
 
 def token_weights(
     aggregation: Aggregation, trained_R: NDArray[np.integer], norm_length: int | None = None
 ) -> NDArray[np.float64]:
-    """Weight of each trained token of a row, so that the loss is a plain sum over tokens.
+    """Weight of each trained token of a rollout, so that the loss is a plain sum over tokens.
 
-    token_mean: 1 / all trained tokens. seq_mean_*: mean over the rows that train any token, of the
-    row's mean or sum. drgrpo: 1 / (rows x norm_length), all rows counted (TRL). drgrpo_verl:
+    token_mean: 1 / all trained tokens. seq_mean_*: mean over the rollouts that train any token, of
+    the rollout's mean or sum. drgrpo: 1 / (rollouts x norm_length), all counted (TRL). drgrpo_verl:
     1 / norm_length. With nothing to train on: 0, never a division by 0.
 
     Args:
-        trained_R: trained tokens of each row of the optimiser step, all ranks together.
+        trained_R: trained tokens of each rollout of the optimiser step, all ranks together.
     """
     filled = int(np.count_nonzero(trained_R))
     constant = norm_length or 0
@@ -123,24 +143,6 @@ def scatter(
             if row >= 0:
                 out[row][sequences[row].mask_T] = values_T
     return out
-
-
-def ancestor_mask(parents_BT: Ints, lengths_B: Ints) -> NDArray[np.bool_]:
-    """[B, T, T]: may token t (second axis) attend to token u? It is t itself or an ancestor.
-
-    Padding attends to itself alone, so that no softmax is over nothing.
-    """
-    B, T = parents_BT.shape
-    mask_BTT = np.zeros((B, T, T), dtype=bool)
-    mask_BTT[:, np.arange(T), np.arange(T)] = True
-    for b in range(B):
-        length = int(lengths_B[b])
-        starts = _branch_starts(parents_BT[b, :length])
-        for start, end in zip(starts, [*starts[1:], length], strict=True):
-            if parents_BT[b, start] >= 0:
-                mask_BTT[b, start:end] = mask_BTT[b, parents_BT[b, start]]
-            mask_BTT[b, start:end, start:end] = np.tri(end - start, dtype=bool)
-    return mask_BTT
 
 
 def _split(groups_R: NDArray[np.int64], updates: int) -> list[Index]:
@@ -233,52 +235,49 @@ def _filler(example: MicroBatch | None) -> MicroBatch:
         old_T=None if example is None or example.old_N is None else zeros_T,
         ref_T=None if example is None or example.ref_N is None else zeros_T,
     )
-    return _micro_batch([row], np.array([-1]), np.zeros(1), packed=False)
+    return _micro_batch([lay(row, row.mask_T)], np.array([-1]), np.zeros(1), packed=False)
 
 
 def _micro_batch(
-    sequences: Sequence[TrainSequence], rows_B: Index, weight_B: NDArray[np.float64], packed: bool
+    laid: Sequence[Laid], rows_B: Index, weight_B: NDArray[np.float64], packed: bool
 ) -> MicroBatch:
-    """Lay rows out: padded on the right, or one after another."""
-    length_B = np.array([len(s) for s in sequences])
+    """Rows padded on the right, or one after another."""
+    sequences = [one.row for one in laid]
+    length_B = np.array([len(one) for one in laid])
     base_B = _bases(length_B, packed)
-    shape = (1, int(length_B.sum())) if packed else (len(sequences), int(length_B.max()))
-    row_F = np.repeat(np.arange(len(sequences)), length_B)
-    step_F = np.arange(len(row_F)) - _bases(length_B, packed=True)[row_F]
-    ids_F = np.concatenate([s.ids_T for s in sequences])
-    parent_F = np.concatenate([s.parent_T for s in sequences])
-    mask_F = np.concatenate([s.mask_T for s in sequences])
-    assert (parent_F[mask_F] >= 0).all(), "a trained token needs a token before it"
-    plain = np.array_equal(parent_F, step_F - 1)
+    shape = (1, int(length_B.sum())) if packed else (len(laid), int(length_B.max()))
+    row_F = np.repeat(np.arange(len(laid)), length_B)
+    place_F = base_B[row_F] + np.arange(len(row_F)) - _bases(length_B, packed=True)[row_F]
+    row_N = np.repeat(np.arange(len(laid)), [len(one.at_N) for one in laid])
+    plain = all(one.plain for one in laid)
     if packed and not plain:
         raise ValueError("packed: rows with branches need an ancestor mask; set packed: false")
-    depth_F = step_F if plain else np.concatenate([_depths(s.parent_T) for s in sequences])
-    row_N = row_F[mask_F]
 
-    def laid_out(values_F: NDArray[np.integer], blank: int = 0) -> Ints:
-        out = np.full(shape, blank, np.int32)
-        out.reshape(-1)[base_B[row_F] + step_F] = values_F
-        return out
+    def laid_out(parts: Iterable[NDArray[np.integer]], out: NDArray[np.integer]) -> Ints:
+        out.reshape(-1)[place_F] = np.concatenate(list(parts))
+        return out.astype(np.int32)
 
-    def scored(parts: Sequence[Floats]) -> Floats:
-        return np.concatenate(parts)[mask_F].astype(np.float32)
+    def scored(parts: Iterable[Floats]) -> Floats:
+        chosen = [part[one.scored_T] for part, one in zip(parts, laid, strict=True)]
+        return np.concatenate(chosen).astype(np.float32)
 
     def optional(parts: Sequence[Floats | None], name: str) -> Floats | None:
         given = [part for part in parts if part is not None]
         assert len(given) in (0, len(parts)), f"{name}: {len(given)} of {len(parts)} rows have it"
         return scored(given) if given else None
 
+    padding_BT = np.tile(np.arange(shape[1]) + 1, (shape[0], 1))  # it looks at itself
     return MicroBatch(
-        ids_BT=laid_out(ids_F),
-        positions_BT=laid_out(depth_F),
+        ids_BT=laid_out((one.row.ids_T[one.order_P] for one in laid), np.zeros(shape, int)),
+        positions_BT=laid_out((one.depth_P for one in laid), np.zeros(shape, int)),
         lengths_B=length_B.astype(np.int32),
-        parents_BT=None if plain else laid_out(parent_F, blank=-1),
-        index_N=(base_B[row_N] + parent_F[mask_F]).astype(np.int32),
-        targets_N=ids_F[mask_F].astype(np.int32),
+        ends_BT=None if plain else laid_out((one.ends_P for one in laid), padding_BT),
+        index_N=(base_B[row_N] + np.concatenate([one.at_N for one in laid])).astype(np.int32),
+        targets_N=np.concatenate([one.row.ids_T[one.scored_T] for one in laid]).astype(np.int32),
         row_N=row_N.astype(np.int32),
         weights_N=weight_B[row_N].astype(np.float32),
-        advantages_N=scored([s.advantages_T for s in sequences]),
-        behaviour_N=scored([s.behaviour_T for s in sequences]),
+        advantages_N=scored(s.advantages_T for s in sequences),
+        behaviour_N=scored(s.behaviour_T for s in sequences),
         old_N=optional([s.old_T for s in sequences], "old"),
         ref_N=optional([s.ref_T for s in sequences], "ref"),
         prompts_B=np.array([s.prompt for s in sequences], np.int32),
@@ -314,17 +313,3 @@ def _bases(length_B: NDArray[np.integer], packed: bool, width: int | None = None
     if packed:
         return np.cumsum(length_B) - length_B
     return np.arange(len(length_B)) * (width or int(length_B.max()))
-
-
-def _branch_starts(parent_T: Ints) -> list[int]:
-    """0 and every token that does not follow the one before it."""
-    jumps = np.flatnonzero(parent_T != np.arange(len(parent_T)) - 1)
-    return [0, *(int(t) for t in jumps if t)]
-
-
-def _depths(parent_T: Ints) -> Ints:
-    """Position of each token: how many tokens lie before it in its own branch."""
-    depth_T = np.arange(len(parent_T), dtype=np.int32)
-    for start in _branch_starts(parent_T)[1:]:
-        depth_T[start:] += depth_T[parent_T[start]] + 1 - depth_T[start]
-    return depth_T

@@ -111,7 +111,7 @@ def inputs(micro: MicroBatch, model: Any, device: torch.device) -> dict[str, Ten
     ancestors.
     """
     out = {"input_ids": tensor(micro.ids_BT, device).long()}
-    if micro.parents_BT is not None:
+    if micro.ends_BT is not None:
         out["position_ids"] = tensor(micro.positions_BT, device).long()
         out["attention_mask"] = _tree_mask(micro, model, device)
     elif packed(micro):
@@ -130,9 +130,7 @@ def packed(micro: MicroBatch) -> bool:
 
 def _tree_mask(micro: MicroBatch, model: Any, device: torch.device) -> Tensor:
     """[B, 1, Q, K] additive: 0 where the query may look, the lowest number elsewhere."""
-    from trainer.batching import ancestor_mask
-
-    assert micro.parents_BT is not None
+    assert micro.ends_BT is not None
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
@@ -145,7 +143,9 @@ def _tree_mask(micro: MicroBatch, model: Any, device: torch.device) -> Tensor:
             f"model: rows with branches of {micro.ids_BT.shape[1]} tokens do not fit the model's "
             f"attention window of {window}; lower rollout.max_tokens or use another model"
         )
-    seen_BQK = tensor(ancestor_mask(micro.parents_BT, micro.lengths_B), device)
+    ends_BK = tensor(micro.ends_BT, device)
+    count = torch.arange(ends_BK.shape[1], device=device)
+    seen_BQK = (count <= count[:, None]) & (count[:, None] < ends_BK[:, None])
     dtype = model.get_input_embeddings().weight.dtype
     mask_BQK = torch.full(seen_BQK.shape, torch.finfo(dtype).min, dtype=dtype, device=device)
     return mask_BQK.masked_fill_(seen_BQK, 0.0)[:, None]

@@ -78,7 +78,8 @@ def branches(tree: TrainSequence) -> list[TrainSequence]:
     train nothing are left out, but for the first.
     """
     starts = np.append(0, np.flatnonzero(tree.parent_T != np.arange(len(tree)) - 1))
-    left_T, out = tree.mask_T.copy(), []
+    left_T = tree.mask_T.copy()
+    out: list[TrainSequence] = []
     for leaf in np.setdiff1d(np.arange(len(tree)), tree.parent_T)[::-1]:
         runs, at = [], int(leaf)
         while at >= 0:
@@ -116,7 +117,7 @@ def supervised_row(prompt_ids_T: Ints, target_ids_T: Ints, prompt: int) -> Train
         versions_T=np.full(length, -1, np.int32),
         prompt=prompt,
         group=prompt,
-        rollout=0,
+        rollout=-1,
     )
 
 

@@ -36,6 +36,7 @@ class TrainSequence:
     prompt: int
     group: int
     rollout: int
+    """Index in its group. Rows of one rollout are one in every denominator; -1: nobody's."""
     old_T: Floats | None = None
     """The learner's logprobs before the batch's first update, where a component needs them."""
     ref_T: Floats | None = None
@@ -54,6 +55,8 @@ class TrainSequence:
 class MicroBatch:
     """One forward pass: rows padded on the right, and the flat list of tokens to score.
 
+    A row holds only tokens that a scored one follows, and those that follow the same tokens once.
+
     Everything the loss reads is flat over the N scored tokens, so it knows nothing of padding,
     packing or trees. `weights_N` are already normalised over the whole optimiser step: the
     learner only sums.
@@ -62,10 +65,11 @@ class MicroBatch:
     ids_BT: Ints
     positions_BT: Ints
     lengths_B: Ints
-    parents_BT: Ints | None
-    """Only where a row has branches: builds the ancestor mask."""
+    ends_BT: Ints | None
+    """Only where a row has branches: one beyond the last token that follows this one. Rows lie
+    depth first, so token t may look at u where u <= t < ends[u]."""
     index_N: Ints
-    """Flat position (row * T + parent) whose logit scores the token."""
+    """Flat position (row * T + its parent's) whose logit scores the token."""
     targets_N: Ints
     row_N: Ints
     weights_N: Floats
