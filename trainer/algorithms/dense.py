@@ -32,7 +32,7 @@ class Config(grpo.Config):
 
 
 def requires(config: Config) -> Mapping[str, str]:
-    return {TOKEN_REWARDS: "it is GRPO without; add a shaper of tokens (repetition, form: dense)"}
+    return {TOKEN_REWARDS: "it is GRPO without; add shaping: repetition_dense"}
 
 
 def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:

@@ -1,19 +1,21 @@
 """HBPO (2507.15844): rollouts of several announced budgets, compared within and between them.
 
 A = mean over the rollout's subgroup of (reward - f2(b)), plus its GRPO advantage in the whole
-group; f2(b) = beta cos(pi b / (2 L_max)) is what a right answer within the budget b earns by the
-reward of that name (rewards/shaping/hbpo.py: give both the same beta and L_max). The paper's form:
-its released code adds the first term twice. That term is never positive, up to rounding: a group
-that is all wrong is pushed away from everything it did, unless `zero_if_all_wrong`.
+group; f2(b) = beta cos(pi b / (2 L_max)) is what a right answer within the budget b earns by
+`shaping: hbpo`, which wants the same beta and cap. The paper's form: its released code adds the
+first term twice. That term is never positive, up to rounding: a group that is all wrong is pushed
+away from everything it did, unless `zero_if_all_wrong`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from pydantic import Field
 
+from rewards.shaping import base, hbpo
 from samplers.facts import SUBGROUPS, TARGET
 from samplers.types import Group
 from trainer import credit
@@ -23,11 +25,9 @@ from trainer.types import TrainSequence
 Floats = _plain.Floats
 
 
-class Config(_plain.Config):
+class Config(_plain.Config, base.Capped):
     beta: float = Field(4.0, gt=0)
-    """Scale of the reward; as in `shaping: hbpo`."""
-    L_max: int = Field(4096, ge=1)
-    """Tokens at which the reward has fallen to 0; as in `shaping: hbpo`."""
+    """Scale of the reward; as in `shaping: hbpo`, and so is max_tokens (the paper's L_max)."""
     eps: float = Field(1e-6, ge=0)
     """Added to the deviation of the group."""
     zero_if_all_wrong: bool = False
@@ -44,46 +44,33 @@ def requires(config: Config) -> Mapping[str, str]:
 
 def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
     """Budget's mean reward - f2(b) + (reward - group mean) / (deviation + eps), for every token."""
-    budgets = [np.array([_target(group, g) for g in range(len(group))]) for group in groups]
-    keys = [np.array([rollout.plan.subgroup for rollout in group.rollouts]) for group in groups]
-    counted = _plain.counted(groups, config)
-    inner = intra(_plain.rewards(groups), counted, budgets, keys, config)
-    outer = _plain.advantages(groups, config, lambda r, c: credit.grpo(r, c, eps=config.eps))
-    total = [i + o for i, o in zip(inner, outer, strict=True)]
-    if config.zero_if_all_wrong:
-        right = _plain.right(groups)
-        total = [a_G * right_G.any() for a_G, right_G in zip(total, right, strict=True)]
+    rewards, counted = _plain.rewards(groups), _plain.counted(groups, config)
+    between = _plain.advantages(groups, config, partial(credit.grpo, eps=config.eps))
+    total = []
+    for group, rewards_G, counted_G, between_G in zip(
+        groups, rewards, counted, between, strict=True
+    ):
+        longest_G = base.caps(group, config).ravel()
+        best_G = hbpo.worth(base.targets(group).ravel(), longest_G, config.beta)
+        advantages_G = between_G + intra(
+            rewards_G, best_G, counted_G, list(group.subgroups.values())
+        )
+        (right_G,) = _plain.right([group])
+        total.append(advantages_G * bool(right_G.any() or not config.zero_if_all_wrong))
     return _plain.sequences(groups, total, config)
 
 
 def intra(
-    rewards: Sequence[Floats],
-    counted: Sequence[_plain.Bools],
-    budgets: Sequence[Floats],
-    keys: Sequence[np.ndarray],
-    config: Config,
-) -> list[Floats]:
-    """[G] per group: mean of (reward - f2(budget)) over the counted ones of a rollout's key.
+    rewards_G: Floats, best_G: Floats, counted_G: _plain.Bools, subgroups: Sequence[_plain.Bools]
+) -> Floats:
+    """[G]: mean of (reward - best) over the counted rollouts of one's subgroup.
 
-    NaN rewards leave the mean and get 0, as does a subgroup of which nothing is counted.
+    Unknown rewards, and rollouts without a budget (a best of NaN), leave the mean and get 0.
     """
-    out = []
-    for rewards_G, counted_G, budgets_G, keys_G in zip(
-        rewards, counted, budgets, keys, strict=True
-    ):
-        short_G = rewards_G - config.beta * np.cos(np.pi * budgets_G / (2 * config.L_max))
-        used_G, intra_G = counted_G & ~np.isnan(rewards_G), np.zeros(len(rewards_G))
-        for key in np.unique(keys_G[used_G]):
-            intra_G[keys_G == key] = short_G[used_G & (keys_G == key)].mean()
-        out.append(np.where(np.isnan(rewards_G), 0.0, intra_G))
-    return out
-
-
-def _target(group: Group, g: int) -> float:
-    target = group.rollouts[g].plan.target
-    if target is None:
-        raise ValueError(
-            f"algorithm hbpo: rollout {g} of prompt {group.prompt.id} has no target length; use a "
-            "budget that announces one to every rollout (hierarchical)"
-        )
-    return float(target)
+    short_G = rewards_G - best_G
+    known_G = ~np.isnan(short_G)
+    out_G = np.zeros(len(rewards_G))
+    for members_G in subgroups:
+        used = short_G[members_G & counted_G & known_G]
+        out_G[members_G & known_G] = used.mean() if len(used) else 0.0
+    return out_G
