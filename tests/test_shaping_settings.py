@@ -101,6 +101,14 @@ def test_graded_answers_keep_their_grade() -> None:
     assert total([whole], {"name": "soft_overlong", "cache": 64})[0] == pytest.approx([0.3, -0.4])
 
 
+def test_levels_weigh_the_length_reward_of_their_own_rollouts() -> None:
+    modes = ["short", "short", "medium", "medium", "long", "long"]
+    whole = group([2, 9, 20, 30, 40, 60], [True] * 6, modes=modes)
+    assert total([whole], "tldr")[0].tolist() == [1.5, 0.5, 1.25, 0.75, 1.0, 1.0]
+    assert total([whole], {"name": "tldr", "within": "group"})[0][0] == 1.5
+    assert total([whole], {"name": "tldr", "within": "group"})[0][3] > 1  # shorter than most
+
+
 @pytest.mark.parametrize("mode", ["exact", "max", "max_paper"])
 def test_l1_leaves_alone_whom_nothing_was_announced(mode: str) -> None:
     whole = group([5, 50], [True, False], targets=[None, None])

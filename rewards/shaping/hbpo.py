@@ -6,7 +6,7 @@ answer of n tokens under budget b earns f2(b) up to b, f1(n, b) up to L and 0 be
 is what was released: min(f1, f2) at every length, and -1 where no answer can be read.
 
 Close to L a right answer earns less than 0, so less than a wrong one: `gate: correct` mends it.
-The algorithm of that name adds the advantages of the paper; it reads f2 here.
+The algorithm of that name compares rewards with f2: give both the same beta and longest response.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Config(base.Compared, base.Gated):
 
 
 def requires(config: Config) -> Mapping[str, str]:
-    return {**base.requires(config), MODES: "its weights are those of named modes"}
+    return {MODES: "its weights are those of named modes", **base.requires(config)}
 
 
 def shape(groups: Sequence[Group], config: Config, state: Any) -> tuple[list[Floats], Any]:
