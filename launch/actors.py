@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.dispatch import Columns, inbound
 from launch.transport import Seat
 from rewards.verdict import Verdict
 from samplers import columns
@@ -142,9 +143,9 @@ class RolloutActor(Actor):
         markers = self.worker.renderer.thinking
         return markers is not None and markers.opened
 
-    def rollout(self, jobs: Sequence[Job]) -> dict[str, Any]:
+    def rollout(self, jobs: Sequence[Job], resumed: Columns | None = None) -> Columns:
         """Called by several threads at once, beside everything else."""
-        return columns.pack(self.worker.generate(jobs))
+        return columns.pack(self.worker.generate(inbound(jobs, resumed)))
 
     def where(self) -> Seat:
         return _seat(self.worker.engine.receivers)

@@ -12,6 +12,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from samplers import columns
@@ -110,3 +111,21 @@ class Dispatch:
         ]
         middle = math.exp(sum(map(math.log, learned)) / len(learned))
         self.speeds = [min(max(speed / middle, 1 / 16), 16.0) for speed in learned]
+
+
+def outbound(jobs: Sequence[Job]) -> tuple[list[Job], Columns | None]:
+    """What travels to an engine: jobs, and the rollouts that they resume as columns."""
+    resumed = [job.resume for job in jobs if job.resume is not None]
+    if not resumed:
+        return list(jobs), None
+    return [replace(job, resume=None) for job in jobs], columns.pack(resumed)
+
+
+def inbound(jobs: Sequence[Job], packed: Columns | None) -> Sequence[Job]:
+    """The jobs as they were before `outbound`."""
+    if packed is None:
+        return jobs
+    which = {(group, index) for group, index in packed["rows"][:, :2].tolist()}
+    begun = [job for job in jobs if (job.group, job.index) in which]
+    resumed = {(r.group, r.index): r for r in columns.unpack(packed, begun)}
+    return [replace(job, resume=resumed.get((job.group, job.index))) for job in jobs]

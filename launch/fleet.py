@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.actors import GraderActor, LearnerActor, RolloutActor
-from launch.dispatch import CALLS, Dispatch
+from launch.dispatch import CALLS, Dispatch, outbound
 from launch.mistakes import told_remotely
 from launch.placement import Cluster, Placement, Role, place
 from launch.transport import choose, names
@@ -140,7 +140,7 @@ class Fleet:
         }
         lists = [[j for j in jobs if turn[j.group] == e] for e in range(len(engines))]
         busy = [(a, js) for a, js in zip(engines, lists, strict=True) if js]
-        packed = _wait([actor.rollout.remote(js) for actor, js in busy])
+        packed = _wait([actor.rollout.remote(*outbound(js)) for actor, js in busy])
         made = {
             (r.group, r.index): r
             for (_, js), got in zip(busy, packed, strict=True)
@@ -150,7 +150,7 @@ class Fleet:
 
     def _send(self, engine: int, jobs: list[Job]) -> Any:
         actor = self.actors["rollout"][engine]
-        return actor.rollout.options(concurrency_group="rollout").remote(jobs)
+        return actor.rollout.options(concurrency_group="rollout").remote(*outbound(jobs))
 
     def _take(self, refs: list[Any]) -> tuple[Any, Any]:
         import ray

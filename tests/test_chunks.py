@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from launch.dispatch import inbound, outbound
 from samplers import columns
 from samplers.allocation import uniform
-from samplers.types import Group, Plan, Rollout
+from samplers.types import Group, Job, Plan, Rollout
 from tests.aging import Aging, recipe, watched
+from tests.scripted import PROMPT
 from tests.test_collect import Counting, verify
 from tests.test_overlap import ages, draws
 from trainer import carried, checkpoint, staleness
@@ -198,18 +200,22 @@ def same(ours: list[Rollout], theirs: list[Rollout]) -> None:
     assert [(r.plan, r.seed) for r in ours] == [(r.plan, r.seed) for r in theirs]
 
 
-def test_what_a_checkpoint_holds_of_groups_comes_back_exactly(tmp_path: Path) -> None:
-    world, stream = Aging(recipe(tmp_path).stages[0], 0), Counting()
+def going(seed: int) -> list[Group]:
+    """Groups with unfinished rollouts of several plans among them."""
+    world = Aging(recipe(Path("unused")).stages[0], 0)
     plans = [
         Plan(60, chunk=5, think=40, target=7),
         Plan(60, chunk=7, prefill="A1"),
         Plan(60, chunk=1),
     ]
-    _, groups = collect(
-        uniform.Allocator(uniform.Config(), 4, 3), stream, lambda p, n, key: plans,
-        world.rollout, verify, lambda g, what: g, seed=2**63 + 1, temperature=1.0,
-    )  # fmt: skip
-    assert groups
+    return collect(
+        uniform.Allocator(uniform.Config(), 4, 3), Counting(), lambda p, n, key: plans,
+        world.rollout, verify, lambda g, what: g, seed=seed, temperature=1.0,
+    ).carried  # fmt: skip
+
+
+def test_what_a_checkpoint_holds_of_groups_comes_back_exactly(tmp_path: Path) -> None:
+    groups = going(2**63 + 1)
     asked = {"effort": "low", "stops": [1, 2]}
     groups = [
         replace(g, rollouts=tuple(
@@ -322,3 +328,22 @@ def test_a_memory_that_json_would_change_is_refused_at_once(memory: Any, tmp_pat
         Budget.__name__ = "mine"
         with pytest.raises(ValueError, match="the memory of mine would not come back from JSON"):
             run.sample()
+
+
+def test_resumed_rollouts_travel_to_engines_as_columns() -> None:
+    """All jobs arrive in order, each with its own rollout; without any nothing is added."""
+    begun = going(2)
+    jobs = [
+        Job(PROMPT, r.plan, r.group, r.index, r.seed, 0.5, resume=r if r.unfinished else None)
+        for group in begun
+        for r in group.rollouts
+    ]
+    assert {job.resume is None for job in jobs} == {True, False}
+    sent, packed = outbound(jobs)
+    assert all(job.resume is None for job in sent)
+    back = inbound(sent, packed)
+    assert [replace(job, resume=None) for job in back] == sent
+    assert [job.resume is None for job in back] == [job.resume is None for job in jobs]
+    same([j.resume for j in back if j.resume], [j.resume for j in jobs if j.resume])
+    assert outbound(sent) == (sent, None)
+    assert inbound(sent, None) is sent

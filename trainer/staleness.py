@@ -41,18 +41,11 @@ def check(rows: Sequence[TrainSequence], version: int, bound: int) -> dict[str, 
 
 
 def chunk(stage: Any) -> int | None:
-    """Tokens by which an unfinished rollout grows in a step; None: it is made whole.
-
-    That is the field `chunk` of the stage's budget policy, or of the one that it wraps (`of`).
-    """
-    spec: Any = stage.budget_spec
-    while isinstance(spec, str | Mapping):
-        _, config = seam.resolve("samplers.budgets", spec)
-        size: int | None = getattr(config, "chunk", None)
-        if size is not None:
-            return size
-        spec = getattr(config, "of", None)
-    return None
+    """Tokens by which an unfinished rollout grows in a step, the field `chunk` of the stage's
+    budget policy; None: rollouts are made whole."""
+    _, config = seam.resolve("samplers.budgets", stage.budget_spec)
+    size: int | None = getattr(config, "chunk", None)
+    return size
 
 
 def rounds(stage: Any) -> int:
