@@ -68,7 +68,7 @@ def test_token_vectors(case: Case) -> None:
             _of_bounds(g, inputs["segment_bounds"][first + g], S, inputs["budget_probs"])
             for g in range(G)
         ]
-        group = _group(rollouts, scores[first : first + G].reshape(G, S, -1))
+        group = scored_group(rollouts, scores[first : first + G].reshape(G, S, -1))
         for row in sequences([group], Config()):
             token_advantage.append(row.advantages_T[PROMPT:])
             trainable.append(row.mask_T[PROMPT:].astype(int))
@@ -90,7 +90,7 @@ def _of_bounds(g: int, bounds: list[list[int]], cuts: int, prior: list[float]) -
     return replace(rollout, plan=replace(rollout.plan, weights=tuple(prior)))
 
 
-def _group(rollouts: list[Rollout], scores_GSA: np.ndarray, serial: int = 0) -> Group:
+def scored_group(rollouts: list[Rollout], scores_GSA: np.ndarray, serial: int = 0) -> Group:
     """NaN is an unknown verdict."""
     verdicts = tuple(
         tuple(
@@ -140,7 +140,7 @@ def by_token(row: TrainSequence) -> dict[int, float]:
 
 def test_each_token_gets_the_advantage_of_the_segment_that_holds_it() -> None:
     """Two rollouts cut at places of their own; the second ends between its cuts."""
-    group = _group(
+    group = scored_group(
         [nested(0, 6, (2, 4, 6), finish="length", closed=False), nested(1, 3, (1, 5, 6))],
         np.array([[0, 1, 1], [0, 0, 1]], float)[..., None],
     )
@@ -157,16 +157,16 @@ def test_each_token_gets_the_advantage_of_the_segment_that_holds_it() -> None:
 
 def test_an_eos_inside_the_thought_is_worth_nothing_from_there_on() -> None:
     rollouts = [nested(0, 3, (2, 4, 6), closed=False), nested(1, 3, (2, 4, 6))]
-    group = _group(rollouts, np.ones((2, 3, 1)))
+    group = scored_group(rollouts, np.ones((2, 3, 1)))
     assert brpo.scores(group, Config())[..., 0].tolist() == [[1, 0, 0], [1, 1, 1]]
     assert brpo.scores(group, Config(ended_by_eos="close")).all()
-    cut = _group([nested(0, 6, (2, 4, 6), finish="length", closed=False)], np.ones((1, 3, 1)))
+    cut = scored_group([nested(0, 6, (2, 4, 6), finish="length", closed=False)], np.ones((1, 3, 1)))
     assert brpo.scores(cut, Config()).all()
 
 
 def test_the_weight_of_answers_is_that_of_forced_ones() -> None:
     rollouts = [nested(0, 3, (2, 4), 2), nested(1, 4, (2, 4), 2, "length", closed=False)]
-    group = _group(rollouts, np.array([[[1, 0], [1, 0]], [[0, 1], [1, 0]]], float))
+    group = scored_group(rollouts, np.array([[[1, 0], [1, 0]], [[0, 1], [1, 0]]], float))
     whole = [by_token(row) for row in sequences([group], Config())]
     assert whole[0][101] == whole[0][201] == 0.5
     quarter = [by_token(row) for row in sequences([group], Config(answer_weight=0.25))]
@@ -184,10 +184,12 @@ def test_probes_and_summaries_that_are_left_out_are_not_trained_on() -> None:
     rollout = nested(0, 6, (2, 4), finish="length", closed=False)
     probe = Answer(2, made.run((100, 101), forced=2), None, probability=0.3)
     probed = replace(rollout, answers=((probe,), rollout.answers[1]))
-    group = _group([probed, replace(probed, index=1)], np.array([[[0.3], [1]], [[0.1], [0]]]))
+    group = scored_group([probed, replace(probed, index=1)], np.array([[[0.3], [1]], [[0.1], [0]]]))
     for row in sequences([group], Config()):
         assert {id for id in by_token(row) if id < 1000} == {201, 202}
-    group = _group([rollout, replace(rollout, index=1)], np.array([[[1], [1]], [[0], [0]]], float))
+    group = scored_group(
+        [rollout, replace(rollout, index=1)], np.array([[[1], [1]], [[0], [0]]], float)
+    )
     for summary, ids in (("none", set()), ("grpo", {201, 202})):
         for row in sequences([group], Config(summary=summary)):
             assert {id for id in by_token(row) if id < 1000} == ids
@@ -207,7 +209,7 @@ def test_unknown_answers_leave_every_mean() -> None:
     got = answering(scores, np.tile([0, 1], (3, 1)))
     assert got[0].ravel().tolist() == pytest.approx([0.5, -0.5, 0.0, np.nan], nan_ok=True)
     rollouts = [nested(g, 6, (3, 6), 2, "length", closed=False) for g in range(3)]
-    rows = sequences([_group(rollouts, scores)], Config())
+    rows = sequences([scored_group(rollouts, scores)], Config())
     assert [row.rollout for row in rows] == [0, 1]
     assert 211 not in by_token(rows[0])
     assert {201, 202} <= by_token(rows[0]).keys()
@@ -215,7 +217,7 @@ def test_unknown_answers_leave_every_mean() -> None:
 
 def test_selecting_rollouts_changes_no_advantage() -> None:
     rollouts = [nested(g, 4 + g, (2, 4, 8)) for g in range(4)]
-    group = _group(rollouts, np.random.default_rng(0).integers(0, 2, (4, 3, 1)).astype(float))
+    group = scored_group(rollouts, np.random.default_rng(0).integers(0, 2, (4, 3, 1)).astype(float))
     everyone = sequences([group], Config())
     kept = replace(group, kept_G=np.array([False, True, False, True]))
     chosen = sequences([kept], Config())
@@ -235,7 +237,7 @@ def test_a_rollout_without_company_is_compared_with_its_own_past_alone(baseline:
 
 def test_without_groups_and_with_groups_of_any_size() -> None:
     groups = [
-        _group([nested(g, 3 + g, (2, 4)) for g in range(n)], np.ones((n, 2, 1)), serial=n)
+        scored_group([nested(g, 3 + g, (2, 4)) for g in range(n)], np.ones((n, 2, 1)), serial=n)
         for n in (1, 3, 2)
     ]
     assert [row.group for row in sequences(groups, Config())] == [1, 3, 3, 3, 2, 2]
