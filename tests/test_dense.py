@@ -75,6 +75,17 @@ def test_others_that_are_unknown_set_no_baseline() -> None:
     assert np.array_equal(second.advantages_T, alone[1].advantages_T)
 
 
+def test_truncated_others_set_none_where_they_are_excluded() -> None:
+    dense = [[-1.0, 0, 0], [0, -1.0, 0, 0], [-9.0, 0, 0, 0, 0]]
+    cut = made.rollout(2, (11, 12, 13), finish="length")
+    whole = [made.rollout(g, range(11, 12 + g)) for g in range(2)]
+    one = group([1.0, 1.0, 1.0], dense, rollouts=(*whole, cut))
+    settings = {"baseline": "others", "exclude_truncated_from_stats": True}
+    first, _, third = rows_of([one], **settings)
+    assert first.advantages_T[PROMPT] == 0  # against the second alone
+    assert third.advantages_T[PROMPT] == -8  # against both
+
+
 def test_subgroups_are_each_others_baseline() -> None:
     dense = [[-1.0, 0, 0], [0, -1.0, 0, 0], [-9.0, 0, 0, 0, 0]]
     one = group([1.0, 1.0, 1.0], dense)

@@ -109,6 +109,13 @@ def test_unknown_rollouts_leave_every_statistic() -> None:
     unknown = advantages([group([1, 0, 0, np.nan], {"x": [0.5, 0.25, 0.0, 9.0]})])
     assert unknown[0][:3] == pytest.approx(known[0])
     assert unknown[0][3] == 0
+    for gate in ("right", "zero"):
+        settings = {"gated": ["x"], "gate": gate}
+        (known_x,) = advantages([group([1, 1, 0], {"x": [0.5, 0.25, 0.0]})], **settings)
+        (unknown_x,) = advantages(
+            [group([1, 1, 0, np.nan], {"x": [0.5, 0.25, 0.0, 9.0]})], **settings
+        )
+        assert unknown_x == pytest.approx([*known_x, 0])
 
 
 def test_groups_of_equal_rewards_and_of_one_get_nothing() -> None:

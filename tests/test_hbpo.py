@@ -90,6 +90,18 @@ def test_unknown_rewards_leave_every_mean() -> None:
     assert with_unknown == pytest.approx(known)
 
 
+def test_truncated_rollouts_may_leave_the_budgets_mean() -> None:
+    one = group([f2(512), 0.0, f2(1024), f2(1024)])
+    cut = replace(one.rollouts[1].final, tokens=made.run((21, 22), 1, "length"))
+    rollouts = (one.rollouts[0], replace(one.rollouts[1], answers=((cut,),)), *one.rollouts[2:])
+    one = replace(one, rollouts=rollouts)
+    used = np.array([f2(512), f2(1024), f2(1024)])
+    inter = (np.array([f2(512), 0.0, f2(1024), f2(1024)]) - used.mean()) / used.std(ddof=1)
+    got = advantages([one], exclude_truncated_from_stats=True)
+    assert got == pytest.approx(inter, abs=1e-3)  # every counted one earned all it could
+    assert advantages([one])[0] < got[0] - 1
+
+
 def test_selecting_changes_no_baseline() -> None:
     whole = advantages([group([f2(512), 0.0, 0.0, 1.0])])
     kept = np.array([True, False, False, True])

@@ -73,6 +73,48 @@ def test_no_sign_ever_flips(
 
 @forms
 @given(
+    drawn=st.lists(
+        st.tuples(st.booleans(), st.integers(-3, 3), st.integers(1, 40)), min_size=2, max_size=8
+    ),
+    base=bases,
+    weight=st.floats(0, 50),
+)
+def test_nor_with_graded_rewards_under_which_right_may_be_below_the_mean(
+    name: str,
+    settings: dict[str, Any],
+    drawn: list[tuple[bool, int, int]],
+    base: credit.Form,
+    weight: float,
+) -> None:
+    right, rewards, lengths = (np.array(column, dtype=float) for column in zip(*drawn, strict=True))
+    one = group(right.tolist(), lengths.astype(int).tolist())
+    one = replace(one, rewards={"correct": rewards.reshape(-1, 1, 1)})
+    strength = {"beta" if name == "ddca" else "weight": weight}
+    (got,) = advantages(name, [one], base=base, **settings, **strength)
+    want = quality(base, rewards.tolist())
+    assert (got * want >= 0).all()
+    assert (got[want == 0] >= 0).all()
+    assert np.array_equal(got[right == 0], want[right == 0])
+
+
+def test_a_right_rollout_below_the_mean_does_not_bind_the_weight() -> None:
+    """Its advantage is negative at any weight; those of the others decide."""
+    one = group([1, 1, 1, 0], [5, 40, 60, 8])
+    graded = np.array([1.0, 1.0, 0.2, 0.9]).reshape(-1, 1, 1)
+    (got,) = advantages(
+        "ddca",
+        [replace(one, rewards={"correct": graded})],
+        base="dr_grpo",
+        beta=9.0,
+        sign="largest",
+    )
+    assert got[0] > 0.225
+    assert got[1] == pytest.approx(0, abs=1e-6)
+    assert got[2] < 0
+
+
+@forms
+@given(
     right=st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=8),
     length=st.integers(1, 40),
     base=bases,
