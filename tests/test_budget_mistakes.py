@@ -9,7 +9,7 @@ import pytest
 
 from samplers import seam
 from samplers.types import Plan
-from tests.scripted import PROMPT
+from tests.scripted import PROMPT, RENDERER
 from trainer import components
 from trainer.config import resolve
 
@@ -191,6 +191,14 @@ def test_chunked_looks_at_the_plans_of_a_policy_that_says_nothing():
 def test_settings_without_effect_warn(spec, told):
     with pytest.warns(UserWarning, match=told):
         seam.resolve("samplers.budgets", {"max_tokens": CAP, **spec})
+
+
+@pytest.mark.parametrize("asks", [{"depth": 3}, {"effort": "B", "reasoning": True}])
+def test_a_mode_that_the_template_does_not_know(asks):
+    known, unknown = asked("modes", 2, modes={"high": {}, "low": {"template": asks}})
+    RENDERER.render(PROMPT, known)
+    with pytest.raises(ValueError, match="the chat template ignores the argument"):
+        RENDERER.render(PROMPT, unknown)
 
 
 RECIPE = {"name": "r", "model": {"path": "base/find"}, "data": {"task": "find"}}
