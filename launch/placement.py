@@ -10,6 +10,7 @@ from typing import Literal
 
 from samplers.engines import vllm
 from trainer.config import Stage
+from trainer.preflight import generates
 
 Role = Literal["learner", "rollout", "grader"]
 Place = tuple[int, int]
@@ -74,7 +75,7 @@ def place(stage: Stage, cluster: Cluster | float) -> Placement:
     """
     if not isinstance(cluster, Cluster):
         cluster = Cluster((int(cluster),))
-    ranks, workers = stage.learner.ranks, stage.rollout.workers if needs_engines(stage) else 0
+    ranks, workers = stage.learner.ranks, stage.rollout.workers if generates(stage) else 0
     places = _gpus(cluster)
     if 0 < len(places) < ranks:
         raise ValueError(
@@ -174,8 +175,3 @@ def width(stage: Stage) -> int:
     """GPUs of one engine."""
     config = stage.rollout.engine
     return config.tensor_parallel if isinstance(config, vllm.Config) else 1
-
-
-def needs_engines(stage: Stage) -> bool:
-    """A supervised stage generates only when it is evaluated."""
-    return stage.kind == "rl" or bool(stage.evaluation and stage.evaluation.every)

@@ -21,6 +21,7 @@ from trainer.loop import LOOPS
 from trainer.modelfolder import fetch
 from trainer.profile import Profile
 from trainer.stage import StageRun
+from trainer.traces import base as traces
 from trainer.tracking import Tracker
 
 STACK = ("laconic", "torch", "transformers", "deepspeed", "ray", "peft", "vllm", "numpy")
@@ -76,6 +77,7 @@ def train(
                 ):
                     if fleet.opened is not None:
                         tracker.say(thinking(stage, fleet.opened))
+                    traces.supply(run, path)
                     if newest and index == state["stage"]:
                         run.restore(newest, state)
                     tracker.console.advise(Adviser(recipe, index, _machine(address)))
@@ -92,7 +94,8 @@ def _open(recipe: Recipe) -> Path | None:
     folder = recipe.folder
     newest = checkpoint.newest(folder / "checkpoints")
     if newest is None:  # an attempt that got nowhere leaves nothing behind
-        for leftover in (folder / "eval", folder / "rollouts", *folder.glob("start-*")):
+        made = (path for name in ("start-*", "traces-*") for path in folder.glob(name))
+        for leftover in (folder / "eval", folder / "rollouts", *made):
             shutil.rmtree(leftover, ignore_errors=True)
     (folder / runfolder.CONFIG).write_text(runfolder.resolved(recipe))
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1))

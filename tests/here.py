@@ -20,6 +20,7 @@ from trainer.loop import LOOPS
 from trainer.modelfolder import fetch
 from trainer.profile import Profile, Watches
 from trainer.stage import StageRun
+from trainer.traces import base as traces
 from trainer.tracking import Tracker, read
 from trainer.types import Batch, Floats
 
@@ -41,7 +42,7 @@ class Here(Workers):
             stage.optim,
             stage.loss,
             total_steps=stage.steps * stage.updates_per_batch * stage.epochs,
-            temperature=stage.rollout.temperature,
+            temperature=1.0 if stage.kind == "sft" else stage.rollout.temperature,
             dtype=dtype,
             lora=stage.model.lora,
             seed=seed,
@@ -100,6 +101,7 @@ def run(recipe: Recipe, profile: int = 0) -> list[dict[str, Any]]:
             Profile(folder, profile) as profiled,
             StageRun(recipe, 0, 0, model, world, tracker, folder) as stage_run,
         ):
+            traces.supply(stage_run, model)
             profiled.watch(stage_run)
             LOOPS[stage.kind](stage_run)
     finally:

@@ -205,8 +205,9 @@ def test_engines_ahead_need_gpus_of_their_own() -> None:
     assert not place(_stage(2, 1, 0, *ahead), 3).shared
 
 
-def test_a_supervised_stage_starts_engines_only_to_be_evaluated() -> None:
-    for every, engines in ((0, 0), (10, 1)):
-        stage = _stage(1, 1, 0, "kind=sft", f"evaluation.every={every}")
+def test_a_supervised_stage_starts_engines_only_where_it_samples() -> None:
+    made = "supervised.traces=shortest_correct"
+    for said, engines in ((("evaluation.every=0",), 0), ((), 1), (("evaluation=null", made), 1)):
+        stage = _stage(1, 1, 0, "kind=sft", *said)
         assert len(place(stage, 0).bundles["rollout"]) == engines
         assert len(place(stage, 4).seats["grader"]) == engines

@@ -13,18 +13,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from rewards import grader
 from rewards.apply import Shaping
-from rewards.verdict import Verdict
 from rewards.verify import require_golds
 from samplers import seam
 from samplers.data import Dataset
 from samplers.data import load as load_data
+from samplers.facts import MARKERS
 from samplers.render import ThinkingConfig
-from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
-from trainer import lora, supervised
+from samplers.types import Prompt
+from trainer import lora, rehearsal, supervised
 from trainer.config import Recipe, Stage
 from trainer.modelfolder import ModelFolder, facts, locate
 
@@ -71,14 +69,17 @@ def check(stage: Stage, recipe: Recipe, *, thorough: bool = True, here: bool = T
         warnings.warn(
             f"data.hub: '{stage.data.hub}' is fetched and checked when the run starts", stacklevel=2
         )
-    graded = [] if away or stage.kind == "sft" else [load_data(stage.data, "train", recipe.seed)]
+    sampled = stage.kind == "rl" or stage.supervised.traces is not None
+    graded = [load_data(stage.data, "train", recipe.seed)] if sampled and not away else []
+    _traces(stage, graded)
     if stage.evaluation is not None and stage.evaluation.every and not away:
         graded.append(load_data(stage.data, "test", recipe.seed))
     asked = [prompt for dataset in graded for prompt in _some(dataset)]
-    imitated = _examples(stage, recipe.seed) if stage.kind == "sft" and not away else []
+    imitated = [] if sampled or away else _examples(stage, recipe.seed)
     _model(stage, asked, imitated, thorough)
-    if asked:
-        _plans(stage, asked[0])
+    if asked and stage.kind == "rl":
+        folder = locate(stage.model.path, download=thorough)
+        rehearsal.check(stage, asked[0], ModelFolder(folder) if folder else None)
     for dataset in graded:
         _golds(stage, dataset, thorough)
 
@@ -100,13 +101,6 @@ def _sizes(stage: Stage) -> None:
     seam.resolve("samplers.budgets", stage.budget_spec)
     if stage.evaluation is not None:
         stage.evaluation.grid(stage.rollout.max_tokens, stage.markers is not None)
-    if stage.kind == "rl" and stage.rollouts_per_prompt == 1 and _learns_nothing_alone(stage):
-        name, _ = seam.split(stage.algorithm)
-        raise ValueError(
-            f"rollouts_per_prompt=1: {name} compares the rollouts of a prompt with each other, so "
-            "a single one has advantage 0; set rollouts_per_prompt=2 or more, or an algorithm "
-            "without a group baseline (raft)"
-        )
 
 
 def _attention(stage: Stage, here: bool) -> None:
@@ -146,19 +140,21 @@ def lacks(stage: Stage) -> list[str]:
 
 
 def _installed(module: Any, stage: Stage) -> None:
-    if _generates(stage) and hasattr(module, "require"):
+    if generates(stage) and hasattr(module, "require"):
         module.require(stage.rollout.engine)
 
 
-def _generates(stage: Stage) -> bool:
-    return stage.kind == "rl" or bool(stage.evaluation and stage.evaluation.every)
+def generates(stage: Stage) -> bool:
+    """A supervised stage does so only to make its examples, or to be evaluated."""
+    measured = stage.evaluation is not None and stage.evaluation.every > 0
+    return stage.kind == "rl" or stage.supervised.traces is not None or measured
 
 
 def _engine(stage: Stage, thorough: bool, here: bool) -> None:
     """What an engine can refuse before it is started."""
     config = stage.rollout.engine.model_copy(update={"dtype": stage.model.dtype})
     module = seam.find("samplers.engines", config.name)
-    if _generates(stage) and hasattr(module, "check"):
+    if generates(stage) and hasattr(module, "check"):
         folder = locate(stage.model.path, download=thorough) or facts(stage.model.path)
         model = {} if folder is None else ModelFolder(folder).config
         module.check(config, model, stage.rollout.max_tokens, here=here)
@@ -175,39 +171,34 @@ def _sees_gpu() -> bool:
 def _graders(stage: Stage) -> None:
     Shaping(stage.shaping)
     judge = grader.load(stage.verifier)
-    if stage.kind == "rl" and stage.grader.processes == 0 and not judge.quick:
+    if generates(stage) and stage.grader.processes == 0 and not judge.quick:
         raise ValueError(
             f"grader.processes=0: verifier '{judge.name}' may hang and must run in processes that "
             "can be killed; set grader.processes=2 or more"
         )
 
 
-def _plans(stage: Stage, prompt: Prompt) -> None:
-    """The budget policy's first plans must not cut thoughts that a stage without markers lacks."""
-    module, config = seam.resolve("samplers.budgets", stage.budget_spec)
-    plans = module.plans(config, prompt, stage.rollouts_per_prompt, 0, {}, 0)
-    if stage.markers is None and any(plan.think is not None or plan.cuts for plan in plans):
-        name, _ = seam.split(stage.budget)
-        raise ValueError(
-            f"budget={name}: cuts thoughts, and with thinking: none there are none; set "
-            "budget=unlimited, or thinking: {start, end}"
-        )
+def _traces(stage: Stage, data: Sequence[Dataset]) -> None:
+    """What a maker of examples needs of its stage, and of the `data` it samples, if they are here.
 
-
-def _learns_nothing_alone(stage: Stage) -> bool:
-    """Whether one right rollout without company gets no advantage: asked of the algorithm."""
-    module, config = seam.resolve("trainer.algorithms", stage.algorithm)
-    if any(hasattr(module, said) for said in ("needs", "requires")):
-        return False  # it wants more than one plain rollout can show
-    one, none = np.zeros(1, np.int32), np.zeros(0, np.int32)
-    thought = Tokens(none, np.zeros(0, np.float32), "stop")
-    answer = Answer(0, Tokens(one, np.full(1, -1.0, np.float32), "stop", ((0, 0),)), "right")
-    plan = Plan(max_tokens=1)
-    rollout = Rollout(0, 0, 0, 0, plan, one, thought, closed=False, answers=((answer,),))
-    verdicts = (((Verdict(True, 1.0, "ok"),),),)
-    prompt = Prompt(0, "", (), "", "", "")
-    group = Group(prompt, 0, (rollout,), verdicts, {"correct": np.ones((1, 1, 1))})
-    return not any(row.advantages_T.any() for row in module.sequences([group], config))
+    Raises:
+        ValueError: thinking markers that it needs are not there.
+    """
+    spec = stage.supervised.traces
+    if stage.kind != "sft" or spec is None:
+        return
+    module, config = seam.resolve("trainer.traces", spec)
+    name, _ = seam.split(spec)
+    needs = module.requires(config) if hasattr(module, "requires") else {}
+    if MARKERS in needs and stage.markers is None:
+        raise ValueError(f"supervised.traces={name} needs {MARKERS}: {needs[MARKERS]}")
+    for dataset in data:
+        if dataset.size is not None and dataset.size < config.prompts:
+            warnings.warn(
+                f"supervised.traces.prompts={config.prompts}: the data hold {dataset.size}, and "
+                "each is sampled once",
+                stacklevel=3,
+            )
 
 
 def _examples(stage: Stage, seed: int) -> list[Prompt]:
@@ -293,7 +284,7 @@ def longest_prompt(stage: Stage, recipe: Recipe, model: ModelFolder) -> int | No
     """Tokens of the longest of the first prompts; None where data or tokenizer are not here."""
     if stage.data.hub is not None or model.tokenizer is None:
         return None
-    if stage.kind == "sft":
+    if stage.kind == "sft" and stage.supervised.traces is None:
         prompts = _examples(stage, recipe.seed)
     else:
         prompts = _some(load_data(stage.data, "train", recipe.seed))

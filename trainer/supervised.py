@@ -1,4 +1,5 @@
-"""Supervised batches: demonstrations of a task, or prompts with completions from a file.
+"""Supervised batches: demonstrations of a task, prompts with completions from a file, or examples
+that the stage's own model makes (`trainer/traces`).
 
 Rows are bucketed: a pool of examples is sorted by length and cut into batches of about as many
 tokens each, which are then visited in random order. A curriculum may begin with easier problems.
@@ -6,12 +7,13 @@ tokens each, which are then visited in random order. A curriculum may begin with
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from samplers import seam
 from samplers.data import DataConfig, Dataset, PromptStream, digest, dress, of_split
@@ -19,6 +21,7 @@ from samplers.files import USUAL, Columns, Row, candidates, messages, read
 from samplers.seam import Component
 from samplers.seeds import key, uniforms
 from samplers.types import Ids, Plan, Prompt
+from trainer.components import explain
 from trainer.rows import supervised_row
 from trainer.types import TrainSequence
 
@@ -27,6 +30,8 @@ Encode = Callable[[str], Sequence[int]]
 
 COMPLETION = "completion"
 """Where a prompt of supervised data carries its target text, in `meta`."""
+EXAMPLE = "example"
+"""Where a prompt carries, instead of texts, the ids (prompt [T], response [T]) of an example."""
 _COMPLETIONS = ("completion", "response", "output", "target")
 _BATCHES = 0x5F7  # purpose of the random stream that orders the batches of a pool
 
@@ -52,6 +57,32 @@ class SupervisedConfig(Component):
     """Examples that are sorted by length together."""
     curriculum: tuple[Phase, ...] = ()
     """Phases before the data's own settings hold; for procedural tasks."""
+    traces: str | dict[str, Any] | None = None
+    """Who makes examples of the model's own rollouts on the data's training prompts when the stage
+    begins (a file of trainer/traces: shortest_correct, budget_modes). None: the data hold them."""
+
+    @field_validator("traces")
+    @classmethod
+    def _known(cls, spec: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        if spec is None:
+            return None
+        name, _ = seam.split(spec)
+        module = seam.find("trainer.traces", name)
+        if not (hasattr(module, "Config") and hasattr(module, "make")):
+            raise ValueError(f"'{name}' lacks Config or make; see trainer/traces/base.py")
+        try:
+            seam.resolve("trainer.traces", spec)
+        except ValidationError as error:
+            raise ValueError(explain(error, module.Config)) from None
+        return spec
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SupervisedConfig:
+        if self.traces and self.curriculum:
+            raise ValueError("curriculum: has no place beside traces, which are made once; drop it")
+        if self.traces and self.completion:
+            warnings.warn("supervised.completion has no effect beside traces", stacklevel=2)
+        return self
 
     @model_validator(mode="after")
     def _ascending(self) -> SupervisedConfig:
@@ -63,6 +94,8 @@ class SupervisedConfig(Component):
 
 class SupervisedStream:
     """Batches of rows, one per step, from `data` (a task with demonstrations, or a file).
+
+    With `config.traces` the data are `supply`-ed before the first row is asked for.
 
     `render` gives the prompt's ids, generation prompt included; `encode` those of a completion,
     to which `eos_id` is added. `opened`: the text of a thought that the template opens; a
@@ -85,15 +118,19 @@ class SupervisedStream:
         self.config, self.steps, self.seed = config, steps, seed
         self._render, self._encode = render, encode
         self._eos_id, self._opened, self._context = eos_id, opened, context
-        changes = [phase.settings for phase in config.curriculum] + [{}]
-        self._streams = [
-            PromptStream(examples(config, data, change, seed), seed, data.shuffle)
-            for change in changes
-        ]
+        self._shuffle = data.shuffle
+        self._streams: list[PromptStream] = []
+        if config.traces is None:
+            changes = [phase.settings for phase in config.curriculum] + [{}]
+            self.supply(*(examples(config, data, change, seed) for change in changes))
         self._step = 0
         self._phase, self._at = -1, 0
         self._before: dict[str, Any] = {}  # the phase's stream before it filled the pool
         self._pool: list[list[TrainSequence]] = []
+
+    def supply(self, *datasets: Dataset) -> None:
+        """What rows are made of: one dataset per phase."""
+        self._streams = [PromptStream(data, self.seed, self._shuffle) for data in datasets]
 
     def next(self) -> list[TrainSequence]:
         """The rows of the next step.
@@ -137,6 +174,9 @@ class SupervisedStream:
         self._pool = [batches[i] for i in order_N]
 
     def _row(self, prompt: Prompt) -> TrainSequence:
+        if EXAMPLE in prompt.meta:
+            prompt_ids, target_ids = prompt.meta[EXAMPLE]
+            return supervised_row(prompt_ids, target_ids, prompt.index)
         text = str(prompt.meta[COMPLETION])
         if self._opened:
             text = text.removeprefix(self._opened)
