@@ -125,6 +125,21 @@ def test_steps_without_a_whole_group_pass(tmp_path: Path) -> None:
     assert [step.get("groups", 0) for step in read(tmp_path)] == [0, 0, 9]
 
 
+def test_the_first_groups_that_are_whole_tell_whether_the_cap_is_too_low(tmp_path: Path) -> None:
+    """Steps without a group say nothing of it."""
+    made = recipe(
+        tmp_path, max_staleness=4, rollout={"max_tokens": 4}, rollouts_per_prompt=8,
+        budget={"name": "tests.pieces", "chunk": 1}, guard={"truncated": 0.3},
+    )  # fmt: skip
+    with (
+        watched(made, Aging(made.stages[0], 0), tmp_path) as run,
+        pytest.raises(ValueError, match="hit the cap"),
+    ):
+        train(run)
+    assert [len(groups) for _, groups in run.trained][:2] == [0, 0]
+    assert run.trained[-1][1]
+
+
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("allocation", ["uniform", "tests.rounds"])
 def test_resumed_runs_lose_and_repeat_nothing(depth: int, allocation: str, tmp_path: Path) -> None:

@@ -71,8 +71,11 @@ def newest(root: Path) -> Path | None:
 def driver_state(folder: Path) -> dict[str, Any]:
     """What `save` was given."""
     state: dict[str, Any] = json.loads((folder / "driver.json").read_text())
-    arrays = folder / f"{CARRIED}.npz"
-    return {**state, CARRIED: dict(np.load(arrays)) if arrays.exists() else {}}
+    path, arrays = folder / f"{CARRIED}.npz", {}
+    if path.exists():
+        with np.load(path) as file:
+            arrays = dict(file)
+    return {**state, CARRIED: arrays}
 
 
 def _flush(path: Path) -> None:
