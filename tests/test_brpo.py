@@ -16,6 +16,7 @@ from tests import made
 from tests.vectors import Case, check, each
 from trainer.algorithms import brpo
 from trainer.algorithms.brpo import Config, answering, sequences, thinking
+from trainer.config import resolve
 from trainer.types import TrainSequence
 
 PROMPT = 2
@@ -242,6 +243,39 @@ def test_without_groups_and_with_groups_of_any_size() -> None:
     ]
     assert [row.group for row in sequences(groups, Config())] == [1, 3, 3, 3, 2, 2]
     assert sequences([], Config()) == []
+
+
+# -- what it goes with ---------------------------------------------------------------------------
+
+NESTED: dict[str, Any] = {
+    "model": {"path": "base/find"},
+    "thinking": {"start": "<think>", "end": "</think>"},
+    "data": {"task": "find"},
+    "budget": {"name": "anytime", "think": 100, "answer": 8},
+    "rollout": {"max_tokens": 128},
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "others", "reason"),
+    [
+        ("tree", {}, None),
+        ("multi", {}, None),
+        ("tree", {"budget": "unlimited"}, "needs nested cuts"),
+        ("tree", {"model": {"path": "base/find", "attention": "flash_attention_2"}}, "rows=multi"),
+        ("tree", {"loss": {"name": "gspo"}}, None),
+        ("multi", {"loss": {"name": "gspo"}}, "does not go with loss gspo.*rows=tree"),
+        ("multi", {"loss": {"importance": "sequence"}}, "does not go with importance sequence"),
+        ("tree", {"loss": {"importance": "token", "importance_normalize": True}}, "normalized"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(form: str, others: dict, reason: str | None) -> None:
+    recipe = {"name": "x", **NESTED, **others, "algorithm": {"name": "brpo", "rows": form}}
+    if reason is None:
+        assert resolve(recipe).stages
+        return
+    with pytest.raises(ValueError, match=reason):
+        resolve(recipe)
 
 
 # -- by definition -------------------------------------------------------------------------------

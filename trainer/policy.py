@@ -145,7 +145,8 @@ def _tree_mask(micro: MicroBatch, model: Any, device: torch.device) -> Tensor:
         )
     ends_BK = tensor(micro.ends_BT, device)
     count = torch.arange(ends_BK.shape[1], device=device)
-    seen_BQK = (count <= count[:, None]) & (count[:, None] < ends_BK[:, None])
+    seen_BQK = count[:, None] < ends_BK[:, None]
+    seen_BQK &= count <= count[:, None]
     dtype = model.get_input_embeddings().weight.dtype
     mask_BQK = torch.full(seen_BQK.shape, torch.finfo(dtype).min, dtype=dtype, device=device)
     return mask_BQK.masked_fill_(seen_BQK, 0.0)[:, None]
