@@ -315,6 +315,13 @@ def test_what_chunks_leave_of_the_staleness_is_sampled_ahead() -> None:
     assert staleness.depth(staged(max_staleness=2, budget="unlimited")) == 2
 
 
+def test_by_turns_nothing_is_in_flight() -> None:
+    with pytest.warns(
+        UserWarning, match="no effect with max_staleness=3: nothing is sampled ahead"
+    ):
+        staged(max_staleness=3, rollout={"max_tokens": 24, "in_flight_updates": True})
+
+
 def test_plans_that_go_on_for_longer_than_was_set_aside_are_refused(tmp_path: Path) -> None:
     made = recipe(
         tmp_path, max_staleness=3, rollout={"max_tokens": 24},

@@ -153,8 +153,9 @@ class Stage(Component):
     """How often each of them is used."""
     max_staleness: int = Field(default=0, ge=0)
     """Versions that weights may be ahead of a token when it is trained: engines sample so many
-    steps ahead while learners train. 0: on-policy, by turns. From 1 on loss.importance is `token`
-    unless set, and the run cannot be deterministic."""
+    steps ahead while learners train, less those that chunked rollouts go on over (max_tokens /
+    chunk, rounded up). 0: on-policy, by turns. From 1 on loss.importance is `token` unless set; a
+    run that samples ahead cannot be deterministic."""
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
     sync: SyncConfig = SyncConfig()
@@ -207,10 +208,6 @@ class Stage(Component):
             )
         if self.model.add_markers and self.markers is None:
             warnings.warn("model.add_markers has no effect with thinking: none", stacklevel=2)
-        if self.rollout.in_flight_updates and not self.max_staleness:
-            warnings.warn(
-                "rollout.in_flight_updates has no effect with max_staleness=0", stacklevel=2
-            )
         if self.model.lora is not None:
             self.model.lora.suits(self.loss, self.optim)
         for kind, package in components.COMPONENTS.items():
@@ -253,6 +250,12 @@ class Recipe(Component):
                     f"deterministic=true with max_staleness={most}: which weights sample a token "
                     "then depends on time; set deterministic=false, or "
                     f"max_staleness={most - ahead}"
+                )
+            if stage.rollout.in_flight_updates and not ahead:
+                warnings.warn(
+                    f"rollout.in_flight_updates has no effect with max_staleness={most}: nothing "
+                    "is sampled ahead",
+                    stacklevel=2,
                 )
         return self
 
