@@ -116,7 +116,7 @@ def test_score_in_pieces_is_score_at_once(start, monkeypatch):
     asked = prompts(7, seed=2, longest=60)
     whole = engine.score(asked)
     if type(engine).__name__ == "TorchEngine":
-        monkeypatch.setattr("samplers.engines._forward._SCORE_LOGITS", 7 * 40 * 5)
+        monkeypatch.setattr("samplers.engines._forward.FORWARD_LOGITS", 7 * 40 * 5)
         monkeypatch.setattr("samplers.engines._forward._SCORE_TOKENS", 90)
     for a, b, ids in zip(whole, engine.score(asked), asked, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -225,6 +225,68 @@ def test_a_fork_at_any_length_is_a_recomputation(start, arch):
     )
     for a, b in zip(made, fresh, strict=True):
         same(a, b)
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
+def test_given_tokens_are_scored_as_they_stand(start, arch):
+    """After prompts and kept prefixes of any length, at any temperature: what `score` says."""
+    engine, rng = start(small(arch), slots=3), np.random.default_rng(0)
+    asked = prompts(4, seed=21, longest=70)
+    kept = engine.generate([Request(i, p, 12, (), seed=i, keep=True) for i, p in enumerate(asked)])
+    sampled, cases = engine.counters["sampled"], []
+    for i, (prompt, done) in enumerate(zip(asked, kept, strict=True)):
+        whole = np.concatenate([prompt, done.ids_T])
+        cases += [(prompt, None, prompt)]
+        cases += [(whole[:0], (i, len(whole)), whole), (whole[-1:], (i, 2), whole[:2])]
+        lengths = rng.integers(0, len(whole) + 1, 6)
+        cases += [(prompts(1, seed=n)[0], (i, n), whole[:n]) for n in lengths.tolist()]
+    requests = []
+    for i, (ids, prefix, _) in enumerate(cases):
+        fork = None if prefix is None else (kept[prefix[0]].handle, prefix[1])
+        given = rng.integers(7, 40, 1 + i % 4).astype(np.int32)
+        if i % 5 == 0:  # the very tokens that were sampled there, if any are left
+            given = np.concatenate([*asked, *(k.ids_T for k in kept)])[:3]
+        requests.append(Request(i, ids, 99, (8,), (1.0, 0.7)[i % 2], prefix=fork, given=given))
+    expected = [
+        engine.score(
+            [np.concatenate([c[2] if c[1] else c[0][:0], c[0], r.given]).astype(np.int32)],
+            r.temperature,
+        )[0][-len(r.given) :]
+        for c, r in zip(cases, requests, strict=True)
+    ]
+    live = Request(900, asked[0], 20, (), seed=0)
+    (plain,) = engine.generate([live])
+    engine.add([live, *requests])
+    engine.release(k.handle for k in kept)  # what waits still has its prefix
+    made = {}
+    while engine.pending:
+        made |= {c.id: c for c in engine.step()}
+    same(made.pop(900), plain)
+    for i, (request, scores) in enumerate(zip(requests, expected, strict=True)):
+        np.testing.assert_array_equal(made[i].ids_T, request.given)
+        np.testing.assert_allclose(made[i].logprobs_T, scores, atol=1e-5)
+        assert (made[i].finish, made[i].spans, made[i].handle) == ("stop", ((0, 0),), None)
+    assert engine.counters["sampled"] == sampled + 2 * 20  # nothing but the row beside them
+
+
+def test_given_tokens_outlive_a_load_and_can_be_aborted(start):
+    old, new = small(), small(seed=1)
+    engine, prompt = start(old, slots=2), prompts(1, seed=22)[0]
+    (kept,) = engine.generate([Request(0, prompt, 6, (), seed=1, keep=True)])
+    whole, given = np.concatenate([prompt, kept.ids_T]), np.array([9, 10, 1], np.int32)
+    forks = [Request(i, whole[:0], 3, prefix=(kept.handle, 4), given=given) for i in (1, 2)]
+    engine.add([*forks, Request(3, prompt, 3, given=given)])
+    engine.abort([2])
+    engine.load_weights(new.state_dict().items(), version=5)
+    made = {}
+    while engine.pending:
+        made |= {c.id: c for c in engine.step()}
+    assert (made[2].finish, len(made[2].ids_T)) == ("abort", 0)
+    fresh = start(new)
+    for i, before in ((1, whole[:4]), (3, prompt)):
+        (scores,) = fresh.score([np.concatenate([before, given])])
+        np.testing.assert_allclose(made[i].logprobs_T, scores[-3:], atol=1e-5)
+        assert made[i].spans == ((0, 5),)
 
 
 def test_forks_of_forks_and_release(start):
@@ -401,6 +463,9 @@ def test_bad_weights_and_requests_are_named(start):
         (Request(0, ids, 5, temperature=-1.0), "temperature -1.0"),
         (Request(0, ids + 31, 5), "vocabulary of 40"),
         (Request(0, ids, 5, stop_ids=(40,)), "vocabulary of 40"),
+        (Request(0, ids, 5, given=ids + 31), "vocabulary of 40"),
+        (Request(0, ids, 5, given=ids[:0]), "max_tokens 0"),
+        (Request(0, ids, 5, given=np.full(256, 9, np.int32)), "context of 256"),
     ):
         with pytest.raises(ValueError, match=words):
             engine.generate([Request(1, ids, 5), request])

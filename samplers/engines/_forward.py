@@ -20,8 +20,8 @@ from samplers.seeds import uniforms
 from samplers.types import Floats, Ids
 
 _SCORE_TOKENS = 16384
-_SCORE_LOGITS = 2**26
-"""Logits of one scoring forward (256 MB in fp32)."""
+FORWARD_LOGITS = 2**26
+"""Logits of one forward (256 MB in fp32)."""
 _IMPOSSIBLE = -87.0
 """Below this logprob no uniform number of 53 bits reaches a token."""
 
@@ -158,7 +158,7 @@ def _score_batch(model: Any, ids: list[Ids], temperature: float, vocab: int) -> 
         row[: len(one)] = one
     ids_BT = torch.from_numpy(padded_BT).to(model.device)
     total = ids_BT.shape[1] - 1
-    piece = max(1, _SCORE_LOGITS // (len(ids) * vocab))
+    piece = max(1, FORWARD_LOGITS // (len(ids) * vocab))
     cache = DynamicCache() if piece < total else None
     scores = []
     for start in range(0, total, piece):

@@ -46,17 +46,19 @@ def whole_prompt(request: Request, kept_ids: Ids | None, vocab: int, context: in
         ids = np.concatenate([kept_ids[:length], ids])
     if len(ids) == 0:
         raise ValueError(f"{where}: no prompt tokens; give at least one id or a prefix")
-    if request.max_tokens < 1:
-        raise ValueError(f"{where}: max_tokens {request.max_tokens}; must be at least 1")
+    more = request.max_tokens if request.given is None else len(request.given)
+    if more < 1:
+        raise ValueError(f"{where}: max_tokens {more}; must be at least 1")
     if request.temperature < 0:
         raise ValueError(f"{where}: temperature {request.temperature}; must be 0 or more")
-    if context is not None and len(ids) + request.max_tokens > context:
+    if context is not None and len(ids) + more > context:
         raise ValueError(
-            f"{where}: {len(ids)} prompt tokens + max_tokens {request.max_tokens} exceed the "
+            f"{where}: {len(ids)} prompt tokens + max_tokens {more} exceed the "
             f"model's context of {context}; lower max_tokens or shorten the prompt"
         )
     outside = [i for i in (*request.stop_ids, *(request.logit_bias or ())) if i >= vocab]
-    if outside or ids.min() < 0 or ids.max() >= vocab:
+    asked = ids if request.given is None else np.concatenate([ids, request.given])
+    if outside or asked.min() < 0 or asked.max() >= vocab:
         raise ValueError(
             f"{where}: token id outside the vocabulary of {vocab}; the tokenizer does "
             "not belong to this model, or its embeddings were not resized"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,14 +12,14 @@ import torch
 from samplers.engines._slots import KV
 from samplers.types import Floats, Ids, Request
 
-_PREFILL_TOKENS = 8192
-"""Padded tokens of one prefill forward: bounds its mask and activations."""
+T = TypeVar("T")
+FORWARD_TOKENS = 8192
+"""Padded tokens of one forward beside the decoding: bounds its mask and activations."""
 
 STATE = np.dtype(
     [
         ("length", np.int64),  # tokens whose KV is in the slot
         ("token", np.int64),  # next token to feed
-        ("left", np.int64),  # forced tokens still to feed after it: nothing is sampled yet
         ("count", np.int64),  # tokens sampled
         ("limit", np.int64),
         ("seed", np.uint64),
@@ -71,12 +72,13 @@ class Table:
         return self._rows[key]
 
 
-def chunks(items: list[list[int]], lengths: list[int]) -> Iterator[list[list[int]]]:
-    """Consecutive items whose padded lengths fit one prefill forward, in order."""
+def chunks(items: list[T], lengths: list[int]) -> Iterator[list[T]]:
+    """Consecutive items whose padded lengths fit one forward, in order."""
     first, longest = 0, 0
     for i, length in enumerate(lengths):
-        if i > first and max(longest, length) * (i + 1 - first) > _PREFILL_TOKENS:
+        if i > first and max(longest, length) * (i + 1 - first) > FORWARD_TOKENS:
             yield items[first:i]
             first, longest = i, 0
         longest = max(longest, length)
-    yield items[first:]
+    if items:
+        yield items[first:]

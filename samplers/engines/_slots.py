@@ -1,7 +1,8 @@
 """The KV cache of the torch engine: one slot a row, and the attention that reads it.
 
-Shape suffixes: S slots, N live rows, H key/value heads, Q query heads, C capacity, L longest live
-row, P padded prompt length, D head size, V value head size, I slots of one copy.
+Shape suffixes: S slots, N live rows, T new tokens a row, H key/value heads, Q query heads, C
+capacity, L longest live row, P padded prompt length, D head size, V value head size, I slots of
+one copy.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "laconic_slots"
 KV = tuple[torch.Tensor, torch.Tensor]
+_FEW = 64
+"""New tokens a row from which on the matrix of all scores is not worth its memory."""
 
 
 def slot_attention(
@@ -30,25 +33,26 @@ def slot_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention of one new token per row, without repeating KV heads; anything else is sdpa's.
+    """Attention of a few new tokens per row, without repeating KV heads; anything else is sdpa's.
 
-    query [N, Q, 1, D], key [N, H, L, D], value [N, H, L, V], additive mask [N, 1, 1, L];
-    returns [N, 1, Q, V]. The query heads of one KV head become rows of one matrix product.
+    query [N, Q, T, D], key [N, H, L, D], value [N, H, L, V], additive mask [N, 1, T, L];
+    returns [N, T, Q, V]. The query heads of one KV head become rows of one matrix product.
     """
     plain = attention_mask is not None and attention_mask.is_floating_point()
-    if query.shape[2] != 1 or not plain or kwargs.get("position_bias") is not None:
+    few = query.shape[2] == 1 or query.shape[2] < min(_FEW, key.shape[2])
+    if not (few and plain) or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     assert attention_mask is not None
-    (rows, heads, _, size), (groups, longest) = query.shape, key.shape[1:3]
+    (rows, heads, new, size), (groups, longest) = query.shape, key.shape[1:3]
     query = query * (size**-0.5 if scaling is None else scaling)
-    query = query.reshape(rows * groups, heads // groups, size)
-    scores = torch.bmm(query, key.flatten(0, 1).transpose(1, 2)).view(rows, heads, longest)
-    scores += attention_mask.view(rows, 1, longest)
+    query = query.reshape(rows * groups, heads // groups * new, size)
+    scores = torch.bmm(query, key.flatten(0, 1).transpose(1, 2)).view(rows, heads, new, longest)
+    scores += attention_mask.view(rows, 1, new, longest)
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
     out = torch.bmm(weights.view(rows * groups, -1, longest), value.flatten(0, 1))
-    return out.view(rows, 1, heads, -1), None
+    return out.view(rows, heads, new, -1).transpose(1, 2), None
 
 
 AttentionInterface.register(ATTENTION, slot_attention)

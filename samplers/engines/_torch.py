@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from samplers import ring
 from samplers.engines._forward import (
@@ -28,9 +29,17 @@ from samplers.engines._forward import (
 )
 from samplers.engines._requests import Stepped, check_scored, check_weight, whole_prompt
 from samplers.engines._rows import STATE, Kept, Row, Table, chunks
-from samplers.engines._slots import ATTENTION, SlotCache, check_supported
+from samplers.engines._slots import ATTENTION, KV, SlotCache, check_supported
+from samplers.engines._trees import Trees, columns
 from samplers.engines.base import Config
 from samplers.types import Completion, Finish, Floats, Ids, Request
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+_SHOTS = 4
+"""Tokens that a fork samples before it needs a slot."""
+_PATIENCE = 8
+"""Steps that forks wait for others, where they are fewer than the live rows."""
 
 
 class TorchEngine(Stepped):
@@ -72,6 +81,7 @@ class TorchEngine(Stepped):
             model.set_attn_implementation(ATTENTION)
         self._cache = SlotCache(text.num_hidden_layers)
         self._reach = 0  # longest that a row in the cache can become
+        self._waited = 0  # steps since forks were fed
         self._state = np.zeros(config.slots, STATE)
         self._ids = np.zeros((config.slots, 64), np.int32)
         self._logprobs = np.zeros((config.slots, 64), np.float32)
@@ -93,11 +103,12 @@ class TorchEngine(Stepped):
     def add(self, requests: Sequence[Request]) -> None:
         self._awake("add")
         for row in [self._row(request) for request in requests]:  # all are fine, or none enters
-            if row.kept is None:
-                self._fresh.append(row)
-            else:
+            if row.kept is not None:
                 row.kept.forks += 1
-                self._forks.append(row)
+            self._queue(row).append(row)
+
+    def _queue(self, row: Row) -> deque[Row]:
+        return self._fresh if row.kept is None and row.request.given is None else self._forks
 
     def _row(self, request: Request) -> Row:
         kept = None if request.prefix is None else self._kept.get(request.prefix[0])
@@ -142,8 +153,8 @@ class TorchEngine(Stepped):
     # Admission
 
     def _admit(self) -> None:
-        for _ in range(min(len(self._forks), self.config.slots - len(self._rows))):
-            self._fork(self._forks.popleft())
+        if self._forks:
+            self._branch()
         free, waiting = self.config.slots - len(self._rows), len(self._fresh)
         # A prefill costs a forward: it waits until an eighth of the slots can share one.
         if not waiting or free < min(waiting, -(-self.config.slots // 8)):
@@ -154,35 +165,106 @@ class TorchEngine(Stepped):
             self._enter(row, len(row.context) + len(row.ids))
         self._commit(self._prefill(rows, start), start)
 
-    def _fork(self, row: Row) -> None:
-        """Copy the prefix KV; what it does not cover is fed token by token by later steps."""
-        kept, prefix = row.kept, row.request.prefix
-        assert kept is not None
-        assert kept.kv is not None
-        assert prefix is not None
-        length = min(prefix[1], kept.length, len(row.context) - 1)
-        slot = self._enter(row, length)
-        state = self._state[slot : slot + 1]
-        state["token"], state["left"] = row.context[length], len(row.context) - length - 1
-        self._cache.restore(slot, kept.kv, length)
-        self.counters["forked"] += length
+    def _branch(self) -> None:
+        """Forks go on from what was kept, and given tokens are scored; few of them need a slot.
+
+        That costs forwards of its own: it waits for company, but not for long.
+        """
+        self._waited += 1
+        if self._waited < _PATIENCE and len(self._forks) < len(self._rows):
+            return
+        self._waited, free = 0, self.config.slots - len(self._rows)
+        trunks: dict[int, list[Row]] = {}
+        waiting, self._forks = self._forks, deque()
+        for row in waiting:
+            if row.kept is None:
+                self._weigh(row)
+            elif len(row.ids) and free < 1:
+                self._forks.append(row)
+            else:
+                free -= len(row.ids) > 0
+                trunks.setdefault(id(row.kept), []).append(row)
+        trees = list(trunks.values())
+        for batch in chunks(trees, [columns(rows, _SHOTS, self._vocab) for rows in trees]):
+            self._grow([row for rows in batch for row in rows])
+
+    def _weigh(self, row: Row) -> None:
+        """Score given tokens of which no prefix is kept."""
+        given = np.asarray(row.request.given, np.int32)
+        whole = np.concatenate([row.context, given])
+        (scores,) = score(self.model, [whole], row.request.temperature or 1.0, self._vocab)
+        self.counters["prefilled"] += len(whole) - 1
+        self._done.append(self._completion(row, given, scores[-len(given) :], "stop"))
+
+    def _grow(self, rows: list[Row]) -> None:
+        """Feed forks what their prefixes lack, and sample: to their end, if that is near.
+
+        What goes on then takes a slot. Where there is none it waits, and is fed again.
+        """
+        trees = Trees(self.model, rows, _SHOTS)
+        self.counters["forked"] += int(trees.length_N.sum())
+        state = np.array([self._begin(row) for row in rows], STATE)
+        first_N = state["count"].copy()
+        ids_NS = np.zeros((len(rows), _SHOTS), np.int32)
+        logprobs_NS = np.zeros((len(rows), _SHOTS), np.float32)
+        live, logits_NV = trees.begin()
+        finish: dict[int, Finish] = {}
+        for shot in range(_SHOTS):
+            if not len(live):
+                break
+            if shot:
+                logits_NV = trees.go_on(live, ids_NS[live, shot - 1])
+            self.counters["steps"] += 1
+            tokens, logprobs, stopped = self._draw(logits_NV, state[live])
+            ids_NS[live, shot], logprobs_NS[live, shot] = tokens, logprobs
+            state["count"][live] += 1
+            over = stopped | (state["count"] >= state["limit"])[live]
+            for n, stop in zip(live[over].tolist(), stopped[over].tolist(), strict=True):
+                finish[n] = "stop" if stop else "length"
+            live = live[~over]
+        for n, row in enumerate(rows):
+            if row.request.given is None:
+                size = int(state["count"][n] - first_N[n])
+                row.ids = np.concatenate([row.ids, ids_NS[n, :size]])
+                row.logprobs = np.concatenate([row.logprobs, logprobs_NS[n, :size]])
+            self._settle(row, finish.get(n), trees, n)
+
+    def _settle(self, row: Row, finish: Finish | None, trees: Trees, n: int) -> None:
+        """A fork has ended, or gets a slot, or waits for one."""
+        length = int(trees.length_N[n])
+        if finish is not None or row.request.given is not None:
+            kept = (trees.cut(n), length) if row.request.keep else None
+            done = self._completion(row, row.ids, row.logprobs, finish or "stop", kept)
+            self._done.append(done)
+        elif len(self._rows) < self.config.slots:
+            slot = self._enter(row, length)
+            self._state[slot]["token"] = row.ids[-1]
+            self._cache.restore(slot, trees.cut(n), length)
+        else:
+            self._forks.append(row)
+            return
         self._leave(row)
+
+    def _begin(self, row: Row) -> tuple[Any, ...]:
+        """Its state before anything is in the cache."""
+        request = row.request
+        if not row.spans or row.spans[-1][1] != self.version:
+            row.spans.append((len(row.ids), self.version))
+        return (
+            0, 0, len(row.ids), request.max_tokens, request.seed & 0xFFFFFFFFFFFFFFFF,
+            request.temperature, self._stops.row(dict.fromkeys(request.stop_ids, 1)),
+            self._biases.row(request.logit_bias or {}),
+        )  # fmt: skip
 
     def _enter(self, row: Row, length: int) -> int:
         """Give `row` the next slot."""
-        request, slot = row.request, len(self._rows)
-        self._state[slot] = (
-            length, 0, 0, len(row.ids), request.max_tokens,
-            request.seed & 0xFFFFFFFFFFFFFFFF, request.temperature,
-            self._stops.row(dict.fromkeys(request.stop_ids, 1)),
-            self._biases.row(request.logit_bias or {}),
-        )  # fmt: skip
+        slot = len(self._rows)
+        self._state[slot] = self._begin(row)
+        self._state[slot]["length"] = length
         self._rows.append(row)
         self._ids[slot, : len(row.ids)] = row.ids
         self._logprobs[slot, : len(row.ids)] = row.logprobs
-        if not row.spans or row.spans[-1][1] != self.version:
-            row.spans.append((len(row.ids), self.version))
-        self._reach = max(self._reach, len(row.context) + request.max_tokens)
+        self._reach = max(self._reach, len(row.context) + row.request.max_tokens)
         self._cache.reserve(slot + 1, length + 1, (self.config.slots, self._reach))
         return slot
 
@@ -228,28 +310,26 @@ class TorchEngine(Stepped):
         self._commit(logits_NV, 0)
 
     def _commit(self, logits_NV: torch.Tensor, start: int) -> None:
-        """Sample for the rows from `start` on, feed forced tokens instead where some are left."""
+        """Sample for the rows from `start` on."""
         state = self._state[start : len(self._rows)]
+        tokens, logprobs, stopped = self._draw(logits_NV, state)
+        counts, slots = state["count"], np.arange(start, start + len(state))
+        if counts.max() >= self._ids.shape[1]:
+            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)], 1)
+            self._logprobs = np.concatenate([self._logprobs, np.zeros_like(self._logprobs)], 1)
+        self._ids[slots, counts], self._logprobs[slots, counts] = tokens, logprobs
+        state["token"] = tokens
+        state["count"] += 1
+        last = np.flatnonzero(stopped | (state["count"] >= state["limit"])).tolist()
+        self._evict({start + i: "stop" if stopped[i] else "length" for i in last})
+
+    def _draw(self, logits_NV: torch.Tensor, state: NDArray[Any]) -> tuple[Ints, Floats, Bools]:
+        """Next tokens, their logprobs, and which of them stop their row."""
         if state["bias"].any():
             logits_NV = logits_NV + self._biases.values[torch.from_numpy(state["bias"].copy())]
         tokens, logprobs = sample(logits_NV, state["temperature"], state["seed"], state["count"])
-        forced = state["left"] > 0
-        for i in np.flatnonzero(forced):
-            tokens[i] = self._rows[start + i].context[-state["left"][i]]
-        state["token"] = tokens
-        state["left"] -= forced
-        made = np.flatnonzero(~forced) if forced.any() else slice(None)
-        counts, slots = state["count"][made], np.arange(start, start + len(state))[made]
-        if len(counts) and counts.max() >= self._ids.shape[1]:
-            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)], 1)
-            self._logprobs = np.concatenate([self._logprobs, np.zeros_like(self._logprobs)], 1)
-        self._ids[slots, counts], self._logprobs[slots, counts] = tokens[made], logprobs[made]
-        state["count"] += ~forced
-        self.counters["sampled"] += len(slots)
-        stopped = self._stops.values.numpy()[state["stops"], tokens] & ~forced
-        ended = stopped | ((state["count"] >= state["limit"]) & ~forced)
-        last = np.flatnonzero(ended).tolist()
-        self._evict({start + i: "stop" if stopped[i] else "length" for i in last})
+        self.counters["sampled"] += len(tokens)
+        return tokens, logprobs, self._stops.values.numpy()[state["stops"], tokens]
 
     def _evict(self, ended: dict[int, Finish]) -> None:
         """Complete rows and let the last live rows take over their slots."""
@@ -257,9 +337,12 @@ class TorchEngine(Stepped):
             return
         for slot, finish in ended.items():
             row, count = self._rows[slot], int(self._state["count"][slot])
-            ids = self._ids[slot, :count].copy()
-            done = self._completion(row, ids, self._logprobs[slot, :count].copy(), finish, slot)
-            self._done.append(done)
+            ids, logprobs = self._ids[slot, :count].copy(), self._logprobs[slot, :count].copy()
+            kept = None
+            if row.request.keep and finish != "abort":
+                length = int(self._state["length"][slot])
+                kept = self._cache.save(slot, length), length
+            self._done.append(self._completion(row, ids, logprobs, finish, kept))
         live = len(self._rows) - len(ended)
         holes = sorted(slot for slot in ended if slot < live)
         movers = [slot for slot in range(live, len(self._rows)) if slot not in ended]
@@ -272,14 +355,18 @@ class TorchEngine(Stepped):
         del self._rows[live:]
 
     def _completion(
-        self, row: Row, ids: Ids, logprobs: Floats, finish: Finish, slot: int | None = None
+        self,
+        row: Row,
+        ids: Ids,
+        logprobs: Floats,
+        finish: Finish,
+        kept: tuple[list[KV], int] | None = None,
     ) -> Completion:
+        """`kept`: KV to keep under a handle, and of how many tokens it is."""
         handle = None
-        if row.request.keep and slot is not None and finish != "abort":
-            length = int(self._state["length"][slot])
-            kv = self._cache.save(slot, length)
+        if kept is not None:
             handle, self._handles = self._handles, self._handles + 1
-            self._kept[handle] = Kept(np.concatenate([row.context, ids]), kv, length)
+            self._kept[handle] = Kept(np.concatenate([row.context, ids]), *kept)
         spans = tuple(row.spans) or ((0, self.version),)
         return Completion(row.request.id, ids, logprobs, finish, spans, handle)
 
@@ -335,8 +422,9 @@ class TorchEngine(Stepped):
         for row in self._forks:
             self._leave(row)
             again.append(row)
-        self._fresh.extendleft(reversed(again))
         self._forks.clear()
+        for row in reversed(again):
+            self._queue(row).appendleft(row)
         self._rows.clear()
         self._cache.clear()
         self._reach = 0
