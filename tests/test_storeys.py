@@ -19,7 +19,13 @@ BELOW = {
     "trainer": {"samplers", "rewards", "trainer"},
     "launch": {"samplers", "rewards", "trainer", "launch"},
 }
-OF_SAMPLERS_FOR_REWARDS = ("samplers.types", "samplers.seam", "samplers.seeds")
+OF_SAMPLERS_FOR_REWARDS = (
+    "samplers.types",
+    "samplers.seam",
+    "samplers.seeds",
+    "samplers.facts",
+    "samplers.render",
+)
 HEAVY = ("ray", "vllm", "deepspeed", "torch", "transformers")
 TORCH_FILES = ("samplers.engines._torch", "samplers.engines._vllm")
 

@@ -13,19 +13,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from rewards import grader
 from rewards.apply import Shaping
-from rewards.verdict import Verdict
 from rewards.verify import require_golds
 from samplers import seam
 from samplers.data import Dataset
 from samplers.data import load as load_data
 from samplers.facts import MARKERS
 from samplers.render import ThinkingConfig
-from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
-from trainer import lora, supervised
+from samplers.types import Prompt
+from trainer import lora, rehearsal, supervised
 from trainer.config import Recipe, Stage
 from trainer.modelfolder import ModelFolder, facts, locate
 
@@ -80,8 +77,9 @@ def check(stage: Stage, recipe: Recipe, *, thorough: bool = True, here: bool = T
     asked = [prompt for dataset in graded for prompt in _some(dataset)]
     imitated = [] if sampled or away else _examples(stage, recipe.seed)
     _model(stage, asked, imitated, thorough)
-    if asked:
-        _plans(stage, asked[0])
+    if asked and stage.kind == "rl":
+        folder = locate(stage.model.path, download=thorough)
+        rehearsal.check(stage, asked[0], ModelFolder(folder) if folder else None)
     for dataset in graded:
         _golds(stage, dataset, thorough)
 
@@ -103,13 +101,6 @@ def _sizes(stage: Stage) -> None:
     seam.resolve("samplers.budgets", stage.budget_spec)
     if stage.evaluation is not None:
         stage.evaluation.grid(stage.rollout.max_tokens, stage.markers is not None)
-    if stage.kind == "rl" and stage.rollouts_per_prompt == 1 and _learns_nothing_alone(stage):
-        name, _ = seam.split(stage.algorithm)
-        raise ValueError(
-            f"rollouts_per_prompt=1: {name} compares the rollouts of a prompt with each other, so "
-            "a single one has advantage 0; set rollouts_per_prompt=2 or more, or an algorithm "
-            "without a group baseline (raft)"
-        )
 
 
 def _attention(stage: Stage, here: bool) -> None:
@@ -185,34 +176,6 @@ def _graders(stage: Stage) -> None:
             f"grader.processes=0: verifier '{judge.name}' may hang and must run in processes that "
             "can be killed; set grader.processes=2 or more"
         )
-
-
-def _plans(stage: Stage, prompt: Prompt) -> None:
-    """The budget policy's first plans must not cut thoughts that a stage without markers lacks."""
-    module, config = seam.resolve("samplers.budgets", stage.budget_spec)
-    plans = module.plans(config, prompt, stage.rollouts_per_prompt, 0, {}, 0)
-    if stage.markers is None and any(plan.think is not None or plan.cuts for plan in plans):
-        name, _ = seam.split(stage.budget)
-        raise ValueError(
-            f"budget={name}: cuts thoughts, and with thinking: none there are none; set "
-            "budget=unlimited, or thinking: {start, end}"
-        )
-
-
-def _learns_nothing_alone(stage: Stage) -> bool:
-    """Whether one right rollout without company gets no advantage: asked of the algorithm."""
-    module, config = seam.resolve("trainer.algorithms", stage.algorithm)
-    if any(hasattr(module, said) for said in ("needs", "requires")):
-        return False  # it wants more than one plain rollout can show
-    one, none = np.zeros(1, np.int32), np.zeros(0, np.int32)
-    thought = Tokens(none, np.zeros(0, np.float32), "stop")
-    answer = Answer(0, Tokens(one, np.full(1, -1.0, np.float32), "stop", ((0, 0),)), "right")
-    plan = Plan(max_tokens=1)
-    rollout = Rollout(0, 0, 0, 0, plan, one, thought, closed=False, answers=((answer,),))
-    verdicts = (((Verdict(True, 1.0, "ok"),),),)
-    prompt = Prompt(0, "", (), "", "", "")
-    group = Group(prompt, 0, (rollout,), verdicts, {"correct": np.ones((1, 1, 1))})
-    return not any(row.advantages_T.any() for row in module.sequences([group], config))
 
 
 def _traces(stage: Stage, data: Sequence[Dataset]) -> None:

@@ -1,0 +1,81 @@
+"""A World that outlives its stages: one engine, one learner and one pool for many short runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from launch.inprocess import Workers
+from rewards.pool import VerifierPool
+from samplers.rollout import RolloutWorker
+from samplers.types import Ids
+from trainer.config import Recipe, Stage
+from trainer.learner import Learner
+from trainer.loop import LOOPS
+from trainer.modelfolder import fetch
+from trainer.stage import StageRun
+from trainer.tracking import Tracker, read
+from trainer.types import Batch, Floats
+
+
+class Reused(Workers):
+    """`trainer.world.World` of a stage that changes; its weights train on from run to run.
+
+    Args:
+        stage: the first one; later ones may differ in all but model, engine and verifier.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.version = stage, 0
+        self.model = str(fetch(stage.model.path))
+        worker = RolloutWorker.from_pretrained(self.model, stage.rollout.engine, stage.markers)
+        super().__init__(worker, VerifierPool(stage.verifier, workers=0))
+        self.learner = Learner(
+            self.model, stage.learner, stage.optim, stage.loss, total_steps=stage.steps
+        )
+
+    def run(self, recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
+        """Train the recipe's only stage and return its metrics by step."""
+        (self.stage,) = recipe.stages
+        self.learner.loss, self.learner.updates, self.version = self.stage.loss, 0, -1
+        self.sync()  # the engine may hold weights, and a version, of the run before
+        folder.mkdir(parents=True)
+        with (
+            Tracker(folder, recipe.tracking, recipe) as tracker,
+            StageRun(recipe, 0, 0, self.model, self, tracker, folder) as stage_run,
+        ):
+            LOOPS[self.stage.kind](stage_run)
+        return read(folder)
+
+    def score(self, batch: Batch, which: Any) -> list[Floats]:
+        return [s for (micro,) in batch.updates for s, _ in self.learner.score(micro, which)]
+
+    def step(self, batch: Batch) -> dict[str, Any]:
+        return self.learner.step(batch.share(0), self.stage.epochs)
+
+    def sync(self) -> None:
+        self.version += 1
+        self.worker.load_weights(chain.from_iterable(self.learner.buckets()), self.version)
+
+    def abort(self) -> None:
+        self.worker.abort()
+
+    def probe(self, ids: Sequence[Ids]) -> list[Floats]:
+        return self.worker.score(ids, self.stage.rollout.temperature)
+
+    def save(self, folder: Path) -> None:
+        """Nobody goes on from these runs."""
+
+    def load(self, folder: Path) -> None:
+        raise NotImplementedError
+
+    def export(self, folder: Path) -> None:
+        raise NotImplementedError
+
+    def profile(self, folder: Path | None) -> None: ...
+
+    def close(self) -> None:
+        self.pool.close()
+        self.learner.close()

@@ -1,0 +1,50 @@
+"""Any budget policy with any algorithm, reward and loss: each pair runs, or is refused and told why.
+
+One process, one engine, one learner; about half a second a pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import composition
+from tests.reused import Reused
+from trainer.config import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Reused]:
+    made = composition.outcome((("budget", "unlimited"), ("algorithm", "grpo")))
+    assert isinstance(made, Recipe)
+    reused = Reused(made.stages[0])
+    yield reused
+    reused.close()
+
+
+def test_the_readme_prints_the_table() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert composition.table() in text, f"README.md lacks this:\n{composition.table()}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pair", composition.pairs(), ids=lambda pair: "-".join(name for _, name in pair)
+)
+def test_every_pair_runs_or_is_refused(
+    pair: composition.Pair, world: Reused, tmp_path: Path
+) -> None:
+    made = composition.outcome(pair)
+    if isinstance(made, str):
+        assert "\n" not in made
+        assert any(name in made for _, name in pair), "the reason names who gives it"
+        return
+    steps = [row for row in world.run(made, tmp_path / "run") if "loss" in row]
+    assert len(steps) == 2
+    for row in steps:
+        assert all(math.isfinite(row[name]) for name in ("loss", "grad_norm"))

@@ -1,0 +1,136 @@
+"""Budget, shapers and algorithm tried together on a group that nobody sampled, before any work.
+
+What a plan's mode, budget or cuts mean to a reward, a template or a tokenizer shows only where the
+two meet; a mistake there should not wait for the first batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rewards.apply import Shaping
+from rewards.verdict import Verdict
+from samplers import seam
+from samplers.budgets import base as budgets
+from samplers.check import check_plan
+from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
+from trainer.config import Stage
+from trainer.modelfolder import ModelFolder
+from trainer.types import TrainSequence
+
+SAID = 3
+"""Tokens of a made-up thought, and of an answer with its end."""
+
+
+def check(stage: Stage, prompt: Prompt, model: ModelFolder | None) -> None:
+    """Plans for `prompt` at the first and at the last change of the budget, and their readers.
+
+    Args:
+        model: None where it is not on this machine: nothing is rendered then.
+
+    Raises:
+        ValueError: the first mistake, as one line.
+    """
+    module, config = seam.resolve("samplers.budgets", stage.budget_spec)
+    last = budgets.last_step(module, config)
+    if last >= stage.steps:
+        raise ValueError(
+            f"budget: its schedule ends at step {last} and the stage has steps={stage.steps}; "
+            f"set steps={last + 1} or more, or shorten the schedule"
+        )
+    rows = []
+    for step in sorted({0, last}):
+        plans = module.plans(config, prompt, stage.rollouts_per_prompt, step, {}, 0)
+        if stage.markers is None and any(plan.think is not None or plan.cuts for plan in plans):
+            name, _ = seam.split(stage.budget)
+            raise ValueError(
+                f"budget={name}: cuts thoughts, and with thinking: none there are none; set "
+                "budget=unlimited, or thinking: {start, end}"
+            )
+        if model is not None:
+            _render(stage, prompt, plans, model)
+        rows += rehearse(stage, prompt, plans)
+    if stage.rollouts_per_prompt == 1 and not any(row.advantages_T.any() for row in rows):
+        name, _ = seam.split(stage.algorithm)
+        raise ValueError(
+            f"rollouts_per_prompt=1: {name} compares the rollouts of a prompt with each other, so "
+            "a single one has advantage 0; set rollouts_per_prompt=2 or more, or an algorithm "
+            "without a group baseline (raft)"
+        )
+
+
+def _render(stage: Stage, prompt: Prompt, plans: Sequence[Plan], model: ModelFolder) -> None:
+    """Plans with words of their own, in the model's: plain ones need no tokenizer (and no wait)."""
+    fields = ("template", "system", "suffix", "prefill", "close", "after_close", "probe")
+    worded = {repr(p): p for p in plans if any(getattr(p, field) for field in fields)}
+    if not worded or stage.model.add_markers:
+        return
+    from samplers import render
+
+    renderer = render.load(str(model.path), stage.markers, stage.model.trust_remote_code)
+    for plan in worded.values():
+        check_plan(plan, prompt, renderer.render(prompt, plan), renderer, model.context)
+
+
+def rehearse(stage: Stage, prompt: Prompt, plans: Sequence[Plan]) -> list[TrainSequence]:
+    """Rows of made-up rollouts of `plans`, right and wrong by turns, through shapers and algorithm.
+
+    What an algorithm asks of the learners is zero.
+
+    Raises:
+        ValueError: a shaper or the algorithm cannot work with such plans.
+    """
+    module, config = seam.resolve("trainer.algorithms", stage.algorithm)
+    shaping = Shaping(stage.shaping, lambda rows: ["" for _ in rows], stage.markers)
+    (shaped,) = shaping.apply([group(prompt, plans)])
+    needs = module.needs(config) if hasattr(module, "needs") else ()
+    rows: list[TrainSequence] = module.sequences([_annotated(shaped, needs)], config)
+    return rows
+
+
+def group(prompt: Prompt, plans: Sequence[Plan]) -> Group:
+    """One rollout per plan: a thought that closed itself, answered at every cut."""
+    rollouts = tuple(_rollout(prompt, plan, g) for g, plan in enumerate(plans))
+    verdicts = tuple(
+        tuple(tuple(_verdict((g + a) % 2 == 0) for a in range(len(cut))) for cut in r.answers)
+        for g, r in enumerate(rollouts)
+    )
+    return Group(prompt, 0, rollouts, verdicts)
+
+
+def _rollout(prompt: Prompt, plan: Plan, g: int) -> Rollout:
+    thought = _tokens(SAID + g)
+    probability = 0.5 if plan.probe else None
+    last = len(plan.cuts) - 1 if plan.cuts else 0
+    answers = tuple(
+        tuple(
+            Answer(len(thought), _tokens(SAID), "A", None if c == last else probability)
+            for _ in range(plan.answers_per_cut)
+        )
+        for c in range(last + 1)
+    )
+    one = np.ones(1, np.int32)
+    return Rollout(prompt.index, 0, g, 0, plan, one, thought, closed=True, answers=answers)
+
+
+def _tokens(count: int) -> Tokens:
+    return Tokens(np.zeros(count, np.int32), np.full(count, -1.0, np.float32), "stop", ((0, 0),))
+
+
+def _verdict(right: bool) -> Verdict:
+    return Verdict(right, float(right), "ok" if right else "wrong", "A")
+
+
+def _annotated(group: Group, needs: Any) -> Group:
+    names = {"old_logprobs": "old", "ref_logprobs": "ref"}
+    zeros = tuple(
+        np.zeros(1 + len(r.thought) + len(r.final.tokens), np.float32) for r in group.rollouts
+    )
+    annotations: Mapping[str, Any] = {names[need]: zeros for need in needs if need in names}
+    return Group(
+        group.prompt, 0, group.rollouts, group.verdicts, group.rewards, group.token_rewards,
+        annotations,
+    )  # fmt: skip
