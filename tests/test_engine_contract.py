@@ -231,21 +231,24 @@ def test_a_fork_at_any_length_is_a_recomputation(start, arch):
 def test_given_tokens_are_scored_as_they_stand(start, arch):
     """After prompts and kept prefixes of any length, at any temperature: what `score` says."""
     engine, rng = start(small(arch), slots=3), np.random.default_rng(0)
-    asked = prompts(4, seed=21, longest=70)
+    asked = [np.resize(p, 20 + 20 * i) for i, p in enumerate(prompts(4, seed=21))]
     kept = engine.generate([Request(i, p, 12, (), seed=i, keep=True) for i, p in enumerate(asked)])
     sampled, cases = engine.counters["sampled"], []
     for i, (prompt, done) in enumerate(zip(asked, kept, strict=True)):
         whole = np.concatenate([prompt, done.ids_T])
         cases += [(prompt, None, prompt)]
         cases += [(whole[:0], (i, len(whole)), whole), (whole[-1:], (i, 2), whole[:2])]
+        cases += [(whole[:0], (i, 1), whole[:1])] * 3
         lengths = rng.integers(0, len(whole) + 1, 6)
         cases += [(prompts(1, seed=n)[0], (i, n), whole[:n]) for n in lengths.tolist()]
     requests = []
     for i, (ids, prefix, _) in enumerate(cases):
         fork = None if prefix is None else (kept[prefix[0]].handle, prefix[1])
         given = rng.integers(7, 40, 1 + i % 4).astype(np.int32)
-        if i % 5 == 0:  # the very tokens that were sampled there, if any are left
-            given = np.concatenate([*asked, *(k.ids_T for k in kept)])[:3]
+        if prefix is not None and i % 3 == 0:  # the very tokens that came there
+            whole = np.concatenate([asked[prefix[0]], kept[prefix[0]].ids_T])
+            ids, given = ids[:0], whole[prefix[1] :][:45] if prefix[1] < len(whole) else given
+            cases[i] = (ids, prefix, cases[i][2])
         requests.append(Request(i, ids, 99, (8,), (1.0, 0.7)[i % 2], prefix=fork, given=given))
     expected = [
         engine.score(

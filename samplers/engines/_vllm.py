@@ -72,6 +72,7 @@ class VllmEngine(Stepped):
         self._rows: dict[str, Row] = {}
         self._forks: deque[Row] = deque()
         self._fresh: deque[Row] = deque()
+        self._given: deque[Row] = deque()
         self._done: list[Completion] = []
         self._scores: dict[str, Any] = {}
         self._score_temperature = 1.0
@@ -81,7 +82,8 @@ class VllmEngine(Stepped):
 
     @property
     def pending(self) -> int:
-        return len(self._rows) + len(self._forks) + len(self._fresh) + len(self._done)
+        waiting = len(self._forks) + len(self._fresh) + len(self._given)
+        return len(self._rows) + waiting + len(self._done)
 
     # Requests
 
@@ -90,7 +92,10 @@ class VllmEngine(Stepped):
         if not self.pending and not self._kept:
             self._core.reset_prefix_cache()  # nobody shall see what was cached before
         for row in [self._row(request) for request in requests]:  # all are fine, or none enters
-            (self._fresh if row.request.prefix is None else self._forks).append(row)
+            if row.request.given is not None:
+                self._given.append(row)
+            else:
+                (self._fresh if row.request.prefix is None else self._forks).append(row)
 
     def _row(self, request: Request) -> Row:
         kept = None if request.prefix is None else self._kept.get(request.prefix[0])
@@ -109,7 +114,7 @@ class VllmEngine(Stepped):
         ended = [key for key, row in self._rows.items() if row.request.id in ids]
         self._core.abort_requests(ended)
         rows = [self._rows.pop(key) for key in ended]
-        for queue in (self._forks, self._fresh):
+        for queue in (self._forks, self._fresh, self._given):
             waiting = [row for row in queue if row.request.id in ids]
             for row in waiting:
                 queue.remove(row)
@@ -124,6 +129,13 @@ class VllmEngine(Stepped):
         while len(self._rows) < self.config.slots and (self._forks or self._fresh):
             row = (self._forks or self._fresh).popleft()
             self._rows[self._submit(row.context, sampling(row.request))] = row
+        most = self.config.slots + SCORE_ROWS
+        while (
+            self._given
+            and len(self._rows) < most
+            and self._heat(self._given[0].request.temperature or 1.0)
+        ):
+            self._weigh(self._given.popleft())
 
     def _submit(self, ids: list[int], params: Any) -> str:
         from vllm.v1.engine import EngineCoreRequest
@@ -146,11 +158,14 @@ class VllmEngine(Stepped):
             row = self._rows.get(output.request_id)
             if row is None:
                 if output.request_id in self._scores:
-                    self._scored(output)
+                    self._scores[output.request_id] = scores(output)
                 continue
             if output.prefill_stats is not None:
                 self._count(row, output.prefill_stats)
-            self._take(row, output)
+            if row.request.given is None:
+                self._take(row, output)
+            elif output.finish_reason is not None:
+                self._weighed(row, output)
 
     def _take(self, row: Row, output: Any) -> None:
         tokens = output.new_token_ids
@@ -182,9 +197,8 @@ class VllmEngine(Stepped):
         self._awake("score")
         check_scored(ids, self._vocab, self.context)
         temperature = temperature or 1.0
-        if temperature != self._score_temperature:
-            self._everywhere("score_at", temperature)
-            self._score_temperature = temperature
+        while not self._heat(temperature):
+            self._advance()
         out: list[Floats] = [np.zeros(0, np.float32)] * len(ids)
         waiting = deque(i for i in range(len(ids)) if len(ids[i]) > 1)
         self._scores = {}
@@ -199,12 +213,33 @@ class VllmEngine(Stepped):
                 out[owners.pop(key)] = self._scores.pop(key)
         return out
 
-    def _scored(self, output: Any) -> None:
-        """Logprobs of a prompt, and of the last token as one that might have been sampled."""
-        last = output.new_logprobs.logprobs[:, 1]
-        prompt = output.new_prompt_logprobs_tensors
-        first = last[:0] if prompt is None else prompt.logprobs[:, 0].cpu().numpy()
-        self._scores[output.request_id] = np.concatenate([first, last]).astype(np.float32)
+    def _heat(self, temperature: float) -> bool:
+        """Score at that temperature from now on; False while something is scored at another."""
+        if temperature != self._score_temperature:
+            if any(row.request.given is not None for row in self._rows.values()):
+                return False
+            self._everywhere("score_at", temperature)
+            self._score_temperature = temperature
+        return True
+
+    def _weigh(self, row: Row, cached: bool = True) -> None:
+        """Have a row's given tokens scored: after its kept prefix, where that is cached."""
+        given, temperature = row.request.given, row.request.temperature or 1.0
+        assert given is not None
+        params = scoring(int(given[-1]), temperature, cached)
+        self._rows[self._submit(row.context + given[:-1].tolist(), params)] = row
+
+    def _weighed(self, row: Row, output: Any) -> None:
+        """Of prompts vLLM scores what it computes, and so not what it found in its cache."""
+        del self._rows[output.request_id]
+        assert row.request.given is not None
+        stats, size = output.prefill_stats, len(row.request.given)
+        if size > 1 and stats is not None and stats.num_cached_tokens >= len(row.context):
+            self._weigh(row, cached=False)
+            return
+        row.ids, row.logprobs = row.request.given.tolist(), scores(output)[-size:].tolist()
+        row.spans = [(0, self.version)]
+        self._done.append(row.completion("stop", self.version))
 
     # Weights
 
@@ -315,14 +350,26 @@ def sampling(request: Request) -> Any:
     )
 
 
-def scoring(last: int, temperature: float) -> Any:
-    """Logprobs of the whole prompt, and of `last` as the token after it."""
+def scoring(last: int, temperature: float, cached: bool = False) -> Any:
+    """Logprobs of the prompt, and of `last` as the token after it.
+
+    Args:
+        cached: of the prompt only what the prefix cache does not hold.
+    """
     from vllm.sampling_params import SamplingParams
 
     return SamplingParams(
         temperature=temperature, max_tokens=1, ignore_eos=True, logprobs=0, prompt_logprobs=0,
-        logprob_token_ids=[last], detokenize=False,
+        logprob_token_ids=[last], detokenize=False, skip_reading_prefix_cache=not cached,
     )  # fmt: skip
+
+
+def scores(output: Any) -> Floats:
+    """Logprobs of a prompt, and of the last token as one that might have been sampled."""
+    last = output.new_logprobs.logprobs[:, 1]
+    prompt = output.new_prompt_logprobs_tensors
+    first = last[:0] if prompt is None else prompt.logprobs[:, 0].cpu().numpy()
+    return np.concatenate([first, last]).astype(np.float32)
 
 
 def buckets(weights: Iterable[tuple[str, Any]]) -> Iterable[list[tuple[str, Any]]]:
