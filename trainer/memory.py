@@ -48,6 +48,11 @@ HEAP, HEAP_OF_ADAPTERS = 0.375, 1.2
 """On a CPU: what the C library keeps of the memory that a step allocates and frees, as a share of
 it. Measured with glibc 2.36 on steps of 128 to 1024 tokens: 0.32 to 0.42, and 1.1 to 1.4 with
 adapters, whose many short-lived sums leave holes between what is kept."""
+KERNEL, KERNELS = 0.6 * MIB, 1024
+"""oneDNN, which multiplies bfloat16 matrices on a CPU, compiles a kernel for every shape and keeps
+so many. The torch engine has two shapes for each length of its longest row. Measured with torch
+2.13 and its oneDNN 3.12, with 0.8M and 100M parameters, 4 and 64 rows: 1.15 to 1.3 MiB a length, up
+to 512 lengths."""
 BUCKET = 500_000_000
 """DeepSpeed's reduce_bucket_size, in elements; allocated whole, whatever the model's size."""
 LIVE = 1_000_000_000
@@ -80,6 +85,8 @@ class Shape:
     """Norms on queries and keys (Qwen3)."""
     adapters: int
     """Numbers that adapters keep per token and layer: their ranks."""
+    stored: int
+    """Bytes of a weight in the model's files."""
 
     @property
     def cache(self) -> int:
@@ -113,12 +120,13 @@ def shape(model: ModelFolder, adapter: lora.LoraConfig | None = None) -> Shape |
         vocabulary=int(get("vocab_size") or 0),
         normed_heads=any(name.endswith("q_norm.weight") for name in shapes),
         adapters=modules * adapter.rank if adapter else 0,
+        stored=2 if "16" in str(get("dtype") or get("torch_dtype")) else 4,
     )
 
 
 def learner(stage: Stage, model: Shape, device: Device, length: int) -> Parts:
-    """The peak of one rank: of backward, of the gradients' reduction, of the optimiser's step or
-    of a weight sync, whichever is highest.
+    """The peak of one rank: of loading, backward, the gradients' reduction, the optimiser's step or
+    a weight sync, whichever is highest.
 
     Args:
         length: tokens of the longest row.
@@ -132,7 +140,8 @@ def learner(stage: Stage, model: Shape, device: Device, length: int) -> Parts:
     kept = bucket if stage.learner.zero == 3 else 0.0  # ZeRO 1 and 2 let go of it after backward
     reduction = _reduction(stage, model) + bucket
     step = _step(stage, model, device) + kept
-    peak = max(work + logits + bucket, reduction, step, syncing + kept)
+    loading = _loading(stage, model, device) - states["gradients"] - states["optimiser"]
+    peak = max(work + logits + bucket, reduction, step, syncing + kept, loading)
     parts = {
         "process": PROCESS[device]["learner"],
         **states,
@@ -150,15 +159,15 @@ def learner(stage: Stage, model: Shape, device: Device, length: int) -> Parts:
 def _states(stage: Stage, model: Shape, device: Device) -> Parts:
     """Weights, gradients, optimiser and reference between micro-batches, as DeepSpeed keeps them.
 
-    ZeRO 1 and 2 copy float32 weights into a master as well; ZeRO-3 does not. In bfloat16 ZeRO 1 to
-    3 add gradients up in float32: ZeRO-1 whole, and beside the bfloat16 ones. Muon keeps one moment
-    of matrices, AdamW two.
+    ZeRO 1 to 3 copy float32 weights into a master as well (ZeRO-3 would not, but compares a device
+    with a string, which never agree). In bfloat16 they add gradients up in float32: ZeRO-1 whole,
+    and beside the bfloat16 ones. Muon keeps one moment of matrices, AdamW two.
     """
     zero, ranks, each = stage.learner.zero, stage.learner.ranks, BYTES[stage.model.dtype]
     wide = each == 4
     frozen = model.parameters - model.trained
     moments = 4 if stage.optim.name == "muon" else 8
-    master = 0 if wide and zero in (0, 3) else 4
+    master = 4 if zero or not wide else 0
     gradient = {
         0: each,
         1: each if wide else each + 4,
@@ -241,11 +250,13 @@ def _reduction(stage: Stage, model: Shape) -> float:
 
 
 def _step(stage: Stage, model: Shape, device: Device) -> float:
-    """The gradients as one float32 vector; on a CPU, where AdamW is not fused, two more."""
+    """The gradients as one float32 vector. On a CPU AdamW is not fused and takes two more, a root
+    and a quotient; by then ZeRO 1 and 2 have let go of the float32 sums that the vector copies."""
     zero, ranks = stage.learner.zero, stage.learner.ranks
     if zero:
-        flat = min(model.trained / ranks, LIVE if zero == 3 else model.trained)
-        return 4 * flat * (3 if device == "cpu" else 1)
+        flat = 4 * min(model.trained / ranks, LIVE if zero == 3 else model.trained)
+        copied = {1: 4 * model.trained, 2: 4 * model.trained / ranks, 3: 0.0}[zero]
+        return max(flat, 3 * flat - copied) if device == "cpu" else flat
     flat = 0 if stage.model.dtype == "float32" else model.trained
     largest = min(model.largest, model.trained)
     return float(4 * flat + (8 * largest if device == "cpu" else 0))
@@ -265,6 +276,13 @@ def _sync(stage: Stage, model: Shape, device: Device) -> float:
     merged = 0 if stage.model.lora is None else 4 * model.width * model.ffn
     buckets = (device == "cuda") + 0.5 * (stage.learner.zero == 3)
     return ring(stage, model) * buckets + merged
+
+
+def _loading(stage: Stage, model: Shape, device: Device) -> float:
+    """Pages of the model's files that are resident while weights are converted from them. Where
+    nothing is to convert on a CPU, they are the weights."""
+    converted = model.stored != BYTES[stage.model.dtype]
+    return float(model.stored * _base(model)) if device == "cpu" and converted else 0.0
 
 
 def rollout(stage: Stage, model: Shape, device: Device, prompt: int, gpu: float | None) -> Parts:
@@ -287,15 +305,17 @@ def rollout(stage: Stage, model: Shape, device: Device, prompt: int, gpu: float 
     sampled = rows * model.vocabulary * (4 * 3 + 8 * 2)  # logits, logprobs, both as probabilities
     if device == "cpu" and each == 2:  # the head in float32
         sampled += 4 * model.vocabulary * model.width
-    return parts | {
-        "weights": float(each * _engine_weights(model)),
-        "key/value cache": float(rows * length * model.cache * each),
-        "activations": float(max(prefill, sampled)),
-    }
+        parts["kernels"] = KERNEL * min(KERNELS, 2 * stage.rollout.max_tokens)
+    parts["key/value cache"] = float(rows * length * model.cache * each)
+    parts["activations"] = float(max(prefill, sampled))
+    loading = _loading(stage, model, device) - (sum(parts.values()) - parts["process"])
+    if loading > 0:  # at its end there is nothing else yet
+        parts["loading"] = loading
+    return parts | {"weights": float(each * _base(model))}
 
 
-def _engine_weights(model: Shape) -> int:
-    """Adapters come to an engine merged."""
+def _base(model: Shape) -> int:
+    """Weights without adapters, which come to an engine merged."""
     return model.parameters - (model.trained if model.adapters else 0)
 
 
@@ -308,7 +328,7 @@ def _vllm(
     tokens = config.max_batched_tokens or PREFILL_TOKENS
     if cpu:  # a GPU is measured at its most before the cache is made, a CPU is not
         tokens = min(tokens, config.slots * prompt)
-    weights = each * _engine_weights(model) / spread
+    weights = each * _base(model) / spread
     parts = {
         "weights": weights * (VLLM_COPIES if cpu else 1),
         "activations": tokens * (4 * model.width + 3 * model.ffn / spread) * each
