@@ -15,6 +15,9 @@ import numpy as np
 from samplers.seam import Component
 from samplers.types import Ids, Plan, Prompt
 
+_REMEMBERED = 4096
+"""Texts of plans whose ids a renderer keeps."""
+
 
 class ThinkingConfig(Component):
     """The markers around a thought. Write `thinking: none` for a model that has none."""
@@ -65,6 +68,7 @@ class Renderer:
             )
         self.thinking: Markers | None = None
         self._heeded: set[tuple[str, str]] = set()
+        self._encoded: dict[str, Ids] = {}
         if isinstance(thinking, ThinkingConfig):
             start_id, end_id = (_marker_id(tokenizer, thinking, f) for f in ("start", "end"))
             self.thinking = Markers(thinking.start, thinking.end, start_id, end_id, False)
@@ -158,8 +162,18 @@ class Renderer:
         )
 
     def encode(self, text: str) -> Ids:
-        """Ids of a piece of a response: nothing is put before or after it."""
-        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+        """Ids of a piece of a response: nothing is put before or after it. Read-only.
+
+        Plans repeat their few texts in every rollout: they are remembered.
+        """
+        ids = self._encoded.get(text)
+        if ids is None:
+            ids = np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+            ids.flags.writeable = False
+            if len(self._encoded) >= _REMEMBERED:
+                self._encoded.clear()
+            self._encoded[text] = ids
+        return ids
 
     def close_ids(self, plan: Plan) -> Ids:
         """What closes a thought that is cut: `plan.close`, or the end marker alone.

@@ -9,12 +9,13 @@ engine steps it for all until its own is done, and then another one takes over.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from samplers import render
@@ -75,7 +76,7 @@ class RolloutWorker:
         self._line: deque[_Asked] = deque()
         self._calls: dict[int, _Call] = {}  # in flight, by number
         self._owners: dict[int, tuple[int, int, Place]] = {}  # request: call, rollout, place
-        self._serial = self._numbers = 0
+        self._numbers, self._requests = 0, itertools.count()
         self._stats = dict.fromkeys(("rollouts", "thought", "answer", "forced"), 0)
         self._seconds = 0.0
 
@@ -224,10 +225,9 @@ class RolloutWorker:
     def _send(self, new: Iterable[tuple[int, int, tuple[Place, Request]]]) -> None:
         requests = []
         for call, run, (place, request) in new:
-            requests.append(replace(request, id=self._serial))
-            self._owners[self._serial] = (call, run, place)
+            requests.append(request)
+            self._owners[request.id] = (call, run, place)
             self._calls[call].open += 1
-            self._serial += 1
         self.engine.add(requests)
 
     def _finish(self, calls: Iterable[_Call]) -> None:
@@ -294,7 +294,7 @@ class RolloutWorker:
                 check_plan(
                     job.plan, job.prompt, ids, self.renderer, self.engine.context, job.resume
                 )
-            runs.append(Run(job, ids, self.renderer))
+            runs.append(Run(job, ids, self.renderer, self._requests))
         return runs
 
     def stats(self) -> dict[str, float]:

@@ -9,6 +9,7 @@ at nested budgets; MiniCPM4 (arXiv:2506.07900) rolls out in chunks, each by newe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -39,11 +40,14 @@ THOUGHT = Place(-1, 0)
 class Run:
     """One rollout on its way. `begin` and `take` return the requests that come next.
 
-    A request is a `Request` whose id is to be set, with the place its completion belongs to.
+    With each comes the place that its completion belongs to.
     """
 
-    def __init__(self, job: Job, prompt_ids: Ids, renderer: Renderer) -> None:
+    def __init__(
+        self, job: Job, prompt_ids: Ids, renderer: Renderer, ids: Iterator[int] | None = None
+    ) -> None:
         self.job, self.plan, self.renderer = job, job.plan, renderer
+        self.ids = ids or itertools.count()  # of requests
         self.prompt_ids = prompt_ids
         self.markers = renderer.thinking
         self.budgeted = self.plan.think is not None or bool(self.plan.cuts)
@@ -57,12 +61,14 @@ class Run:
         self.closed = self.skipped = False
         self.unfinished = self.short = False  # paused; the last request asks for a chunk's rest
         self.used = 0  # tokens sampled in this step
+        self.before = 0  # of the thought or answer under way, in earlier steps
         prefill = renderer.encode(self.plan.prefill) if self.plan.prefill else _NONE
         self.thought = forced(prefill) if job.resume is None else job.resume.thought
         self.cuts = len(self.plan.cuts) or 1
         self.answers: list[list[Answer | None]] = [
             [None] * self.plan.answers_per_cut for _ in range(self.cuts)
         ]
+        self.starts: list[int] = []  # by cut: where in an answer's tokens its text begins
         self.repeats: dict[int, int] = {}  # cut: the one whose answers it shows
 
     # Thinking
@@ -75,6 +81,7 @@ class Run:
         made = self.job.resume
         if made is not None:
             self.closed, self.skipped = made.closed, made.skipped
+            self.before = sampled(made.final.tokens)
             if len(made.final.tokens):
                 return self._answer_all([(made.final.after, made.final.tokens)])
             if made.closed:
@@ -99,14 +106,13 @@ class Run:
             self.thought = replace(self.thought, finish="length")
             return self._answer_all(self._closes())
         stops = (self.markers.end_id, *self.renderer.eos_ids) if self.two_calls else None
-        asked = self._within(limit)
-        return iter(
-            [(THOUGHT, self._request(self._context(), asked, THOUGHT, self.thought, stops))]
-        )
+        limit, self.before = self._within(limit), sampled(self.thought)
+        return iter([(THOUGHT, self._request(self._context(), limit, THOUGHT, stops))])
 
     def _think(self, done: Completion) -> Iterator[tuple[Place, Request]]:
         assert self.markers is not None
         ids, logprobs, last = done.ids_T, done.logprobs_T, len(done.ids_T)
+        self.before = 0
         ends = np.flatnonzero(ids == self.markers.end_id)
         self.closed = len(ends) > 0
         eos = done.finish == "stop" and not self.closed
@@ -120,7 +126,7 @@ class Run:
         if not self.two_calls:
             rest = rest if last < len(ids) else ()
             answer = Tokens(ids[last:], logprobs[last:], done.finish, rest)
-            self.answers[0][0] = self._read(len(self.thought), answer)
+            self.answers[0][0] = self._read(len(self.thought), answer, 0)
             return iter(())
         if self.unfinished or done.finish == "abort" or not (self.closed or self.budgeted):
             return self._no_answers(done.finish)
@@ -129,10 +135,10 @@ class Run:
     def _closes(self) -> list[tuple[int, Tokens]]:
         """(tokens of the thought that are seen, forced text) at each cut."""
         body = len(self.thought) - int(self.closed)
-        close = np.concatenate([self.renderer.close_ids(self.plan), self.after_close])
+        close = forced(np.concatenate([self.renderer.close_ids(self.plan), self.after_close]))
         natural = len(self.thought), forced(self.after_close)
         return [
-            natural if self.closed and cut >= body else (min(cut, body), forced(close))
+            natural if self.closed and cut >= body else (min(cut, body), close)
             for cut in self.plan.cuts or (len(self.thought),)
         ]
 
@@ -143,13 +149,15 @@ class Run:
     ) -> Iterator[tuple[Place, Request]]:
         """`answers_per_cut` answers from each (tokens of the thought, what is there of them)."""
         last = {after: cut for cut, (after, _) in enumerate(starts)}
+        texts = {id(begun): self._start(begun) for begun in {id(b): b for _, b in starts}.values()}
+        self.starts = [texts[id(begun)] for _, begun in starts]
         for cut, (after, begun) in enumerate(starts):
             if self.plan.collapse and last[after] != cut:
                 self.repeats[cut] = last[after]
                 continue
             limit = self.plan.max_tokens - after - len(begun)
             if self.plan.answer is not None:
-                limit = min(limit, self.plan.answer - sampled(begun))
+                limit = min(limit, self.plan.answer - self.before)
             if self._probed(cut):
                 yield from self._probe(cut, after, begun, limit, handle)
                 continue
@@ -166,14 +174,20 @@ class Run:
                 yield place, self._fork(after, begun, asked, place, handle)
 
     def _fork(
-        self, after: int, begun: Tokens, limit: int, place: Place, handle: int | None
+        self,
+        after: int,
+        begun: Tokens,
+        limit: int,
+        place: Place,
+        handle: int | None,
+        given: Ids | None = None,
     ) -> Request:
         """To go on behind `after` tokens of the thought and `begun`; from kept KV if there is."""
         if handle is None:
             ids = np.concatenate([self._context(after), begun.ids_T])
-            return self._request(ids, limit, place, begun)
+            return self._request(ids, limit, place, given=given)
         prefix = (handle, len(self.prompt_ids) + after)
-        return self._request(begun.ids_T, limit, place, begun, prefix=prefix)
+        return self._request(begun.ids_T, limit, place, prefix=prefix, given=given)
 
     def _probed(self, cut: int) -> bool:
         return bool(self.plan.probe) and cut < self.cuts - 1
@@ -187,8 +201,8 @@ class Run:
         if len(gold) <= limit:
             tokens = forced(np.concatenate([begun.ids_T, gold]))
             probe = Answer(after, tokens, self.renderer.answer_text(gold))
-            request = self._fork(after, begun, len(gold), Place(cut, 0), handle)
-            yield Place(cut, 0), replace(request, given=gold)
+            place = Place(cut, 0)
+            yield place, self._fork(after, begun, len(gold), place, handle, gold)
         self.answers[cut] = [probe] * self.plan.answers_per_cut
 
     def _no_answers(self, finish: Finish) -> Iterator[tuple[Place, Request]]:
@@ -208,17 +222,21 @@ class Run:
             return
         made = Tokens(done.ids_T, done.logprobs_T, done.finish, done.spans)
         tokens = join(begun.tokens, made)
-        self.answers[place.cut][place.number] = self._read(begun.after, tokens)
+        self.answers[place.cut][place.number] = self._read(
+            begun.after, tokens, self.starts[place.cut]
+        )
 
-    def _read(self, after: int, tokens: Tokens) -> Answer:
-        # A forced close is among the answer's tokens; what the grader reads comes after it.
-        head = tokens.ids_T[tokens.forced_T]
-        ends = np.flatnonzero(head == self.markers.end_id) if self.markers else _NONE
-        start = int(ends[0]) + 1 if len(ends) else 0
+    def _read(self, after: int, tokens: Tokens, start: int) -> Answer:
         reached = len(tokens) > start and tokens.finish != "abort" and not self.unfinished
         return Answer(
             after, tokens, self.renderer.answer_text(tokens.ids_T[start:]) if reached else None
         )
+
+    def _start(self, begun: Tokens) -> int:
+        """Where the grader begins to read: a forced close is among the answer's tokens."""
+        head = begun.ids_T[begun.forced_T]
+        ends = np.flatnonzero(head == self.markers.end_id) if self.markers else _NONE
+        return int(ends[0]) + 1 if len(ends) else 0
 
     # Both
 
@@ -245,21 +263,23 @@ class Run:
         ids: Ids,
         limit: int,
         place: Place,
-        begun: Tokens,
         stops: tuple[int, ...] | None = None,
         prefix: tuple[int, int] | None = None,
+        given: Ids | None = None,
     ) -> Request:
-        thinking = place == THOUGHT
+        thinking = place is THOUGHT
         phase = (_THINK, 0, 0) if thinking else (_ANSWER, *place)
-        start = sampled(begun)  # in earlier steps: what comes needs random numbers of its own
+        # What goes on with earlier steps' tokens needs random numbers of its own.
+        start = (self.before,) if self.before else ()
         return Request(
-            id=-1,
+            id=next(self.ids),
             ids=ids,
             max_tokens=limit,
             stop_ids=stops or self.renderer.eos_ids,
             temperature=self.job.temperature,
-            seed=seeds.key(self.job.seed, *phase, *([start] if start else [])),
+            seed=seeds.key(self.job.seed, *phase, *start),
             prefix=prefix,
+            given=given,
             keep=thinking and self.two_calls,
         )
 

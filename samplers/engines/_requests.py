@@ -34,7 +34,8 @@ def whole_prompt(request: Request, kept_ids: Ids | None, vocab: int, context: in
         ValueError: nothing to complete, no token allowed, a context overflow, a token id outside
             the vocabulary or an unknown prefix.
     """
-    ids, where = np.asarray(request.ids, np.int32), f"request {request.id}"
+    own = ids = np.asarray(request.ids, np.int32)
+    where = f"request {request.id}"
     if request.prefix is not None:
         handle, length = request.prefix
         if kept_ids is None or not 0 <= length <= len(kept_ids):
@@ -57,8 +58,8 @@ def whole_prompt(request: Request, kept_ids: Ids | None, vocab: int, context: in
             f"model's context of {context}; lower max_tokens or shorten the prompt"
         )
     outside = [i for i in (*request.stop_ids, *(request.logit_bias or ())) if i >= vocab]
-    asked = ids if request.given is None else np.concatenate([ids, request.given])
-    if outside or asked.min() < 0 or asked.max() >= vocab:
+    own = own if request.given is None else np.concatenate([own, request.given])
+    if outside or (len(own) and (own.min() < 0 or own.max() >= vocab)):
         raise ValueError(
             f"{where}: token id outside the vocabulary of {vocab}; the tokenizer does "
             "not belong to this model, or its embeddings were not resized"

@@ -38,7 +38,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 _SHOTS = 4
 """Tokens that a fork samples before it needs a slot."""
-_PATIENCE = 8
+_PATIENCE = 16
 """Steps that forks wait for others, where they are fewer than the live rows."""
 
 
@@ -171,7 +171,7 @@ class TorchEngine(Stepped):
         That costs forwards of its own: it waits for company, but not for long.
         """
         self._waited += 1
-        if self._waited < _PATIENCE and len(self._forks) < len(self._rows):
+        if self._waited < _PATIENCE and len(self._forks) < 2 * len(self._rows):
             return
         self._waited, free = 0, self.config.slots - len(self._rows)
         trunks: dict[int, list[Row]] = {}
@@ -209,9 +209,7 @@ class TorchEngine(Stepped):
         logprobs_NS = np.zeros((len(rows), _SHOTS), np.float32)
         live, logits_NV = trees.begin()
         finish: dict[int, Finish] = {}
-        for shot in range(_SHOTS):
-            if not len(live):
-                break
+        for shot in range(_SHOTS if len(live) else 0):
             if shot:
                 logits_NV = trees.go_on(live, ids_NS[live, shot - 1])
             self.counters["steps"] += 1
@@ -222,6 +220,8 @@ class TorchEngine(Stepped):
             for n, stop in zip(live[over].tolist(), stopped[over].tolist(), strict=True):
                 finish[n] = "stop" if stop else "length"
             live = live[~over]
+            if 4 * len(live) < len(rows) and len(live) <= self.config.slots - len(self._rows):
+                break
         for n, row in enumerate(rows):
             if row.request.given is None:
                 size = int(state["count"][n] - first_N[n])

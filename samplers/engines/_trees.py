@@ -69,13 +69,8 @@ class _TreeLayer(CacheLayerMixin):
 def columns(rows: Sequence[Row], rounds: int, vocab: int) -> int:
     """What a tree counts in a forward, in tokens; its logits may be more of a burden than these."""
     assert rows[0].kept is not None
-    fed = _room(rows, rounds)
+    fed = sum(len(row.context) - _seen(row) + len(_begun(row)) + rounds for row in rows)
     return max(rows[0].kept.length + fed, fed * vocab * FORWARD_TOKENS // FORWARD_LOGITS)
-
-
-def _room(rows: Sequence[Row], rounds: int) -> int:
-    """Columns that forks of one prefix need beside it, in so many rounds of sampling."""
-    return sum(len(_tail(row)) + rounds * (row.request.given is None) for row in rows)
 
 
 def _seen(row: Row) -> int:
@@ -85,11 +80,10 @@ def _seen(row: Row) -> int:
     return min(row.request.prefix[1], row.kept.length, len(row.context) - 1)
 
 
-def _tail(row: Row) -> Ids:
-    """What is fed before anything is sampled."""
+def _begun(row: Row) -> Ids:
+    """What comes after its context before anything is sampled."""
     given = row.request.given
-    rest = row.ids if given is None else given[:-1]
-    return np.concatenate([row.context[_seen(row) :], rest])
+    return row.ids if given is None else given[:-1]
 
 
 class Trees:
@@ -101,20 +95,22 @@ class Trees:
 
     def __init__(self, model: Any, rows: Sequence[Row], rounds: int) -> None:
         self.model, self._rows = model, rows
-        trunks: dict[int, list[Row]] = {}
-        for row in rows:
-            trunks.setdefault(id(row.kept), []).append(row)
-        kept = [of[0].kept for of in trunks.values()]
+        kept = list({id(row.kept): row.kept for row in rows}.values())
+        numbers = {id(trunk): tree for tree, trunk in enumerate(kept)}
         self._trees = len(kept)
-        self._tree_N = np.repeat(np.arange(len(kept)), [len(of) for of in trunks.values()])
+        self._tree_N = np.array([numbers[id(row.kept)] for row in rows])
         self._seen_N = np.array([_seen(row) for row in rows])
+        self._tails = [
+            np.concatenate([row.context[seen:], _begun(row)])
+            for row, seen in zip(rows, self._seen_N.tolist(), strict=True)
+        ]
         self.length_N = self._seen_N.copy()
         """Tokens of each fork whose KV is here."""
         self._longest = self._width = int(self._seen_N.max())
         # Each feeding is as wide as its widest tree, which need not be the same one.
-        most = max(_room(of, 0) for of in trunks.values())
-        most += rounds * max(len(of) for of in trunks.values())
-        kv = [k.kv for k in kept if k is not None and k.kv is not None]
+        fed_B = np.bincount(self._tree_N, [len(tail) for tail in self._tails])
+        most = int(fed_B.max()) + rounds * int(np.bincount(self._tree_N).max())
+        kv = [trunk.kv for trunk in kept if trunk is not None and trunk.kv is not None]
         self._layers = [_TreeLayer(of, self._longest, most) for of in zip(*kv, strict=True)]
         self._cache = Cache(layers=list(self._layers))
         self._sees_NR = np.zeros((len(rows), most), bool)  # which fed columns are its own
@@ -125,22 +121,21 @@ class Trees:
         Returns: the rows to which nothing is given, and the logits [n, V] after each.
         """
         groups: dict[tuple[int, int, bytes], list[int]] = {}
-        tails = [_tail(row) for row in self._rows]
-        for n, tail in enumerate(tails):
-            key = (int(self._tree_N[n]), int(self._seen_N[n]), tail.tobytes())
-            groups.setdefault(key, []).append(n)
+        heads = zip(self._tree_N.tolist(), self._seen_N.tolist(), self._tails, strict=True)
+        for n, (tree, seen, tail) in enumerate(heads):
+            groups.setdefault((tree, seen, tail.tobytes()), []).append(n)
         members = list(groups.values())
         size_N = [1 if r.request.given is None else len(r.request.given) for r in self._rows]
         wanted = [max(size_N[n] for n in group) for group in members]
-        logits_WV = self._feed(members, [tails[group[0]] for group in members], wanted)
-        last_N = np.zeros(len(tails), np.int64)
+        logits_WV = self._feed(members, [self._tails[group[0]] for group in members], wanted)
+        last_N = np.zeros(len(self._rows), np.int64)
         for group, end in zip(members, np.cumsum(wanted).tolist(), strict=True):
             last_N[group] = end - 1
         given = [n for n, row in enumerate(self._rows) if row.request.given is not None]
         if given:
             wide = [np.arange(last_N[n] + 1 - size_N[n], last_N[n] + 1) for n in given]
             _weigh([self._rows[n] for n in given], logits_WV[np.concatenate(wide)])
-        free = np.setdiff1d(np.arange(len(tails)), given)
+        free = np.setdiff1d(np.arange(len(self._rows)), given)
         return free, logits_WV[last_N[free]]
 
     def go_on(self, forks: Ints, tokens: Ids) -> torch.Tensor:
