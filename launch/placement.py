@@ -9,6 +9,7 @@ from itertools import cycle, islice
 from typing import Literal
 
 from samplers.engines import vllm
+from trainer import staleness
 from trainer.config import Stage
 from trainer.preflight import generates
 
@@ -103,7 +104,7 @@ def place(stage: Stage, cluster: Cluster | float) -> Placement:
         device="cuda" if places else "cpu",
         seats={"learner": learners, "rollout": engines, "grader": graders},
     )
-    if placement.shared and stage.kind == "rl" and stage.max_staleness:
+    if placement.shared and stage.kind == "rl" and staleness.depth(stage):
         raise ValueError(
             f"max_staleness={stage.max_staleness}: engines generate while learners train, and the "
             f"{len(places)} GPUs are all taken by learner.ranks={ranks}; add GPUs, lower "

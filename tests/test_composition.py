@@ -1,4 +1,4 @@
-"""Any budget policy with any algorithm, reward and loss: each pair runs, or is refused and told why.
+"""Any budget policy with any algorithm, reward and loss: each pair runs, or is told why not.
 
 One process, one engine, one learner; about half a second a pair.
 """
@@ -44,7 +44,8 @@ def test_every_pair_runs_or_is_refused(
         assert "\n" not in made
         assert any(name in made for _, name in pair), "the reason names who gives it"
         return
-    steps = [row for row in world.run(made, tmp_path / "run") if "loss" in row]
-    assert len(steps) == 2
-    for row in steps:
-        assert all(math.isfinite(row[name]) for name in ("loss", "grad_norm"))
+    rows = world.run(made, tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2]
+    trained = [row for row in rows if "loss" in row]  # a step may have nothing finished, or right
+    assert trained
+    assert all(math.isfinite(row[name]) for row in trained for name in ("loss", "grad_norm"))

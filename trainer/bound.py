@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer import staleness
 from trainer.config import Recipe, Stage, resolve
 from trainer.settings import override
 
@@ -163,7 +164,7 @@ class _Stage:
         self.recipe, self.machine, self.spent, self.tokens = recipe, machine, spent, tokens
         self.stage: Stage = recipe.stages[index]
         self.index, stage = index, self.stage
-        self.overlaps = stage.max_staleness > 0
+        self.overlaps = staleness.depth(stage) > 0
         self.width = getattr(stage.rollout.engine, "tensor_parallel", 1)
         self.cores = {
             "learner": stage.learner.ranks * stage.learner.threads,

@@ -24,7 +24,7 @@ class World(Protocol):
     """Weight version that the engines hold: 0 before the first update."""
 
     def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
-        """Finished rollouts in the order of their jobs."""
+        """Rollouts in the order of their jobs; unfinished ones where a plan comes in chunks."""
         ...
 
     def abort(self) -> None:
