@@ -9,6 +9,7 @@ import sys
 import time
 import types
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,20 @@ def test_summary_of_a_step_by_hand() -> None:
     assert out["tokens/sampled"] == 150 + 5 + 10  # thoughts, end markers, answers
     assert (out["groups"], out["rollouts"], out["loss"]) == (2, 6, 0.5)
     assert not any(name.startswith(metrics.MACHINE) for name in out)
+
+
+def test_modes_cuts_and_token_rewards_have_figures_of_their_own() -> None:
+    made = group(["ok", "wrong", "ok"], [3, 5, 7])
+    plans = [Plan(max_tokens=9, subgroup=key, cuts=(1, 9)) for key in ("low", "low", "high")]
+    rollouts = tuple(replace(r, plan=p) for r, p in zip(made.rollouts, plans, strict=True))
+    rewards = {"dense": tuple(np.full(4, -0.5) for _ in plans)}
+    figures = summarise([replace(made, rollouts=rollouts, token_rewards=rewards)])
+    assert figures["accuracy/low"] == 0.5
+    assert figures["accuracy/high"] == 1.0
+    assert figures["think_tokens/low"] == 4
+    assert figures["think_tokens/high"] == 7
+    assert figures["accuracy/cuts"] == pytest.approx(2 / 3)
+    assert figures["reward/dense"] == -2.0
 
 
 def test_times_and_throughput() -> None:

@@ -99,7 +99,7 @@ def summarise(
     out: dict[str, Number] = {}
     if groups:
         rollouts = [r for group in groups for r in group.rollouts]
-        out |= _outcomes(groups) | _lengths(rollouts) | _finishes(rollouts)
+        out |= _outcomes(groups) | _lengths(rollouts) | _finishes(rollouts) | _apart(groups)
         out |= {
             "groups": len(groups),
             "rollouts": len(rollouts),
@@ -156,6 +156,11 @@ def _outcomes(groups: Sequence[Group]) -> dict[str, Number]:
     for name in sorted({name for g in groups for name in g.rewards}):
         parts = [g.rewards[name].ravel() for g in groups if name in g.rewards]
         out[f"reward/{name}"] = _mean(np.concatenate(parts))
+    for name in sorted({name for g in groups for name in g.token_rewards}):
+        sums = [t.sum() for g in groups for t in g.token_rewards.get(name, ())]
+        out[f"reward/{name}"] = float(np.mean(sums))
+    if any(len(r.plan.cuts) > 1 for g in groups for r in g.rollouts):
+        out["accuracy/cuts"] = _mean(np.concatenate([o.ravel() for o in outcomes]))
     if all(g.rewards for g in groups):
         out["reward/total"] = _mean(np.concatenate([g.total_GCA.ravel() for g in groups]))
     gradient = effective_gradient_ratio(outcomes)
@@ -170,6 +175,21 @@ def _outcomes(groups: Sequence[Group]) -> dict[str, Number]:
     for status in ("no_answer", "unparseable"):
         out[status] = statuses[status] / len(verdicts)
     return out | {f"unknown/{status}": statuses[status] for status in sorted(UNKNOWN)}
+
+
+def _apart(groups: Sequence[Group]) -> dict[str, Number]:
+    """Accuracy and thinking tokens of each mode or announced budget, where rollouts have one."""
+    right: dict[str, list[float]] = {}
+    think: dict[str, list[int]] = {}
+    for group in groups:
+        final_G = np.where(group.known_GCA, group.correct_GCA, np.nan)[:, -1, 0]
+        for rollout, correct in zip(group.rollouts, final_G, strict=True):
+            right.setdefault(rollout.plan.subgroup, []).append(float(correct))
+            think.setdefault(rollout.plan.subgroup, []).append(rollout.think_tokens)
+    named = [key for key in sorted(right) if key]
+    return {f"accuracy/{key}": _mean(np.array(right[key])) for key in named} | {
+        f"think_tokens/{key}": float(np.mean(think[key])) for key in named
+    }
 
 
 def _lengths(rollouts: Sequence[Rollout]) -> dict[str, Number]:
