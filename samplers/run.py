@@ -68,6 +68,8 @@ class Run:
         self.answers: list[list[Answer | None]] = [
             [None] * self.plan.answers_per_cut for _ in range(self.cuts)
         ]
+        self.gold = gold_ids(self.plan, job.prompt, renderer) if self.plan.probe else _NONE
+        self.gold_text = renderer.answer_text(self.gold) if self.plan.probe else None
         self.starts: list[int] = []  # by cut: where in an answer's tokens its text begins
         self.repeats: dict[int, int] = {}  # cut: the one whose answers it shows
 
@@ -196,11 +198,11 @@ class Run:
         self, cut: int, after: int, begun: Tokens, limit: int, handle: int | None
     ) -> Iterator[tuple[Place, Request]]:
         """Ask for the probability of the gold answer; it is 0 where the answer has no room."""
-        gold = gold_ids(self.plan, self.job.prompt, self.renderer)
+        gold = self.gold
         probe = Answer(after, nothing("length"), None, 0.0)
         if len(gold) <= limit:
             tokens = forced(np.concatenate([begun.ids_T, gold]))
-            probe = Answer(after, tokens, self.renderer.answer_text(gold))
+            probe = Answer(after, tokens, self.gold_text)
             place = Place(cut, 0)
             yield place, self._fork(after, begun, len(gold), place, handle, gold)
         self.answers[cut] = [probe] * self.plan.answers_per_cut

@@ -623,3 +623,44 @@ def test_an_engine_of_that_name():
             load("grpo/find", [f"rollout.engine={name}"])
     with pytest.raises(ValueError, match=r"engine: 'tests\.made' lacks Config or start"):
         load("grpo/find", ["rollout.engine=tests.made"])
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5, 64])
+def test_long_and_short_forks_share_few_slots_with_new_prompts(slots):
+    """Forks that outlive their first tokens wait for a slot, kept ones are forked again."""
+    model, asked = small(), prompts(6, seed=23)
+    engine = torch_engine(model, slots=slots)
+    kept = engine.generate([Request(i, p, 8, (), seed=i, keep=True) for i, p in enumerate(asked)])
+    requests, wholes = [], []
+    for i, (prompt, done) in enumerate(zip(asked, kept, strict=True)):
+        whole = np.concatenate([prompt, done.ids_T])
+        for n in (1, len(whole) // 2, len(whole)):
+            for limit in (1, 3, 4, 5, 30):
+                tail = prompts(1, seed=limit)[0]
+                fork = Request(
+                    len(requests), tail, limit, (EOS, 11), 0.9, seed=limit * n,
+                    prefix=(done.handle, n), keep=limit in (3, 5),
+                )  # fmt: skip
+                requests.append(fork)
+                wholes.append(np.concatenate([whole[:n], tail]))
+        requests.append(Request(len(requests), prompt, 20, (EOS,), seed=i))
+        wholes.append(prompt)
+    made = engine.generate(requests)
+    plain = [
+        Request(r.id, w, r.max_tokens, r.stop_ids, r.temperature, r.seed)
+        for r, w in zip(requests, wholes, strict=True)
+    ]
+    for a, b in zip(made, torch_engine(model, slots=64).generate(plain), strict=True):
+        same(a, b)
+    again = [(w, c) for w, c in zip(wholes, made, strict=True) if c.handle is not None]
+    assert len(again) == 36
+    empty = np.zeros(0, np.int32)
+    forks = [
+        Request(i, empty, 6, (), seed=i, prefix=(c.handle, len(w) + len(c.ids_T)))
+        for i, (w, c) in enumerate(again)
+    ]
+    fresh = [
+        Request(i, np.concatenate([w, c.ids_T]), 6, (), seed=i) for i, (w, c) in enumerate(again)
+    ]
+    for a, b in zip(engine.generate(forks), engine.generate(fresh), strict=True):
+        same(a, b)

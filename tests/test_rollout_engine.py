@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from samplers.rollout import RolloutWorker
-from samplers.types import Job, Plan, Rollout
+from samplers.types import Job, Plan, Request, Rollout
 from tests.scripted import PROMPT, RENDERER
 from tests.test_engine_contract import STARTS, logits, small, torch_engine
 
@@ -19,6 +19,7 @@ MODEL_PLANS = [
     Plan(30, template={"enable_thinking": False}), Plan(30, prefill="A"),
     Plan(40, cuts=(0, 5, 12), answers_per_cut=2, answer=9, probe="B{answer}", after_close="A"),
 ]  # fmt: skip
+PROMPT_IDS = RENDERER.render(PROMPT, Plan(30))
 
 
 @pytest.fixture(params=STARTS)
@@ -34,6 +35,27 @@ def test_rollouts_do_not_depend_on_slots_or_neighbours(worker):
             b = together[a.index]
             assert tokens(a) == tokens(b)
     assert [r.index for r in together] == list(range(len(jobs)))
+
+
+def test_an_aborted_past_leaves_no_trace_in_the_bits(worker):
+    """Forks wait for company: how long does not depend on what was there before."""
+    made = worker(64)
+    jobs = [Job(PROMPT, Plan(140, cuts=(0, 9, 40, 99)), 0, i, seed=i) for i in range(24)]
+    fresh = made.generate(jobs)
+    engine = made.engine
+    kept = engine.generate([Request(0, PROMPT_IDS, 9, (), seed=1, keep=True)])[0].handle
+    engine.add([Request(1, PROMPT_IDS, 30, (), seed=1)])
+    engine.step()
+    engine.add([Request(2, PROMPT_IDS, 5, (), seed=1, prefix=(kept, 4))])
+    for _ in range(7):
+        engine.step()
+    engine.abort([1, 2])
+    engine.release([kept])
+    while engine.pending:
+        engine.step()
+    for a, b in zip(fresh, made.generate(jobs), strict=True):
+        for x, y in zip((a.thought, a.final.tokens), (b.thought, b.final.tokens), strict=True):
+            assert x.logprobs_T.tobytes() == y.logprobs_T.tobytes()
 
 
 def tokens(r: Rollout) -> list[list[int]]:

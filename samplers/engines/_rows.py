@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -59,14 +59,15 @@ class Table:
 
     def __init__(self, empty_V: torch.Tensor) -> None:
         self.values = empty_V[None]
-        self._rows: dict[tuple[tuple[int, float], ...], int] = {(): 0}
+        self._rows: dict[Any, int] = {(): 0}
 
-    def row(self, tokens: Mapping[int, float]) -> int:
-        key = tuple(sorted(tokens.items()))
+    def row(self, tokens: tuple[int, ...] | Mapping[int, float]) -> int:
+        """The row of these stop ids, or of these biases."""
+        key = tokens if isinstance(tokens, tuple) else tuple(tokens.items())
         if key not in self._rows:
             new = torch.zeros_like(self.values[:1])
-            for token, value in key:
-                new[0, token] = value
+            for token in tokens:
+                new[0, token] = 1 if isinstance(tokens, tuple) else tokens[token]
             self._rows[key] = len(self.values)
             self.values = torch.cat([self.values, new])
         return self._rows[key]

@@ -155,7 +155,11 @@ class TorchEngine(Stepped):
     def _admit(self) -> None:
         if self._forks:
             self._branch()
-        free, waiting = self.config.slots - len(self._rows), len(self._fresh)
+        else:
+            self._waited = 0
+        waiting = len(self._fresh)
+        late = sum(len(row.ids) > 0 for row in self._forks) if waiting else 0  # these go first
+        free = self.config.slots - len(self._rows) - late
         # A prefill costs a forward: it waits until an eighth of the slots can share one.
         if not waiting or free < min(waiting, -(-self.config.slots // 8)):
             return
@@ -222,9 +226,10 @@ class TorchEngine(Stepped):
             live = live[~over]
             if 4 * len(live) < len(rows) and len(live) <= self.config.slots - len(self._rows):
                 break
+        sizes = (state["count"] - first_N).tolist()
         for n, row in enumerate(rows):
             if row.request.given is None:
-                size = int(state["count"][n] - first_N[n])
+                size = sizes[n]
                 row.ids = np.concatenate([row.ids, ids_NS[n, :size]])
                 row.logprobs = np.concatenate([row.logprobs, logprobs_NS[n, :size]])
             self._settle(row, finish.get(n), trees, n)
@@ -252,8 +257,8 @@ class TorchEngine(Stepped):
             row.spans.append((len(row.ids), self.version))
         return (
             0, 0, len(row.ids), request.max_tokens, request.seed & 0xFFFFFFFFFFFFFFFF,
-            request.temperature, self._stops.row(dict.fromkeys(request.stop_ids, 1)),
-            self._biases.row(request.logit_bias or {}),
+            request.temperature, self._stops.row(request.stop_ids),
+            self._biases.row(request.logit_bias or ()),
         )  # fmt: skip
 
     def _enter(self, row: Row, length: int) -> int:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from importlib import metadata
 
-from tests.bench import learner, overlap, step, sync, workers
+from tests.bench import learner, nested, overlap, step, sync, workers
 
 
 def main() -> None:
@@ -28,12 +28,16 @@ def main() -> None:
     print(flush=True)
     overlap.compare(args.recipe, args.pairs, 2 * args.steps)
     print(flush=True)
+    nested.compare("torch")
+    print(flush=True)
     for engine in workers.installed():
         workers.compare(engine)
         print(flush=True)
         sync.compare(engine)
     print(flush=True)
     if "vllm" in workers.installed():  # in a process of its own, which vLLM takes over
+        subprocess.run([sys.executable, "-m", "tests.bench.nested", "vllm"], check=True)
+        print(flush=True)
         subprocess.run([sys.executable, "-m", "tests.bench.vllm_engine"], check=True)
         print(flush=True)
     learner.compare(args.recipe, repeats=2 * args.steps)  # last: it joins a process group
