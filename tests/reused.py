@@ -16,6 +16,7 @@ from trainer.learner import Learner
 from trainer.loop import LOOPS
 from trainer.modelfolder import fetch
 from trainer.stage import StageRun
+from trainer.traces import base as traces
 from trainer.tracking import Tracker, read
 from trainer.types import Batch, Floats
 
@@ -37,16 +38,17 @@ class Reused(Workers):
         )
 
     def run(self, recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
-        """Train the recipe's only stage and return its metrics by step."""
-        (self.stage,) = recipe.stages
-        self.learner.loss, self.learner.updates, self.version = self.stage.loss, 0, -1
-        self.sync()  # the engine may hold weights, and a version, of the run before
+        """Train the recipe's stages, one after the other, and return their metrics by step."""
         folder.mkdir(parents=True)
-        with (
-            Tracker(folder, recipe.tracking, recipe) as tracker,
-            StageRun(recipe, 0, 0, self.model, self, tracker, folder) as stage_run,
-        ):
-            LOOPS[self.stage.kind](stage_run)
+        first = 0
+        with Tracker(folder, recipe.tracking, recipe) as tracker:
+            for index, self.stage in enumerate(recipe.stages):
+                self.learner.loss, self.learner.updates, self.version = self.stage.loss, 0, -1
+                self.sync()  # the engine may hold weights, and a version, of the run before
+                with StageRun(recipe, index, first, self.model, self, tracker, folder) as run:
+                    traces.supply(run, self.model)
+                    LOOPS[self.stage.kind](run)
+                first += self.stage.steps
         return read(folder)
 
     def score(self, batch: Batch, which: Any) -> list[Floats]:

@@ -72,11 +72,11 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
         if item["type"] == "extra_forbidden":
             known = _fields_at(model, item["loc"][:-1])
             near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            message = (
-                f"unknown field; did you mean '{near[0]}'?"
-                if near
-                else f"unknown field; known here: {', '.join(sorted(known)) or 'none'}"
-            )
+            message = f"unknown field; known here: {', '.join(sorted(known)) or 'none'}"
+            if near:
+                message = f"unknown field; did you mean '{near[0]}'?"
+            if near == [item["loc"][-1]]:
+                message = "belongs to the run, not to a stage; write it beside 'stages'"
         elif item["type"] == "missing":
             message = "is required and has no default"
         elif item["type"] != "value_error":
