@@ -1,4 +1,4 @@
-# make quickstart    install the core, train two arms side by side, write runs/quickstart/report.html
+# make quickstart    install the core, train three arms side by side, write runs/quickstart/report.html
 # make from-scratch  the same from a base model that is trained here first
 # make test          the default suite
 # make test-slow     the tests that take minutes
@@ -41,12 +41,12 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 
 quickstart: $(VENV)/.core
 	@$(LACONIC) doctor
-	@$(LACONIC) sweep grpo/find length/find --seeds 0 --jobs 2 --output runs/quickstart
+	@$(LACONIC) sweep grpo/find length/find brpo/find --seeds 0 --jobs 3 --output runs/quickstart
 
 from-scratch: $(VENV)/.core
 	@$(LACONIC) doctor
 	@$(LACONIC) train warmup/find output=runs/from-scratch
-	@$(LACONIC) sweep grpo/find length/find --seeds 0 --jobs 2 --output runs/from-scratch \
+	@$(LACONIC) sweep grpo/find length/find brpo/find --seeds 0 --jobs 3 --output runs/from-scratch \
 		model.path=runs/from-scratch/warmup-find-seed0
 
 test: $(VENV)/.test
