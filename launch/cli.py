@@ -212,7 +212,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--samples", type=_count, default=1)
     one = add("report", report)
     one.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    one.add_argument("--out", type=Path, default=Path("report.html"))
+    one.add_argument("--out", type=Path, default=Path("report.html"), help="the page to write")
     add("doctor", doctor).add_argument("--deep", action="store_true", help="also start Ray")
     add("recipes", recipes)
     return main
