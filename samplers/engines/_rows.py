@@ -53,6 +53,14 @@ class Row:
     logprobs: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
     spans: list[tuple[int, int]] = field(default_factory=list)
 
+    def leave(self) -> None:
+        """A fork needs its prefix no more; the last one to do so frees a released one."""
+        if self.kept is not None:
+            self.kept.forks -= 1
+            if self.kept.released and not self.kept.forks:
+                self.kept.kv = None
+            self.kept = None
+
 
 class Table:
     """Distinct per-token settings (stop ids, biases) as rows of one array: a step needs no loop."""

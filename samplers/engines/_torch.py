@@ -19,18 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from samplers import ring
-from samplers.engines._forward import (
-    additive_mask,
-    last_logits,
-    prefill,
-    sample,
-    score,
-    widen_head,
-)
+from samplers.engines._forward import additive_mask, last_logits, prefill, sample, score, widen_head
 from samplers.engines._requests import Stepped, check_scored, check_weight, whole_prompt
 from samplers.engines._rows import STATE, Kept, Row, Table, chunks
 from samplers.engines._slots import ATTENTION, KV, SlotCache, check_supported
-from samplers.engines._trees import Trees, columns
+from samplers.engines._trees import Trees, batches
 from samplers.engines.base import Config
 from samplers.types import Completion, Finish, Floats, Ids, Request
 
@@ -39,7 +32,7 @@ Bools = NDArray[np.bool_]
 _SHOTS = 4
 """Tokens that a fork samples before it needs a slot."""
 _PATIENCE = 16
-"""Steps that forks wait for others, where they are fewer than the live rows."""
+"""Steps that forks wait for others, where they are fewer than two for each live row."""
 
 
 class TorchEngine(Stepped):
@@ -129,7 +122,7 @@ class TorchEngine(Stepped):
         for queue in (self._forks, self._fresh):
             for row in [r for r in queue if r.request.id in ids]:
                 queue.remove(row)
-                self._leave(row)
+                row.leave()
                 self._done.append(self._completion(row, row.ids, row.logprobs, "abort"))
         live = [s for s, row in enumerate(self._rows) if row.request.id in ids]
         with torch.inference_mode():
@@ -140,15 +133,6 @@ class TorchEngine(Stepped):
             kept.released = True
             if not kept.forks:
                 kept.kv = None
-
-    @staticmethod
-    def _leave(row: Row) -> None:
-        """A fork leaves the queue; the last one to do so frees a released prefix."""
-        if row.kept is not None:
-            row.kept.forks -= 1
-            if row.kept.released and not row.kept.forks:
-                row.kept.kv = None
-            row.kept = None
 
     # Admission
 
@@ -178,7 +162,7 @@ class TorchEngine(Stepped):
         if self._waited < _PATIENCE and len(self._forks) < 2 * len(self._rows):
             return
         self._waited, free = 0, self.config.slots - len(self._rows)
-        trunks: dict[int, list[Row]] = {}
+        ready: list[Row] = []
         waiting, self._forks = self._forks, deque()
         for row in waiting:
             if row.kept is None:
@@ -187,10 +171,9 @@ class TorchEngine(Stepped):
                 self._forks.append(row)
             else:
                 free -= len(row.ids) > 0
-                trunks.setdefault(id(row.kept), []).append(row)
-        trees = list(trunks.values())
-        for batch in chunks(trees, [columns(rows, _SHOTS, self._vocab) for rows in trees]):
-            self._grow([row for rows in batch for row in rows])
+                ready.append(row)
+        for rows in batches(ready, _SHOTS, self._vocab):
+            self._grow(rows)
 
     def _weigh(self, row: Row) -> None:
         """Score given tokens of which no prefix is kept."""
@@ -208,39 +191,18 @@ class TorchEngine(Stepped):
         trees = Trees(self.model, rows, _SHOTS)
         self.counters["forked"] += int(trees.length_N.sum())
         state = np.array([self._begin(row) for row in rows], STATE)
-        first_N = state["count"].copy()
-        ids_NS = np.zeros((len(rows), _SHOTS), np.int32)
-        logprobs_NS = np.zeros((len(rows), _SHOTS), np.float32)
-        live, logits_NV = trees.begin()
-        finish: dict[int, Finish] = {}
-        for shot in range(_SHOTS if len(live) else 0):
-            if shot:
-                logits_NV = trees.go_on(live, ids_NS[live, shot - 1])
-            self.counters["steps"] += 1
-            tokens, logprobs, stopped = self._draw(logits_NV, state[live])
-            ids_NS[live, shot], logprobs_NS[live, shot] = tokens, logprobs
-            state["count"][live] += 1
-            over = stopped | (state["count"] >= state["limit"])[live]
-            for n, stop in zip(live[over].tolist(), stopped[over].tolist(), strict=True):
-                finish[n] = "stop" if stop else "length"
-            live = live[~over]
-            if 4 * len(live) < len(rows) and len(live) <= self.config.slots - len(self._rows):
-                break
-        sizes = (state["count"] - first_N).tolist()
+        ended = trees.shoot(state, self._draw, self.config.slots - len(self._rows))
+        self.counters["steps"] += trees.fed
         for n, row in enumerate(rows):
-            if row.request.given is None:
-                size = sizes[n]
-                row.ids = np.concatenate([row.ids, ids_NS[n, :size]])
-                row.logprobs = np.concatenate([row.logprobs, logprobs_NS[n, :size]])
-            self._settle(row, finish.get(n), trees, n)
+            self._settle(row, ended.get(n), trees, n)
 
     def _settle(self, row: Row, finish: Finish | None, trees: Trees, n: int) -> None:
         """A fork has ended, or gets a slot, or waits for one."""
         length = int(trees.length_N[n])
-        if finish is not None or row.request.given is not None:
-            kept = (trees.cut(n), length) if row.request.keep else None
-            done = self._completion(row, row.ids, row.logprobs, finish or "stop", kept)
-            self._done.append(done)
+        if finish is not None:
+            keeps = row.request.keep and row.request.given is None
+            kept = (trees.cut(n), length) if keeps else None
+            self._done.append(self._completion(row, row.ids, row.logprobs, finish, kept))
         elif len(self._rows) < self.config.slots:
             slot = self._enter(row, length)
             self._state[slot]["token"] = row.ids[-1]
@@ -248,7 +210,7 @@ class TorchEngine(Stepped):
         else:
             self._forks.append(row)
             return
-        self._leave(row)
+        row.leave()
 
     def _begin(self, row: Row) -> tuple[Any, ...]:
         """Its state before anything is in the cache."""
@@ -425,7 +387,7 @@ class TorchEngine(Stepped):
             row.spans = [s for s in row.spans if s[0] < count]
             again.append(row)
         for row in self._forks:
-            self._leave(row)
+            row.leave()
             again.append(row)
         self._forks.clear()
         for row in reversed(again):

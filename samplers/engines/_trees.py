@@ -10,7 +10,7 @@ K groups fed the same, V vocabulary, H key/value heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from samplers.engines._forward import FORWARD_LOGITS, additive_mask
-from samplers.engines._rows import FORWARD_TOKENS, Row
+from samplers.engines._rows import FORWARD_TOKENS, Row, chunks
 from samplers.engines._slots import KV
-from samplers.types import Ids
+from samplers.types import Finish, Floats, Ids
 
 Ints = NDArray[np.int64]
+Draw = Callable[[torch.Tensor, NDArray[Any]], tuple[Ints, Floats, NDArray[np.bool_]]]
 
 
 class _TreeLayer(CacheLayerMixin):
@@ -66,7 +67,17 @@ class _TreeLayer(CacheLayerMixin):
         return -1
 
 
-def columns(rows: Sequence[Row], rounds: int, vocab: int) -> int:
+def batches(rows: Sequence[Row], rounds: int, vocab: int) -> Iterator[list[Row]]:
+    """Forks that one forward can feed, those of one prefix together."""
+    trunks: dict[int, list[Row]] = {}
+    for row in rows:
+        trunks.setdefault(id(row.kept), []).append(row)
+    trees = list(trunks.values())
+    for batch in chunks(trees, [_columns(tree, rounds, vocab) for tree in trees]):
+        yield [row for tree in batch for row in tree]
+
+
+def _columns(rows: Sequence[Row], rounds: int, vocab: int) -> int:
     """What a tree counts in a forward, in tokens; its logits may be more of a burden than these."""
     assert rows[0].kept is not None
     fed = sum(len(row.context) - _seen(row) + len(_begun(row)) + rounds for row in rows)
@@ -90,11 +101,11 @@ class Trees:
     """Forks of kept prefixes; those of one prefix (a tree) stand beside each other.
 
     Args:
-        rounds: how many tokens are going to be sampled of each.
+        rounds: at most so many tokens are sampled of each.
     """
 
     def __init__(self, model: Any, rows: Sequence[Row], rounds: int) -> None:
-        self.model, self._rows = model, rows
+        self.model, self._rows, self._rounds, self.fed = model, rows, rounds, 0
         kept = list({id(row.kept): row.kept for row in rows}.values())
         numbers = {id(trunk): tree for tree, trunk in enumerate(kept)}
         self._trees = len(kept)
@@ -115,7 +126,45 @@ class Trees:
         self._cache = Cache(layers=list(self._layers))
         self._sees_NR = np.zeros((len(rows), most), bool)  # which fed columns are its own
 
-    def begin(self) -> tuple[Ints, torch.Tensor]:
+    def shoot(self, state: NDArray[Any], draw: Draw, slots: int) -> dict[int, Finish]:
+        """Sample of every row into it, until all have ended or `rounds` are over.
+
+        It is over earlier where few go on and there are `slots` for them. Given tokens are scored.
+
+        Args:
+            state: STATE of each row; its counts go on.
+            draw: (logits [n, V], state [n]) -> tokens, logprobs and which of them stop.
+
+        Returns: rows that ended, and how.
+        """
+        first_N, rows = state["count"].copy(), len(self._rows)
+        ids_NS = np.zeros((rows, self._rounds), np.int32)
+        logprobs_NS = np.zeros((rows, self._rounds), np.float32)
+        live, logits_NV = self._begin()
+        ended: dict[int, Finish] = dict.fromkeys(
+            np.setdiff1d(np.arange(rows), live).tolist(), "stop"
+        )
+        for shot in range(self._rounds if len(live) else 0):
+            if shot:
+                last = ids_NS[live, shot - 1][:, None]
+                logits_NV = self._feed(list(live[:, None]), list(last), [1] * len(live))
+            tokens, logprobs, stopped = draw(logits_NV, state[live])
+            ids_NS[live, shot], logprobs_NS[live, shot] = tokens, logprobs
+            state["count"][live] += 1
+            over = stopped | (state["count"] >= state["limit"])[live]
+            for n, stop in zip(live[over].tolist(), stopped[over].tolist(), strict=True):
+                ended[n] = "stop" if stop else "length"
+            live = live[~over]
+            if 4 * len(live) < rows and len(live) <= slots:
+                break
+        sizes = (state["count"] - first_N).tolist()
+        for row, size, ids, logprobs in zip(self._rows, sizes, ids_NS, logprobs_NS, strict=True):
+            if size:
+                row.ids = np.concatenate([row.ids, ids[:size]])
+                row.logprobs = np.concatenate([row.logprobs, logprobs[:size]])
+        return ended
+
+    def _begin(self) -> tuple[Ints, torch.Tensor]:
         """Feed what the prefixes lack, once where it is the same; score what is given.
 
         Returns: the rows to which nothing is given, and the logits [n, V] after each.
@@ -137,10 +186,6 @@ class Trees:
             _weigh([self._rows[n] for n in given], logits_WV[np.concatenate(wide)])
         free = np.setdiff1d(np.arange(len(self._rows)), given)
         return free, logits_WV[last_N[free]]
-
-    def go_on(self, forks: Ints, tokens: Ids) -> torch.Tensor:
-        """Feed each of some forks its next token; logits [n, V]."""
-        return self._feed(list(forks[:, None]), list(tokens[:, None]), [1] * len(forks))
 
     def _feed(self, groups: Sequence[Any], ids: Sequence[Any], wanted: Sequence[int]) -> Any:
         """Feed ids once to all forks of a group, which have had the same so far.
@@ -189,6 +234,7 @@ class Trees:
             use_cache=True,
         ).logits
         self._width += size
+        self.fed += 1
         return logits_BTV
 
     def cut(self, fork: int) -> list[KV]:
