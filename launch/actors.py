@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -138,6 +139,8 @@ class RolloutActor(Actor):
             dtype=stage.model.dtype,
             trust_remote_code=stage.model.trust_remote_code,
         )
+        gc.collect()  # what stays for good is not gone through again: 200 ms a full collection
+        gc.freeze()
         self.in_flight = stage.rollout.in_flight_updates
         self.temperature = stage.rollout.temperature
         markers = self.worker.renderer.thinking

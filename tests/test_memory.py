@@ -113,6 +113,20 @@ def test_adapters_are_all_that_gradients_and_moments_are_for() -> None:
     assert engine["weights"] == 2 * SIZES[SMALL], "merged"
 
 
+def test_branches_of_a_tree_row_and_its_mask_are_counted() -> None:
+    """8 cuts with an end marker and an answer of 16 tokens each; 4 + 1 bytes for each pair."""
+    budget = "budget={name: anytime, think: 96, samples: 8, answers_per_cut: 1, answer: 16}"
+    tree, multi = (
+        memory.learner(
+            _stage(budget, f"algorithm={{name: brpo, rows: {rows}}}"), _shape(), "cuda", 8192
+        )
+        for rows in ("tree", "multi")
+    )
+    longest = 8192 + 8 * (1 + 16)
+    pairs = longest * longest
+    assert tree["activations"] == pytest.approx(multi["activations"] * longest / 8192 + 5 * pairs)
+
+
 BF16 = ["model.dtype=bfloat16"]
 
 

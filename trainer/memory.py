@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from samplers import seam
 from samplers.engines import vllm
-from trainer import lora
+from samplers.facts import TREES
+from samplers.types import Prompt
+from trainer import compatibility, lora
 from trainer.config import Stage
 from trainer.modelfolder import ModelFolder
 
@@ -129,11 +132,14 @@ def learner(stage: Stage, model: Shape, device: Device, length: int) -> Parts:
     a weight sync, whichever is highest.
 
     Args:
-        length: tokens of the longest row.
+        length: tokens of the longest row, without the answers that a tree row adds.
     """
     states = _states(stage, model, device)
+    length += (forked := forks(stage))
     tokens = max(stage.tokens_per_micro_batch, length)
     work = _activations(stage, model, tokens, length)
+    if forked:  # an additive mask, and what it is made from
+        work += tokens * length * (BYTES[stage.model.dtype] + 1)
     logits = _head(stage, model, tokens, device)
     syncing = _sync(stage, model, device)
     bucket = _bucket(stage, model, device)
@@ -154,6 +160,16 @@ def learner(stage: Stage, model: Shape, device: Device, length: int) -> Parts:
         freed = states["gradients"] + peak - kept
         parts["heap"] = (HEAP if stage.model.lora is None else HEAP_OF_ADAPTERS) * freed
     return parts
+
+
+def forks(stage: Stage) -> int:
+    """Tokens that answers at cuts add to the longest row at most; 0 for plain rows."""
+    if TREES not in compatibility.facts(stage):
+        return 0
+    module, config = seam.resolve("samplers.budgets", stage.budget_spec)
+    plan = module.plans(config, Prompt(0, "", (), "", "", ""), 1, 0, {}, 0)[0]
+    answer = plan.answer if plan.answer is not None else plan.max_tokens
+    return len(plan.cuts) * (1 + plan.answers_per_cut * answer)
 
 
 def _states(stage: Stage, model: Shape, device: Device) -> Parts:

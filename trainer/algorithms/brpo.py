@@ -27,9 +27,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from samplers.facts import CUT_CREDIT, CUTS, TOKEN_REWARDS
+from samplers.facts import CUT_CREDIT, CUTS, TOKEN_REWARDS, TREES
 from samplers.seam import Component
 from samplers.types import Group, Rollout
 from trainer import rows
@@ -60,9 +60,18 @@ class Config(Component):
     """One training row a rollout, its answers branches of the thought under an attention mask; or a
     plain row for every answer, for attention kernels without masks. The gradients are the same."""
 
+    @model_validator(mode="after")
+    def _trains_something(self) -> Config:
+        if self.variance_reduction == "notrain" and self.summary == "none":
+            raise ValueError(
+                "variance_reduction=notrain and summary=none train neither thoughts nor answers; "
+                "set either of them to brpo"
+            )
+        return self
+
 
 def provides(config: Config) -> set[str]:
-    return {CUT_CREDIT}
+    return {CUT_CREDIT, TREES} if config.rows == "tree" else {CUT_CREDIT}
 
 
 def requires(config: Config) -> dict[str, str]:
@@ -98,8 +107,6 @@ def _trees(group: Group, config: Config) -> list[TrainSequence]:
         scores_GSA, priors(group), config.variance_reduction, config.baseline
     ).advantages_GS
     answers_GSA = answering(scores_GSA, split_GS, config.summary, config.baseline)
-    if config.summary == "grpo":
-        answers_GSA[:, :-1] = answers_GSA[:, -1:, :-1] = np.nan  # not trained on
     known_G = ~np.isnan(thought_GS).any(axis=1)
     kept_G = known_G if group.kept_G is None else known_G & group.kept_G
     return [
@@ -204,14 +211,14 @@ def answering(
     summary: Literal["brpo", "grpo", "none"] = "brpo",
     baseline: Baseline = "centred",
 ) -> Floats:
-    """[G, S, A] advantage of each answer, NaN where its score is unknown.
+    """[G, S, A] advantage of each answer, NaN where its score is unknown or it is not trained on.
 
     Several answers per cut: against the answers of the same thought at the same truncation point.
     One: against the group's answers at the same cut. 0 where there is none to compare it with.
 
     Args:
         split_GS: index of the first cut of each cut's truncation point.
-        summary: grpo: 0 but for the last answer of the last cut. none: NaN.
+        summary: grpo: only the last answer of the last cut is trained on. none: no answer.
     """
     if summary == "none":
         return np.full(scores_GSA.shape, np.nan)
@@ -228,7 +235,7 @@ def answering(
     else:
         out_GSA = (known_GS1 * scores_GSA - sums_GS1) / np.maximum(known_GS1 - 1, 1)
     if summary == "grpo":
-        out_GSA[:, :-1] = out_GSA[:, -1:, :-1] = 0.0
+        out_GSA[:, :-1] = out_GSA[:, -1:, :-1] = np.nan
     return out_GSA
 
 

@@ -185,6 +185,8 @@ def nested(plan: Plan, grid: Sequence[int], answer_tokens: int | None = None) ->
     """
     return replace(
         plan,
+        weights=(),
+        probe="",
         think=None,
         answer=answer_tokens or plan.answer,
         cuts=(*grid, plan.max_tokens) if grid else (),
