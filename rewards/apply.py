@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.shaping.base import scores
 from rewards.texts import Decode
 from samplers import seam
 from samplers.render import ThinkingConfig
@@ -117,14 +118,6 @@ class Shaping:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.states = dict(state)
-
-
-def scores(group: Group) -> NDArray[np.float64]:
-    """Every verdict's score, [G, C, A]; NaN where it is unknown."""
-    return np.array(
-        [[[v.score if v.known else np.nan for v in c] for c in r] for r in group.verdicts],
-        dtype=np.float64,
-    )
 
 
 def _add(group: Group, name: str, part: NDArray[np.float64]) -> Group:

@@ -304,10 +304,15 @@ def test_the_deviation_of_a_batch_is_one_for_all_subgroups() -> None:
     assert got[0, 0] == pytest.approx(0.5 / np.std([1, 0, 1, 0], ddof=1))
 
 
-def test_subgroups_that_no_plan_names_are_told() -> None:
-    group = made.group([1.0, 0.0])
-    with pytest.warns(UserWarning, match="within: subgroup has no effect"):
-        assert advantages("dr_grpo", [group], within="subgroup") == {(0, 0): 0.5, (0, 1): -0.5}
+def test_whoever_compares_within_subgroups_says_that_there_must_be_some() -> None:
+    for name in seam.names("trainer.algorithms"):
+        module = seam.find("trainer.algorithms", name)
+        if "within" in module.Config.model_fields:
+            plain, within = module.Config(), module.Config(within="subgroup")
+            assert set(module.requires(within)) - {"subgroups"} == set(module.requires(plain)) - {
+                "subgroups"
+            }
+            assert "subgroups" in module.requires(within)
 
 
 def test_on_policy_sft_imitates_what_is_right_and_within_the_cap() -> None:
@@ -332,6 +337,10 @@ def test_a_singleton_is_zero_unless_raw() -> None:
     for name in ("grpo", "dr_grpo", "rloo"):
         assert advantages(name, [group]) == {(0, 0): 0.0}
         assert advantages(name, [group], singleton="raw")[0, 0] == pytest.approx(1.0, abs=1e-5)
+    others = made.group([0.0, 9.0], serial=1)  # whatever the deviation of the batch, its own is 1
+    for std in ("group", "batch", "centred", "none"):
+        got = advantages("grpo", [group, others], singleton="raw", std=std)
+        assert got[0, 0] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_dynamic_sampling_is_exact_where_a_deviation_is_not() -> None:

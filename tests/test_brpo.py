@@ -54,7 +54,7 @@ def test_answer_vectors(case: Case) -> None:
     inputs = case["inputs"]
     each_prompt = zip(by_prompt(inputs), by_prompt(inputs, "split_id"), strict=True)
     got = [answering(r, split[..., 0], inputs["summary_method"]) for r, split in each_prompt]
-    check(case, {"summary_advantage": flat(got)})
+    check(case, {"summary_advantage": np.nan_to_num(flat(got))})  # NaN: not trained on
 
 
 @each("brpo_token_assembly")
@@ -276,6 +276,11 @@ def test_what_does_not_go_together_is_refused(form: str, others: dict, reason: s
         return
     with pytest.raises(ValueError, match=reason):
         resolve(recipe)
+
+
+def test_a_brpo_that_trains_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="train neither thoughts nor answers"):
+        Config(variance_reduction="notrain", summary="none")
 
 
 # -- by definition -------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from samplers import seam
 from samplers.types import Answer, Group
 from tests import made
+from trainer import rehearsal
+from trainer.config import resolve
 from trainer.types import TrainSequence
 
 PROMPT = 2  # tokens, of made rollouts
@@ -73,6 +75,11 @@ def test_others_that_are_unknown_set_no_baseline() -> None:
     alone = rows_of([group([1.0, 1.0], dense[:2])], baseline="others")
     assert np.array_equal(first.advantages_T, alone[0].advantages_T)
     assert np.array_equal(second.advantages_T, alone[1].advantages_T)
+    dense[2] = [np.nan] * 5  # as shapers leave those of unknown verdicts
+    for row, want in zip(
+        rows_of([group([1.0, 1.0, np.nan], dense)], baseline="others"), alone, strict=True
+    ):
+        assert np.array_equal(row.advantages_T, want.advantages_T)
 
 
 def test_truncated_others_set_none_where_they_are_excluded() -> None:
@@ -101,15 +108,33 @@ def test_subgroups_are_each_others_baseline() -> None:
 
 
 def test_what_the_answer_did_not_see_is_not_to_go() -> None:
-    """A final answer after two of three thinking tokens: its row has no third."""
+    """A final answer after two of three thinking tokens: neither row nor rewards have a third."""
     early = made.rollout(0, (11, 12, 13), answers=[[Answer(2, made.run((21, 22), 1), "x")]])
     one = made.group([1.0], rollouts=(early,))
-    one = replace(one, token_rewards={"rep": (np.array([0.0, 0, -7.0, 0, -1.0]),)})
+    one = replace(one, token_rewards={"rep": (np.array([0.0, -7.0, 0, -1.0]),)})
     (row,) = rows_of([one])
-    assert row.advantages_T.tolist() == [0, 0, -1, -1, 0, -1]
+    assert row.advantages_T.tolist() == [0, 0, -8, -8, 0, -1]
 
 
 def test_it_says_that_it_needs_token_rewards() -> None:
     module, config = seam.resolve("trainer.algorithms", "dense")
     assert set(module.requires(config)) == {"token rewards"}
     assert rows_of([]) == []
+
+
+def test_a_single_rollout_is_not_refused_where_tokens_are_rewarded() -> None:
+    """The made-up thought of a rehearsal is too short to repeat itself; a real one is not."""
+    recipe = {
+        "name": "x",
+        "model": {"path": "base/find"},
+        "data": {"task": "find"},
+        "rollout": {"max_tokens": 128},
+        "rollouts_per_prompt": 1,
+        "algorithm": "dense",
+        "shaping": ["repetition_dense"],
+    }
+    (stage,) = resolve(recipe).stages
+    rehearsal.check(stage, made.group([1.0]).prompt, None)
+    (plain,) = resolve({**recipe, "algorithm": "grpo", "shaping": []}).stages
+    with pytest.raises(ValueError, match="grpo compares the rollouts"):
+        rehearsal.check(plain, made.group([1.0]).prompt, None)

@@ -118,6 +118,23 @@ def test_unknown_rollouts_leave_every_statistic() -> None:
         assert unknown_x == pytest.approx([*known_x, 0])
 
 
+def test_a_reward_that_is_unknown_on_its_own_leaves_every_statistic_too() -> None:
+    (known,) = advantages([group([1, 0, 0], {"x": [0.5, 0.25, 0.0]})])
+    (unknown,) = advantages([group([1, 0, 0, 0], {"x": [0.5, 0.25, 0.0, np.nan]})])
+    assert unknown == pytest.approx([*known, 0])
+
+
+def test_truncated_rollouts_that_are_excluded_do_not_move_the_batch() -> None:
+    """Two right answers stay without an advantage beside a group whose worst was cut off."""
+    cut = made.group([1.0, 0.0, 0.0], serial=1)
+    last = replace(cut.rollouts[2].final, tokens=made.run((21, 22), 1, "length"))
+    rollouts = (*cut.rollouts[:2], replace(cut.rollouts[2], answers=((last,),)))
+    groups = [group([1, 1], {}), replace(cut, rollouts=rollouts)]
+    got = advantages(groups, exclude_truncated_from_stats=True)
+    assert got[0].tolist() == [0, 0]
+    assert got[1][0] > 0 > got[1][1] == got[1][2]
+
+
 def test_groups_of_equal_rewards_and_of_one_get_nothing() -> None:
     got = advantages(
         [

@@ -13,6 +13,7 @@ import pytest
 from samplers import seam
 from samplers.types import Group
 from tests import made, vectors
+from trainer.config import resolve
 from trainer.types import TrainSequence
 
 BUDGETS = (512, 512, 1024, 1024)
@@ -115,5 +116,25 @@ def test_a_rollout_without_a_target_is_compared_with_the_group_alone() -> None:
 
 def test_what_it_needs_and_refuses_to_run_without() -> None:
     module, config = seam.resolve("trainer.algorithms", "hbpo")
-    assert set(module.requires(config)) == {"subgroups", "target length", "shaping hbpo"}
+    reward = "shaping hbpo with beta=4 and max_tokens=None"
+    assert set(module.requires(config)) == {"subgroups", "target length", reward}
     assert rows_of([]) == []
+
+
+@pytest.mark.parametrize("scale", [{}, {"beta": 2}, {"max_tokens": 64}, {"beta": 4, "alpha": 0.1}])
+def test_its_reward_must_be_of_the_same_scale(scale: dict[str, Any]) -> None:
+    recipe = {
+        "name": "x",
+        "model": {"path": "base/find"},
+        "data": {"task": "find"},
+        "rollout": {"max_tokens": 64},
+        "budget": {"name": "hierarchical", "budgets": [8, 16], "prefill": "{budget}~"},
+        "rollouts_per_prompt": 4,
+        "shaping": [{"name": "hbpo", **scale}],
+    }
+    own = {key: value for key, value in scale.items() if key != "alpha"}
+    assert resolve({**recipe, "algorithm": {"name": "hbpo", **own}}).stages
+    with pytest.raises(ValueError, match="algorithm=hbpo needs shaping hbpo with beta=3 and"):
+        resolve({**recipe, "algorithm": {"name": "hbpo", **own, "beta": 3}})
+    with pytest.raises(ValueError, match="and max_tokens=99: its baseline"):
+        resolve({**recipe, "algorithm": {"name": "hbpo", **own, "max_tokens": 99}})

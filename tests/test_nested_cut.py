@@ -31,6 +31,17 @@ def test_thinking_after_the_first_right_cut_earns_its_share() -> None:
         assert 101 not in early  # forced answers are not trained on
 
 
+def test_a_thought_that_went_on_behind_the_final_answer_keeps_that_answers_credit() -> None:
+    """Cut at 2 and at 4 of nine tokens: the row has four of them, then the answer."""
+    rollouts = [nested(g, 9, (2, 4)) for g in range(2)]
+    group = scored_group(rollouts, np.array([[1, 1], [0, 0]], float)[..., None])
+    early, _ = map(by_token, sequences([group], Config()))
+    good = early[1001]
+    assert good > 0
+    assert [early[1001 + t] for t in range(4)] == pytest.approx([good, good, 0, 0])
+    assert early[201] == early[202] == good
+
+
 def test_the_boundary_is_the_first_cut_with_half_of_its_known_answers_right() -> None:
     scores = [[0, 0, 0, 1], [1, 1, NAN, 0], [1, 1, 1, 1]]
     group = scored_group([nested(0, 9, (2, 4, 9), 4)], np.array([scores], float))
@@ -64,3 +75,4 @@ def test_it_is_grpo_with_some_credit_taken_and_no_sign_flipped(seed: int, share:
 def test_it_needs_cuts_and_credits_them() -> None:
     assert nested_cut.provides(Config()) == {"credit at cuts"}
     assert set(nested_cut.requires(Config())) == {"nested cuts"}
+    assert set(nested_cut.requires(Config(within="subgroup"))) == {"nested cuts", "subgroups"}

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from rewards.apply import Shaping
 from rewards.shaping import base
 from samplers import seam
 from samplers.types import Group
 from tests.shaped import UNKNOWN, group, total
+from trainer.algorithms import _plain
 
 CAP = 64
 Spec = dict[str, Any]
@@ -137,6 +139,25 @@ def test_behind_the_gate_right_beats_wrong_at_any_length(
         assert (reward[right] >= base.FLOOR - 1e-12).all()
     if right.any() and wrong.any():
         assert reward[right].min() > reward[wrong].max()
+
+
+GATED = [
+    spec("l1", {"alpha": 0.1}),
+    spec("soft_overlong", {"cache": 50}),
+    spec("kimi", {"weight": 5.0}),
+    spec("cosine_demystify", {}),
+    spec("repetition_dense", {"ngram": 1, "penalty": -5.0}),
+]
+
+
+@given(whole=groups(), specs=st.lists(st.sampled_from(GATED), unique_by=lambda s: s["name"]))
+def test_gates_hold_together(whole: Group, specs: list[Spec]) -> None:
+    """Each leaves of a right answer's reward what those before it have left."""
+    gated = Shaping([{**one, "gate": "correct"} for one in specs]).apply([whole])
+    (reward,) = _plain.rewards(gated)
+    right, known = base.right(whole)[:, 0, 0], whole.known_GCA[:, 0, 0]
+    assert (reward[known & ~right] == 0).all()
+    assert (reward[right] >= base.FLOOR - 1e-9).all()
 
 
 @each(PAYS_RIGHT)

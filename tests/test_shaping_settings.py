@@ -173,6 +173,7 @@ def test_what_they_need_is_said() -> None:
         ({"name": "l1", "mode": "min"}, "mode"),
         ({"name": "triangular", "target": 0}, "target"),
         ({"name": "o1_pruner", "alpha": 1}, "alpha"),
+        ({"name": "o1_pruner", "clip": [4, -2]}, "clip"),
         ({"name": "pass_rate_linear", "weight": 1}, "weight"),
         ({"name": "thinkdial", "keywords": []}, "keywords"),
     ],

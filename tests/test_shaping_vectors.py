@@ -156,5 +156,6 @@ def test_pass_rate_linear(case: Case) -> None:
     output, whole = floats(g["output_tokens"]), floats(g["total_tokens"])
     rewards, weights = floats(g["rewards"]), g["weights"] or [0.0, 0.0, 0.0]
     costs = [output, whole - output, floats(g["turns"])]
-    shaped = rewards - pass_rate_linear.penalties(rewards, costs, weights)
+    parts = zip(costs, weights, strict=True)
+    shaped = rewards - sum(pass_rate_linear.penalties(rewards, *part) for part in parts)
     check(case, {"advantages": shaped - shaped.mean()})

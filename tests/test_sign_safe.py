@@ -236,6 +236,28 @@ def test_the_thought_alone_may_be_what_is_short() -> None:
     assert response[0] > 0 > response[1]
 
 
+@pytest.mark.parametrize("name", ["ddca", "qglas"])
+def test_who_is_not_counted_sets_no_length(name: str) -> None:
+    """A cut-off right rollout, and one whose reward is unknown, do not say what is short."""
+    one = group([1, 1, 0], [5, 9, 8])
+    (alone,) = advantages(name, [one])
+    cut = made.rollout(3, [11] * 30, finish="length")
+    with_cut = made.group([1, 1, 0, 1], rollouts=(*one.rollouts, cut))
+    (got,) = advantages(name, [with_cut], exclude_truncated_from_stats=True)
+    assert got[:3] == pytest.approx(alone)
+    unsaid = made.group([1, 1, 0, 1], rollouts=(*one.rollouts, made.rollout(3, [11] * 30)))
+    shaped = np.array([0, 0, 0, np.nan]).reshape(-1, 1, 1)
+    unsaid = replace(unsaid, rewards={**unsaid.rewards, "x": shaped})
+    (got,) = advantages(name, [unsaid])
+    assert got == pytest.approx([*alone, 0])
+
+
+@pytest.mark.parametrize("name", ["ddca", "qglas"])
+def test_thoughts_are_counted_where_there_are_markers(name: str) -> None:
+    module, config = seam.resolve("trainer.algorithms", {"name": name, "length": "think"})
+    assert set(module.requires(config)) == {"thinking markers"}
+
+
 def test_modes_are_compared_within_themselves() -> None:
     one = group([1, 1, 1, 1], [5, 9, 30, 50])
     marked = tuple(

@@ -56,7 +56,7 @@ def grpo(
         advantages_G = _alone(rewards_G, singleton) if alone else quiet(rewards_G - used.mean())
         if std != "none":
             own = 1.0 if alone else _std(used)
-            scale = own if std == "group" else batch_std
+            scale = own if alone or std == "group" else batch_std
             advantages_G = advantages_G * (0.0 if scale < NOISE else 1.0 / (scale + eps))
         out.append(_known(advantages_G))
     return out

@@ -142,8 +142,9 @@ def needs(config: LossConfig, updates: int) -> set[str]:
 
     With importance_normalize already when the batch is packed: its mean is over all rows.
     """
-    ratio = updates > 1 and config.name != "ce"
-    normalized = config.importance != "none" and config.importance_normalize
+    importance = config.importance != "none"
+    ratio = updates > 1 and (config.name != "ce" or importance)
+    normalized = importance and config.importance_normalize
     wanted = {"old_logprobs": ratio or normalized, "ref_logprobs": config.kl != "none"}
     return {name for name, needed in wanted.items() if needed}
 
@@ -267,12 +268,12 @@ def _worse(
     """PPO's pessimism: the larger of the losses at the ratio and at the clipped ratio."""
     import torch
 
-    if config.delta is not None:
+    if config.delta is not None and config.name in _READ_BY["delta"]:
         ratio_N = ratio_N.clamp(max=config.delta)
     free_N, bounded_N = -advantages_N * ratio_N, -advantages_N * clipped_N
     loss_N = torch.maximum(free_N, bounded_N)
     metrics = {"clip_fraction": bounded_N > free_N}
-    if config.dual_clip is not None:
+    if config.dual_clip is not None and config.name in _READ_BY["dual_clip"]:
         ceiling_N = -advantages_N * config.dual_clip
         metrics["clip_fraction_low"] = (loss_N >= ceiling_N) & (advantages_N < 0)
         loss_N = torch.where(advantages_N < 0, torch.minimum(loss_N, ceiling_N), loss_N)

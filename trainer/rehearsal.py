@@ -6,7 +6,8 @@ two meet; a mistake there should not wait for the first batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from rewards.verdict import Verdict
 from samplers import seam
 from samplers.budgets import base as budgets
 from samplers.check import check_plan
+from samplers.facts import TOKEN_REWARDS
 from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
+from trainer import compatibility
 from trainer.config import Stage
 from trainer.modelfolder import ModelFolder
 from trainer.types import TrainSequence
@@ -53,7 +56,9 @@ def check(stage: Stage, prompt: Prompt, model: ModelFolder | None) -> None:
         if model is not None:
             _render(stage, prompt, plans, model)
         rows += rehearse(stage, prompt, plans)
-    if stage.rollouts_per_prompt == 1 and not any(row.advantages_T.any() for row in rows):
+    # where tokens are rewarded, a made-up rollout may have none that is
+    alone = stage.rollouts_per_prompt == 1 and TOKEN_REWARDS not in compatibility.facts(stage)
+    if alone and not any(row.advantages_T.any() for row in rows):
         name, _ = seam.split(stage.algorithm)
         raise ValueError(
             f"rollouts_per_prompt=1: {name} compares the rollouts of a prompt with each other, so "
@@ -129,8 +134,4 @@ def _annotated(group: Group, needs: Any) -> Group:
     zeros = tuple(
         np.zeros(1 + len(r.thought) + len(r.final.tokens), np.float32) for r in group.rollouts
     )
-    annotations: Mapping[str, Any] = {names[need]: zeros for need in needs if need in names}
-    return Group(
-        group.prompt, 0, group.rollouts, group.verdicts, group.rewards, group.token_rewards,
-        annotations,
-    )  # fmt: skip
+    return replace(group, annotations={names[need]: zeros for need in needs if need in names})

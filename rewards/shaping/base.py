@@ -47,8 +47,9 @@ class Gated(Component):
     """Rewards that a wrong answer may earn by its length."""
 
     gate: Gate = "none"
-    """'correct': a wrong answer gets nothing from this component, and a right one keeps at least
-    a tenth of its score, so that right beats wrong at any length. 'none': the published form."""
+    """'correct': a wrong answer gets nothing from this component, and what it takes from a right
+    one leaves at least a tenth of the score, whatever was listed before: if all that take are
+    gated, right beats wrong answers of score 0 at any length. 'none': the published form."""
 
 
 class Capped(Component):
@@ -58,12 +59,12 @@ class Capped(Component):
     """Longest response, in tokens; None takes each rollout's own cap."""
 
 
-def requires(config: Measured) -> Mapping[str, str]:
-    """What the settings above need: part of every length reward's own `requires`."""
+def requires(config: Component) -> Mapping[str, str]:
+    """What `length` and `within` need: part of the `requires` of whatever has these settings."""
     needs = {}
-    if config.length == "think":
+    if getattr(config, "length", None) == "think":
         needs[MARKERS] = "length=think counts the thought alone"
-    if isinstance(config, Compared) and config.within == "subgroup":
+    if getattr(config, "within", None) == "subgroup":
         needs[SUBGROUPS] = "within=subgroup compares the rollouts of one mode or one budget"
     return needs
 
@@ -79,8 +80,11 @@ def right(group: Group) -> Bools:
 
 
 def scores(group: Group) -> Floats:
-    """[G, C, A] verdict scores; that of an unknown verdict means nothing."""
-    return np.array([[[v.score for v in c] for c in r] for r in group.verdicts], dtype=np.float64)
+    """[G, C, A] verdict scores; NaN where the verdict is unknown."""
+    return np.array(
+        [[[v.score if v.known else np.nan for v in c] for c in r] for r in group.verdicts],
+        dtype=np.float64,
+    )
 
 
 def caps(group: Group, config: Capped) -> Floats:
@@ -140,8 +144,15 @@ def added(group: Group, extra_GCA: Floats, gate: Gate) -> Floats:
     """The component of a method whose reward is the score plus `extra_GCA`, gated if asked."""
     if gate == "none":
         return extra_GCA
-    kept_GCA = np.maximum(extra_GCA, (FLOOR - 1.0) * scores(group))
-    return np.where(right(group), kept_GCA, 0.0)
+    return np.where(right(group), np.maximum(extra_GCA, least(group)), 0.0)
+
+
+def least(group: Group) -> Floats:
+    """[G, C, A], at most 0: what the gate lets a component take, after those listed before it."""
+    so_far_GCA = group.total_GCA.copy()
+    for arrays in group.token_rewards.values():
+        so_far_GCA[:, -1, 0] += [array_T.sum() for array_T in arrays]
+    return np.minimum(FLOOR * scores(group) - so_far_GCA, 0.0)
 
 
 def replaced(group: Group, reward_GCA: Floats, gate: Gate) -> Floats:

@@ -6,7 +6,7 @@ answer of n tokens under budget b earns f2(b) up to b, f1(n, b) up to L and 0 be
 is what was released: min(f1, f2) at every length, and -1 where no answer can be read.
 
 Close to L a right answer earns less than 0, so less than a wrong one: `gate: correct` mends it.
-The algorithm of that name compares rewards with f2: give both the same beta and longest response.
+The algorithm of that name compares rewards with f2, and asks for its own beta and max_tokens here.
 """
 
 from __future__ import annotations
@@ -34,6 +34,15 @@ class Config(base.Measured, base.Capped, base.Gated):
     """Loss per token beyond the budget; None: 1 / longest response (the paper's 1 / 4096)."""
     form: Literal["paper", "code"] = "paper"
     """The formula of the paper, or that of the released code."""
+
+
+def scale(beta: float, max_tokens: int | None) -> str:
+    """The fact that this reward is there, with this scale."""
+    return f"shaping hbpo with beta={beta:g} and max_tokens={max_tokens}"
+
+
+def provides(config: Config) -> set[str]:
+    return {scale(config.beta, config.max_tokens)}
 
 
 def requires(config: Config) -> Mapping[str, str]:

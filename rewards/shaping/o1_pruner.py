@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rewards.shaping import base
 from rewards.shaping.base import Floats, Gate
@@ -35,6 +35,13 @@ class Config(base.Compared):
     """Bounds of the weight before it is standardised."""
     standardised: bool = True
     """Mean 0 and deviation 1 over all known answers of the step."""
+
+    @field_validator("clip")
+    @classmethod
+    def _in_order(cls, clip: tuple[float, float]) -> tuple[float, float]:
+        if not clip[0] < clip[1]:
+            raise ValueError(f"{list(clip)}: the lower bound comes first; set [-2, 4]")
+        return clip
 
 
 def shape(groups: Sequence[Group], config: Config, state: Any) -> tuple[list[Floats], Any]:

@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
 from pydantic import Field
 
 from rewards.shaping import base
@@ -34,14 +32,12 @@ def shape(groups: Sequence[Group], config: Config, state: Any) -> tuple[list[Flo
     """One [G, C, A] array per group, in [-weight, 0] where scores are at most 1."""
 
     def formula(lengths_N: Floats, scores_N: Floats) -> Floats:
-        return -penalties(scores_N, [lengths_N], [config.weight])
+        return -penalties(scores_N, lengths_N, config.weight)
 
     parts = [base.compared(g, config, formula, base.scores(g)) for g in groups]
     return [base.added(g, p, config.gate) for g, p in zip(groups, parts, strict=True)], state
 
 
-def penalties(rewards: Floats, costs: ArrayLike, weights: ArrayLike) -> Floats:
-    """[N]: mean reward times the weighted shares of the largest cost; costs [K, N], weights [K]."""
-    costs_KN = np.asarray(costs, dtype=np.float64)
-    share_KN = costs_KN / np.maximum(costs_KN.max(axis=1, keepdims=True), 1.0)
-    return rewards.mean() * (np.asarray(weights, dtype=np.float64) @ share_KN)
+def penalties(rewards: Floats, costs: Floats, weight: float) -> Floats:
+    """[N]: mean reward times the weighted shares of the largest cost (a length, or another)."""
+    return rewards.mean() * weight * costs / max(costs.max(), 1.0)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from rewards.shaping.base import FLOOR, Gated
+from rewards.shaping.base import Gated, least, right
 from rewards.texts import Part
 from samplers.facts import MARKERS, TOKEN_REWARDS
 from samplers.types import Group, Ids, Rollout
@@ -49,13 +49,18 @@ def shape_tokens(
 
     Forced tokens are read and cost nothing.
     """
-    return [
-        tuple(_rollout(r, v[-1][0], config) for r, v in zip(g.rollouts, g.verdicts, strict=True))
-        for g in groups
-    ], state
+    out = []
+    for group in groups:
+        most_G = np.full(len(group), np.inf)
+        if config.gate == "correct":
+            most_G = np.where(right(group), -least(group), 0.0)[:, -1, 0]
+        pairs = zip(group.rollouts, most_G, strict=True)
+        out.append(tuple(_rollout(rollout, most, config) for rollout, most in pairs))
+    return out, state
 
 
-def _rollout(rollout: Rollout, verdict: Any, config: Config) -> Floats:
+def _rollout(rollout: Rollout, most: float, config: Config) -> Floats:
+    """[T], scaled down to a sum of -`most` if it is below."""
     after, said = rollout.final.after, rollout.final.tokens
     ids_T = np.concatenate([rollout.thought.ids_T[:after], said.ids_T])
     forced_T = np.concatenate([rollout.thought.forced_T[:after], said.forced_T])
@@ -66,10 +71,7 @@ def _rollout(rollout: Rollout, verdict: Any, config: Config) -> Floats:
         ids_T[first:last], config.ngram, config.penalty, config.only_start
     )
     out_T[forced_T] = 0.0
-    if config.gate == "correct" and out_T.any():
-        most = (1.0 - FLOOR) * verdict.score if verdict.correct else 0.0
-        out_T *= min(1.0, most / -out_T.sum())
-    return out_T
+    return out_T * min(1.0, most / -out_T.sum()) if out_T.any() else out_T
 
 
 def penalties(ids: Sequence[int] | Ids, n: int, penalty: float, only_start: bool) -> Floats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.shaping import base
 from samplers.seam import Component
 from samplers.types import Group
 from trainer import rows
@@ -17,6 +17,7 @@ from trainer.types import TrainSequence
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+requires = base.requires
 
 
 class Config(Component):
@@ -31,13 +32,18 @@ class Config(Component):
 
 
 def components(group: Group) -> dict[str, Floats]:
-    """[G] per reward component at the final answer, per-token ones summed; NaN where unknown."""
+    """[G] per reward component at the final answer, per-token ones summed.
+
+    All are NaN where the verdict is unknown, or any of them.
+    """
     out = {name: values_GCA[:, -1, 0].copy() for name, values_GCA in group.rewards.items()}
     for name, arrays in group.token_rewards.items():
         out[name] = np.array([array_T.sum() for array_T in arrays], dtype=np.float64)
+    unknown_G = np.isnan(np.sum(list(out.values()), axis=0))
     if group.verdicts:
-        for values_G in out.values():
-            values_G[~group.known_GCA[:, -1, 0]] = np.nan
+        unknown_G = unknown_G | ~group.known_GCA[:, -1, 0]
+    for values_G in out.values():
+        values_G[unknown_G] = np.nan
     return out
 
 
@@ -79,12 +85,6 @@ def compared(
     parts = [
         (g, members_G) for g, group in enumerate(groups) for members_G in group.subgroups.values()
     ]
-    if groups and not any(rollout.plan.subgroup for group in groups for rollout in group.rollouts):
-        warnings.warn(
-            "algorithm.within: subgroup has no effect: no plan names one; use a budget with "
-            "subgroups (modes, hierarchical), or within: group",
-            stacklevel=2,
-        )
     found = formula(*([column[g][members_G] for g, members_G in parts] for column in columns))
     out = [np.zeros_like(values) for values in columns[0]]
     for (g, members_G), advantages_S in zip(parts, found, strict=True):

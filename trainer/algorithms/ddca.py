@@ -25,6 +25,7 @@ from trainer.types import TrainSequence
 
 Floats = _plain.Floats
 Bools = _plain.Bools
+requires = _plain.requires
 
 
 class Config(_plain.Config):
@@ -51,12 +52,14 @@ def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
     def formula(*columns: list[np.ndarray]) -> list[Floats]:
         rewards, counted, right, length = columns
         quality = credit.FORMS[config.base](rewards, counted)
-        used = [r & c for r, c in zip(right, counted, strict=True)]
-        parts = zip(quality, rewards, counted, used, length, strict=True)
-        return [
-            combined(q, excess(u, ln, np.sum(c & ~np.isnan(r)), config), u, config)
-            for q, r, c, u, ln in parts
-        ]
+        out = []
+        parts = zip(quality, rewards, counted, right, length, strict=True)
+        for quality_G, rewards_G, counted_G, right_G, lengths_G in parts:
+            used_G = counted_G & ~np.isnan(rewards_G)
+            good_G = right_G & used_G
+            excess_G = excess(good_G, lengths_G, used_G.sum(), config)
+            out.append(combined(quality_G, excess_G, good_G, config))
+        return out
 
     length = [lengths(group, config.length)[:, -1, 0] for group in groups]
     advantages = _plain.advantages(groups, config, formula, _plain.right(groups), length)

@@ -32,7 +32,8 @@ class Config(grpo.Config):
 
 
 def requires(config: Config) -> Mapping[str, str]:
-    return {TOKEN_REWARDS: "it is GRPO without; add shaping: repetition_dense"}
+    why = "it is GRPO without; add shaping: repetition_dense"
+    return {TOKEN_REWARDS: why, **_plain.requires(config)}
 
 
 def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
@@ -61,9 +62,7 @@ def rewards_to_go(group: Group) -> Floats:
     out_GT = np.zeros((len(group), max(map(_length, group.rollouts), default=0)))
     for g, rollout in enumerate(group.rollouts):
         for arrays in group.token_rewards.values():
-            thought_T, answer_T = np.split(arrays[g], [len(rollout.thought)])
-            seen_T = np.concatenate([thought_T[: rollout.final.after], answer_T])
-            out_GT[g, : len(seen_T)] += np.cumsum(seen_T[::-1])[::-1]
+            out_GT[g, : _length(rollout)] += np.cumsum(arrays[g][::-1])[::-1]
     return out_GT
 
 
@@ -72,7 +71,8 @@ def against_others(to_go: Sequence[Floats], used: Sequence[_plain.Bools]) -> lis
     out = []
     for to_go_GT, used_G in zip(to_go, used, strict=True):
         others_G1 = (used_G.sum() - used_G)[:, None]
-        rest_GT = (to_go_GT * used_G[:, None]).sum(0) - to_go_GT * used_G[:, None]
+        safe_GT = np.where(used_G[:, None], to_go_GT, 0.0)  # those of unknown verdicts are NaN
+        rest_GT = safe_GT.sum(0) - safe_GT
         out.append(to_go_GT - rest_GT / np.maximum(others_G1, 1))
     return out
 

@@ -13,6 +13,8 @@ from trainer import credit
 from trainer.algorithms import _plain
 from trainer.types import TrainSequence
 
+requires = _plain.requires
+
 
 class Config(_plain.Config):
     singleton: credit.Singleton = "zero"

@@ -21,6 +21,7 @@ from trainer.algorithms import _plain
 from trainer.types import TrainSequence
 
 Floats = _plain.Floats
+requires = _plain.requires
 
 
 class Config(_plain.Config):
@@ -58,13 +59,19 @@ def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
         weight = config.weights.get(name, 1.0)
         total = [t_G + weight * a_G for t_G, a_G in zip(total, own, strict=True)]
     if config.batch_normalize:
-        total = normalized(total, _plain.rewards(groups), config.eps)
+        total = normalized(total, _plain.rewards(groups), counted, config.eps)
     return _plain.sequences(groups, total, config)
 
 
-def normalized(advantages: Sequence[Floats], rewards: Sequence[Floats], eps: float) -> list[Floats]:
-    """(A - mean) / (std + eps) over all rollouts of the batch whose reward is known; others 0."""
-    pool = [a_G[~np.isnan(r_G)] for a_G, r_G in zip(advantages, rewards, strict=True)]
+def normalized(
+    advantages: Sequence[Floats],
+    rewards: Sequence[Floats],
+    counted: Sequence[_plain.Bools],
+    eps: float,
+) -> list[Floats]:
+    """(A - mean) / (std + eps), by the counted rollouts of known reward; unknown ones get 0."""
+    parts = zip(advantages, rewards, counted, strict=True)
+    pool = [a_G[c_G & ~np.isnan(r_G)] for a_G, r_G, c_G in parts]
     flat = np.concatenate([np.empty(0), *pool])
     if len(flat) < 2 or flat.std() < credit.NOISE:
         return [np.zeros_like(a_G) for a_G in advantages]

@@ -27,7 +27,7 @@ Floats = _plain.Floats
 
 class Config(_plain.Config, base.Capped):
     beta: float = Field(4.0, gt=0)
-    """Scale of the reward; as in `shaping: hbpo`, and so is max_tokens (the paper's L_max)."""
+    """Scale of the reward: that of `shaping: hbpo`, as is max_tokens (the paper's L_max)."""
     eps: float = Field(1e-6, ge=0)
     """Added to the deviation of the group."""
     zero_if_all_wrong: bool = False
@@ -36,9 +36,11 @@ class Config(_plain.Config, base.Capped):
 
 def requires(config: Config) -> Mapping[str, str]:
     return {
+        **_plain.requires(config),
         SUBGROUPS: "it compares budgets; set budget: hierarchical",
         TARGET: "its baseline is what the announced budget is worth; set budget: hierarchical",
-        "shaping hbpo": "its baseline is the most that this reward gives; add it to shaping",
+        hbpo.scale(config.beta, config.max_tokens): "its baseline is the most that this reward "
+        "gives; add it to shaping, with the beta and max_tokens of the algorithm",
     }
 
 

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from samplers.facts import CUT_CREDIT, CUTS
 from samplers.types import Group
-from trainer.algorithms import grpo
+from trainer.algorithms import _plain, grpo
 from trainer.types import TrainSequence
 
 
@@ -35,7 +35,8 @@ def provides(config: Config) -> set[str]:
 
 
 def requires(config: Config) -> dict[str, str]:
-    return {CUTS: "forced answers tell from where on a thought knew its answer"}
+    why = "forced answers tell from where on a thought knew its answer"
+    return {CUTS: why, **_plain.requires(config)}
 
 
 def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
@@ -46,7 +47,8 @@ def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
         group = of_serial[row.group]
         rollout = group.rollouts[row.rollout]
         start = len(rollout.prompt_ids_T)
-        after = slice(start + boundary(group, row.rollout), start + rollout.think_tokens)
+        end = min(rollout.think_tokens, rollout.final.after)
+        after = slice(start + boundary(group, row.rollout), start + end)
         advantages_T = row.advantages_T.copy()
         late_T = advantages_T[after]
         advantages_T[after] = np.where(late_T > 0, config.share_after * late_T, late_T)

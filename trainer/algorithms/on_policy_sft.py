@@ -12,7 +12,6 @@ import numpy as np
 from pydantic import Field
 
 from rewards.lengths import Kind, lengths
-from samplers.facts import MARKERS
 from samplers.seam import Component
 from samplers.types import Group
 from trainer.algorithms import _plain
@@ -28,10 +27,7 @@ class Config(Component):
 
 
 def requires(config: Config) -> Mapping[str, str]:
-    needs = {"loss ce": "it imitates; set loss: {name: ce}"}
-    if config.length == "think":
-        needs[MARKERS] = "length=think counts the thought"
-    return needs
+    return {"loss ce": "it imitates; set loss: {name: ce}", **_plain.requires(config)}
 
 
 def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:

@@ -19,6 +19,7 @@ from trainer.algorithms import _plain
 from trainer.types import TrainSequence
 
 Floats = _plain.Floats
+requires = _plain.requires
 
 
 class Config(_plain.Config):
@@ -38,8 +39,8 @@ def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
     def formula(*columns: list[np.ndarray]) -> list[Floats]:
         rewards, counted, right, length = columns
         quality = credit.FORMS[config.base](rewards, counted)
-        parts = zip(quality, right, length, strict=True)
-        return [q + config.weight * bonus(q * r, ln, config.c) for q, r, ln in parts]
+        parts = zip(quality, right, counted, length, strict=True)
+        return [q + config.weight * bonus(q * r * c, ln, config.c) for q, r, c, ln in parts]
 
     length = [lengths(group, config.length)[:, -1, 0] for group in groups]
     advantages = _plain.advantages(groups, config, formula, _plain.right(groups), length)

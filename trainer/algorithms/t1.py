@@ -19,6 +19,8 @@ from trainer import credit
 from trainer.algorithms import _plain
 from trainer.types import TrainSequence
 
+requires = _plain.requires
+
 
 class Config(_plain.Config):
     base: credit.Form = "rloo"
