@@ -88,11 +88,11 @@ def _check_cuts(plan: Plan, prompt: Prompt) -> None:
         raise ValueError(
             f"budget: cuts {cuts} go beyond {limit} {most}; leave out those above it, or raise it"
         )
-    if weights and (len(weights) != len(cuts) or min(weights) < 0):
+    if weights and (len(weights) != len(cuts) or not min(weights) >= 0):
         raise ValueError(
             f"budget: weights {weights}: one per cut of {cuts} is needed, 0 at least each"
         )
-    if weights and abs(sum(weights) - 1) > 1e-6:
+    if weights and not abs(sum(weights) - 1) <= 1e-6:  # nor NaN
         raise ValueError(f"budget: weights {weights} sum to {sum(weights):g}; make it 1")
     if plan.chunk is not None and (cuts or answers > 1):
         raise ValueError(

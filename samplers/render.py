@@ -6,7 +6,7 @@ wherever it is used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,7 +93,8 @@ class Renderer:
                     f"budget: {field} {getattr(plan, field)!r} needs chat messages, and prompt "
                     f"'{prompt.id}' is plain text; set data.chat=true or leave {field} out"
                 )
-        return np.asarray(self.tokenizer(prompt.text + plan.suffix)["input_ids"], np.int32)
+        text = prompt.text + plan.suffix
+        return np.asarray(_written(text, lambda: self.tokenizer(text)["input_ids"]), np.int32)
 
     def _render_chat(self, prompt: Prompt, plan: Plan) -> Ids:
         if not self.tokenizer.chat_template:
@@ -130,8 +131,12 @@ class Renderer:
     def _apply(
         self, messages: Sequence[Mapping[str, str]], template: Mapping[str, Any]
     ) -> list[int]:
-        out = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template
+        text = " ".join(message["content"] for message in messages)
+        out = _written(
+            text,
+            lambda: self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template
+            ),
         )
         return list(out)
 
@@ -168,7 +173,8 @@ class Renderer:
         """
         ids = self._encoded.get(text)
         if ids is None:
-            ids = np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+            made = _written(text, lambda: self.tokenizer(text, add_special_tokens=False))
+            ids = np.asarray(made["input_ids"], np.int32)
             ids.flags.writeable = False
             if len(self._encoded) >= _REMEMBERED:
                 self._encoded.clear()
@@ -235,6 +241,21 @@ class Renderer:
         if not self.tokenizer.chat_template:
             return False
         return self.opened(self._apply([{"role": "user", "content": "1"}], {}))
+
+
+def _written(text: str, tokenize: Callable[[], Any]) -> Any:
+    """What `tokenize` gives; a text that the vocabulary or the template cannot hold is told."""
+    try:
+        return tokenize()
+    except ValueError:
+        raise
+    except Exception as error:  # tokenizers raises nothing more special
+        shown = text if len(text) <= 60 else f"...{text[-57:]}"
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"the model's tokenizer or chat template cannot write {shown!r} ({why}); use words of "
+            "its vocabulary in prompts, system, suffix, prefill, close, after_close and probe"
+        ) from None
 
 
 def load(path: str, thinking: ThinkingConfig | None, trust_remote_code: bool = False) -> Renderer:

@@ -149,7 +149,14 @@ class Custom(Component):
     """Steps after which nothing changes any more."""
 
     def value(self, step: int) -> Any:
-        return seam.function(self.function)(min(step, self.steps - 1))
+        step = min(step, self.steps - 1)
+        try:
+            return seam.function(self.function)(step)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever a user's function does
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(f"function={self.function} failed at step {step} ({what})") from None
 
     @property
     def last_step(self) -> int:

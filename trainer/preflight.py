@@ -79,7 +79,9 @@ def check(stage: Stage, recipe: Recipe, *, thorough: bool = True, here: bool = T
     _model(stage, asked, imitated, thorough)
     if asked and stage.kind == "rl":
         folder = locate(stage.model.path, download=thorough)
-        rehearsal.check(stage, asked[0], ModelFolder(folder) if folder else None)
+        model = ModelFolder(folder) if folder else None
+        rehearsal.check(stage, asked[0], model)
+        rehearsal.check_rows(stage, _rows(graded[0], thorough), model)
     for dataset in graded:
         _golds(stage, dataset, thorough)
 
@@ -300,12 +302,18 @@ def _tokens(model: ModelFolder, prompt: Prompt) -> int:
         raise ValueError(f"data: row {prompt.id}: {error}") from None
 
 
+def _rows(dataset: Dataset, thorough: bool) -> list[Prompt]:
+    """All rows of a finite dataset when thorough, else the first."""
+    if dataset.size is None or not thorough:
+        return _some(dataset)
+    return [dataset[i] for i in range(dataset.size)]
+
+
 def _golds(stage: Stage, dataset: Dataset, thorough: bool) -> None:
     """Every gold answer of a finite dataset must be right in the eyes of the one verifier."""
     if dataset.size is None:
         return
-    size = dataset.size if thorough else min(dataset.size, LOOKED_AT)
-    prompts = [dataset[i] for i in range(size)]
+    prompts = _rows(dataset, thorough)
     name, _ = seam.split(stage.verifier)
     other = next((p for p in prompts if p.verifier not in ("", name)), None)
     if other is not None and not stage.data.task:  # a task's own verifier is a proposal

@@ -16,8 +16,9 @@ from rewards.apply import Shaping
 from rewards.verdict import Verdict
 from samplers import seam
 from samplers.budgets import base as budgets
-from samplers.check import check_plan
-from samplers.facts import TOKEN_REWARDS
+from samplers.check import check_plan, gold_ids
+from samplers.facts import PROBES, TOKEN_REWARDS
+from samplers.render import Renderer
 from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
 from trainer import compatibility
 from trainer.config import Stage
@@ -28,8 +29,32 @@ SAID = 3
 """Tokens of a made-up thought, and of an answer with its end."""
 
 
+TRIED = 64
+"""Settings of a schedule that are tried, spread evenly, of those that there will be."""
+
+
+def check_rows(stage: Stage, prompts: Sequence[Prompt], model: ModelFolder | None) -> None:
+    """Budgets that prompts name, and golds that a budget policy scores: every row has them.
+
+    Raises:
+        ValueError: the first row that has not.
+    """
+    if "'meta:" not in repr(stage.budget) and PROBES not in compatibility.facts(stage):
+        return
+    module, config = seam.resolve("samplers.budgets", stage.budget_spec)
+    renderer = None
+    for prompt in prompts:
+        plan = module.plans(config, prompt, stage.rollouts_per_prompt, 0, {}, 0)[0]
+        if plan.probe and model is not None and not stage.model.add_markers:
+            renderer = renderer or _renderer(stage, model)
+            try:
+                gold_ids(plan, prompt, renderer)
+            except ValueError as error:
+                raise ValueError(f"data: row {prompt.id}: {error}") from None
+
+
 def check(stage: Stage, prompt: Prompt, model: ModelFolder | None) -> None:
-    """Plans for `prompt` at the first and at the last change of the budget, and their readers.
+    """Plans for `prompt` at every change of the budget, and their readers.
 
     Args:
         model: None where it is not on this machine: nothing is rendered then.
@@ -45,7 +70,9 @@ def check(stage: Stage, prompt: Prompt, model: ModelFolder | None) -> None:
             f"set steps={last + 1} or more, or shorten the schedule"
         )
     rows = []
-    for step in sorted({0, last}):
+    steps = np.array(budgets.changes(module, config))
+    few = np.linspace(0, len(steps) - 1, min(TRIED, len(steps))).round().astype(int)
+    for step in steps[few].tolist():
         plans = module.plans(config, prompt, stage.rollouts_per_prompt, step, {}, 0)
         if stage.markers is None and any(plan.think is not None or plan.cuts for plan in plans):
             name, _ = seam.split(stage.budget)
@@ -73,11 +100,23 @@ def _render(stage: Stage, prompt: Prompt, plans: Sequence[Plan], model: ModelFol
     worded = {repr(p): p for p in plans if any(getattr(p, field) for field in fields)}
     if not worded or stage.model.add_markers:
         return
+    renderer = _renderer(stage, model)
+    for plan in worded.values():
+        try:
+            check_plan(plan, prompt, renderer.render(prompt, plan), renderer, model.context)
+        except ValueError as error:
+            raise ValueError(_under("budget", str(error))) from None
+
+
+def _under(field: str, message: str) -> str:
+    """The message, with the field that it is about if it does not say so itself."""
+    return message if message.startswith((field, "prompt")) else f"{field}: {message}"
+
+
+def _renderer(stage: Stage, model: ModelFolder) -> Renderer:
     from samplers import render
 
-    renderer = render.load(str(model.path), stage.markers, stage.model.trust_remote_code)
-    for plan in worded.values():
-        check_plan(plan, prompt, renderer.render(prompt, plan), renderer, model.context)
+    return render.load(str(model.path), stage.markers, stage.model.trust_remote_code)
 
 
 def rehearse(stage: Stage, prompt: Prompt, plans: Sequence[Plan]) -> list[TrainSequence]:

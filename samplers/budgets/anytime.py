@@ -26,11 +26,14 @@ from samplers.types import Plan, Prompt
 def _prior(value: Any) -> str | tuple[float, ...]:
     if isinstance(value, str) and value in ("uniform", "linear", "final"):
         return value
-    if not isinstance(value, list | tuple) or not all(isinstance(p, int | float) for p in value):
+    numbers = isinstance(value, list | tuple) and all(
+        isinstance(p, int | float) and not isinstance(p, bool) for p in value
+    )
+    if not numbers:
         raise ValueError(
             f"{value!r} is no prior; allowed: uniform, linear, final, or a list of probabilities"
         )
-    if min(value, default=-1) < 0 or abs(sum(value) - 1) > 1e-6:
+    if not (min(value, default=-1) >= 0 and abs(sum(value) - 1) <= 1e-6):  # NaN is neither
         raise ValueError(
             f"{list(value)} sums to {sum(value):g}; give probabilities, 0 or more, that sum to 1"
         )
@@ -70,7 +73,9 @@ class Config(base.Asking):
     def _cut(self) -> Config:
         set_ = [name for name in _CUTS if name in self.model_fields_set and getattr(self, name)]
         if len(set_) > 1:
-            raise ValueError(f"{' and '.join(set_)} each say where to cut; set one of them")
+            raise ValueError(
+                f"{' and '.join(set_)} each say where to cut; keep one and set the other to null"
+            )
         if self.budgets is not None:
             base.ascending(self.budgets)
             if self.limit != self.budgets[-1]:

@@ -204,8 +204,13 @@ def inner(of: str | Mapping[str, Any], max_tokens: int | None) -> tuple[ModuleTy
     Raises:
         ValueError: no such policy, or settings that it refuses, as one line.
     """
+    if not isinstance(of, str | Mapping):
+        raise ValueError(f"of: {of!r} is no policy; give its name, or a mapping with a 'name'")
     name, settings = seam.split(of)
-    module = seam.find("samplers.budgets", name)
+    try:
+        module = seam.find("samplers.budgets", name)
+    except ValueError as error:
+        raise ValueError(str(error).replace("budget:", "of:", 1)) from None
     if not callable(getattr(module, "plans", None)):
         raise ValueError(f"of: module '{name}' has no plans; name a budget policy")
     takes = getattr(module, "Config", Component).model_fields
@@ -233,6 +238,12 @@ def natural(module: ModuleType, config: Any) -> Plan:
 def said(what: str, module: ModuleType, config: Any) -> Any:
     """What a policy provides, requires or refuses (`samplers/facts.py`), if anything."""
     return getattr(module, what, lambda _: {})(config)
+
+
+def changes(module: ModuleType, config: Any) -> list[int]:
+    """Steps at which a policy's settings are others than before, the first included."""
+    found: list[int] = getattr(module, "changes", lambda _: [0])(config)
+    return found
 
 
 def last_step(module: ModuleType, config: Any) -> int:

@@ -23,7 +23,7 @@ from samplers.types import Group, Plan, Prompt
 
 
 class Config(Component):
-    of: str | dict[str, Any] = "unlimited"
+    of: Any = "unlimited"
     """The policy whose rollouts these are: a name, or a mapping with `name` and settings."""
     chunk: int = Field(ge=1)
     """Tokens that a rollout makes in a step at most."""
@@ -34,6 +34,8 @@ class Config(Component):
     def _whole(self) -> Config:
         if CUTS in base.said("provides", *self.inner):
             raise ValueError(f"of: {_CUT}")
+        if CHUNKS in base.said("provides", *self.inner):
+            raise ValueError("of: is chunked already; set its chunk here and leave the other out")
         if self.max_tokens is not None and self.chunk >= self.max_tokens:
             warnings.warn(
                 f"budget.chunk={self.chunk} has no effect: no response is longer than "
@@ -75,6 +77,10 @@ def observe(config: Config, groups: Sequence[Group], memory: dict[str, Any]) -> 
 
 def natural(config: Config) -> Plan:
     return base.natural(*config.inner)
+
+
+def changes(config: Config) -> list[int]:
+    return base.changes(*config.inner)
 
 
 def last_step(config: Config) -> int:

@@ -24,9 +24,12 @@ from samplers.schedules import Schedule
 from samplers.seam import Component
 from samplers.types import Group, Plan, Prompt
 
+LONGEST = 100_000
+"""Last step that a schedule may end at."""
+
 
 class Config(Component):
-    of: str | dict[str, Any]
+    of: Any
     """The policy whose settings change: a name, or a mapping with `name` and settings."""
     fields: dict[str, Schedule] = Field(min_length=1)
     """Field of that policy -> its schedule. `modes.low.think` is a field of a field, `think.1` the
@@ -34,14 +37,24 @@ class Config(Component):
     max_tokens: int | None = Field(None, ge=1)
     """Cap of the whole response; a recipe's rollout.max_tokens unless set here."""
     _made: dict[str, tuple[ModuleType, Any]] = PrivateAttr(default_factory=dict)
+    _changes: list[int] = PrivateAttr(default_factory=list)
 
     @model_validator(mode="after")
     def _holds(self) -> Config:
+        if self.last_step > LONGEST:
+            raise ValueError(
+                f"fields: the schedules end at step {self.last_step}, later than any stage; let "
+                f"them end by {LONGEST}"
+            )
+        known = -1
         for step in range(self.last_step + 1):
             try:
                 self.at(step)
             except ValueError as error:
                 raise ValueError(f"at step {step}: {error}") from None
+            if len(self._made) > known:
+                known = len(self._made)
+                self._changes.append(step)
         if CHUNKS in base.said("provides", *self.final):
             raise ValueError("of: chunked goes outside: name=chunked, of={name: curriculum, ...}")
         return self
@@ -126,13 +139,24 @@ def last_step(config: Config) -> int:
     return max(config.last_step, base.last_step(*config.final))
 
 
+def changes(config: Config) -> list[int]:
+    """The first step of every setting that there will be."""
+    return list(config._changes)
+
+
 def provides(config: Config) -> set[str]:
-    return set(base.said("provides", *config.final))
+    """What is true at any step: so are needs and refusals."""
+    return {fact for made in config._made.values() for fact in base.said("provides", *made)}
 
 
 def requires(config: Config) -> dict[str, str]:
-    return dict(base.said("requires", *config.final))
+    return _ever(config, "requires")
 
 
 def refuses(config: Config) -> dict[str, str]:
-    return dict(base.said("refuses", *config.final))
+    return _ever(config, "refuses")
+
+
+def _ever(config: Config, what: str) -> dict[str, str]:
+    found = [dict(base.said(what, *made)) for made in config._made.values()]
+    return {fact: why for reasons in found for fact, why in reasons.items()}

@@ -24,7 +24,7 @@ class Mode(base.Asking):
 
     think: int | None = Field(None, ge=0)
     """Thinking tokens before the end marker is forced; None: no limit."""
-    share: float = Field(1.0, gt=0)
+    share: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Part of the rollouts, relative to the other modes."""
 
 

@@ -2,10 +2,11 @@
 
     python -m tests.bench.nested [torch|vllm] [rounds]
 
-The tiny reasoner (base/find) thinks some 75 tokens, 128 at most, and answers with two (one letter
-and the end): 32 prompts x 8 rollouts, one thread. Plain answers once, behind the whole thought.
-Checked: both sides think the same tokens. Beside the ratio of seconds stands that of the tokens
-sampled: short thoughts are the hard case, for the answers' share of the tokens is what they cost.
+The tiny reasoner (base/find) answers with two tokens (one letter and the end): 32 prompts x 8
+rollouts, one thread. Its thoughts are cut at 128 tokens, and, of harder problems than it was
+made for, at 384. Plain answers once, behind the whole thought. Checked: both think the same tokens.
+Beside the ratio of seconds stands that of the tokens sampled: short thoughts are the hard case, for
+the answers' share of the tokens is what they cost.
 """
 
 from __future__ import annotations
@@ -25,18 +26,26 @@ from samplers.types import Job, Plan, Rollout
 from trainer.modelfolder import fetch
 
 PROMPTS, COPIES = 32, 8
-PLAIN = Plan(192, think=128, answer=8)
-GRID = tuple(range(16, 129, 16))
-NESTED = {
-    "8 cuts x 1": Plan(192, cuts=GRID, answer=8),
-    "4 cuts x 4": Plan(192, cuts=GRID[1::2], answers_per_cut=4, answer=8),
-    "8 cuts, gold probed": Plan(192, cuts=GRID, answer=8, probe="{answer}"),
-}
+TASKS = {128: find.Config(), 384: find.Config(candidates=(8, 8), ops=(3, 3))}
+"""Thinking limit -> problems."""
+
+
+def plans(limit: int) -> dict[str, Plan]:
+    grid = tuple(range(limit // 8, limit + 1, limit // 8))
+    cap = limit + 64
+    return {
+        "plain": Plan(cap, think=limit, answer=8),
+        "8 cuts x 1": Plan(cap, cuts=grid, answer=8),
+        "4 cuts x 4": Plan(cap, cuts=grid[1::2], answers_per_cut=4, answer=8),
+        "8 cuts, gold probed": Plan(cap, cuts=grid, answer=8, probe="{answer}"),
+    }
+
+
 CLOCK = time.process_time if os.environ.get("LACONIC_BENCH_CPU") else time.perf_counter
 
 
 def compare(name: str, rounds: int = 9) -> None:
-    """Print the median ratios of each nested plan."""
+    """Print the median ratios of each nested plan, for short and for long thoughts."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     kind = vllm.Config if name == "vllm" else base.Config
     worker = RolloutWorker.from_pretrained(
@@ -44,12 +53,19 @@ def compare(name: str, rounds: int = 9) -> None:
     )
     gc.collect()
     gc.freeze()  # or a collection that looks at all of torch falls into one round or another
-    seconds: dict[str, list[float]] = {what: [] for what in ("plain", *NESTED)}
-    tokens = dict.fromkeys(seconds, 0)
+    for limit in TASKS:
+        _compare(name, worker, limit, rounds)
+
+
+def _compare(name: str, worker: RolloutWorker, limit: int, rounds: int) -> None:
+    asking = plans(limit)
+    seconds: dict[str, list[float]] = {what: [] for what in asking}
+    tokens = dict.fromkeys(asking, 0)
+    length = 0.0
     for number in range(rounds + 1):
         thoughts = None
-        for what, plan in {"plain": PLAIN, **NESTED}.items():
-            asked = jobs(plan, number)
+        for what, plan in asking.items():
+            asked = jobs(plan, TASKS[limit], number)
             started = CLOCK()
             made = worker.generate(asked)
             if number:  # the first warms up
@@ -57,20 +73,21 @@ def compare(name: str, rounds: int = 9) -> None:
                 tokens[what] += sum(rollout.sampled_tokens for rollout in made)
             thoughts = thoughts or shown(made)
             assert shown(made) == thoughts, "the thoughts differ"
+            length = statistics.mean(rollout.think_tokens for rollout in made)
     plain = seconds.pop("plain")
-    print(f"{name}: plain {1000 * statistics.median(plain):.0f} ms")
+    head = f"{name}, thoughts of {length:.0f} tokens"
+    print(f"{head}: plain {1000 * statistics.median(plain):.0f} ms")
     for what, nested in seconds.items():
         ratios = sorted(n / p for n, p in zip(nested, plain, strict=True))
         print(
-            f"{name}: {what}: {statistics.median(ratios):.2f} of plain's seconds "
+            f"{head}: {what}: {statistics.median(ratios):.2f} of plain's seconds "
             f"({ratios[0]:.2f} to {ratios[-1]:.2f}), {tokens[what] / tokens['plain']:.2f} of its "
             "tokens",
             flush=True,
         )
 
 
-def jobs(plan: Plan, number: int) -> list[Job]:
-    config = find.Config()
+def jobs(plan: Plan, config: find.Config, number: int) -> list[Job]:
     return [
         Job(find.prompt(config, "train", p), plan, p, i, seed=(number * PROMPTS + p) * COPIES + i)
         for p in range(PROMPTS)
