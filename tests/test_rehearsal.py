@@ -72,7 +72,7 @@ def test_a_schedule_that_fails_or_never_ends(schedule: str, says: str) -> None:
             "{name: elastic, think: 16, answer: 4}",
             "suffix",
             "[[0, ''], [1, word], [2, '']]",
-            "'word'",
+            "?word'",
         ),
         ("{name: anytime, think: 64, answer: 4}", "count", "[[0, 4], [2, 1]]", "credit at cuts"),
     ],
