@@ -10,8 +10,8 @@ import pytest
 
 from samplers.rollout import RolloutWorker
 from samplers.types import Job, Plan, Request, Rollout
+from tests.engines import STARTS, logits, small, torch_engine
 from tests.scripted import PROMPT, RENDERER
-from tests.test_engine_contract import STARTS, logits, small, torch_engine
 
 MODEL_PLANS = [
     Plan(30), Plan(30, think=6), Plan(30, think=0, answer=5), Plan(40, cuts=(0, 2, 8, 40)),

@@ -10,7 +10,7 @@ import pytest
 
 from samplers.engines import base
 from samplers.types import Request
-from tests.test_engine_contract import STARTS, logits, prompts, small
+from tests.engines import STARTS, logits, prompts, small
 
 
 @pytest.fixture(params=STARTS)

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from samplers.types import Request
+from tests.engines import STARTS, prompts, small
 from tests.made import sequence
 from tests.ranks import on_ranks
-from tests.test_engine_contract import STARTS, prompts, small
 from tests.tiny import tiny_model
 from trainer.batching import pack, scatter
 from trainer.learner import Learner, LearnerConfig

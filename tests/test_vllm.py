@@ -20,7 +20,7 @@ import torch
 from samplers import ring
 from samplers.engines import base, vllm
 from samplers.types import Request
-from tests.test_engine_contract import check_logprobs, prompts, small, vllm_engine
+from tests.engines import check_logprobs, prompts, small, vllm_engine
 from tests.tiny import tiny_model
 
 REQUESTS = [Request(i, p, 9, (), seed=i) for i, p in enumerate(prompts(5, seed=20))]
