@@ -108,12 +108,12 @@ class Request:
     seed: int = 0
     prefix: tuple[int, int] | None = None
     """(handle of an earlier completion kept with `keep`, how many of its tokens to reuse)."""
-    given: Ids | None = None
-    """Tokens to score after `ids` instead of sampling any: they come back as the completion, with
-    the logprobs that the model gives them; limits and seed are then without effect."""
     keep: bool = False
     """Keep the KV of prompt and completion; the completion then carries a handle."""
     logit_bias: Mapping[int, float] | None = None
+    given: Ids | None = None
+    """Tokens to score after `ids` instead of sampling any: they come back as the completion, with
+    the logprobs that the model gives them; limits and seed are then without effect."""
 
 
 @dataclass(frozen=True, slots=True)
