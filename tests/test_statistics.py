@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as scipy_stats
 
+from tests import vectors
 from trainer.eval import statistics
 
 
@@ -148,3 +149,10 @@ def test_priors_are_distributions(budgets: list[int], prior: statistics.Prior) -
     assert weights.sum() == pytest.approx(1)
     assert (weights >= 0).all()
     assert statistics.anytime(np.full(len(budgets), 0.7), budgets, prior) == pytest.approx(0.7)
+
+
+@vectors.each("thinkdial_act_score")
+def test_act_score_of_the_vectors(case: vectors.Case) -> None:
+    given = case["inputs"]
+    act, modes = statistics.act(given["acc"], given["cost"], given["base_acc"], given["base_cost"])
+    vectors.check(case, {"act": act, "per_mode": modes})

@@ -6,7 +6,7 @@ are counted (M below). Shape suffixes: M problems, S samples of a problem, J bud
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -210,6 +210,32 @@ def prior_weights(budgets: Sequence[int], prior: Prior) -> Floats:
 def anytime(accuracy_J: ArrayLike, budgets: Sequence[int], prior: Prior = "equal") -> Floats:
     """Any-time accuracy: sum_j P_j acc(b_j) over the last axis (Qi et al., arXiv:2505.13438)."""
     return np.asarray(accuracy_J, dtype=np.float64) @ prior_weights(budgets, prior)
+
+
+ACT_WEIGHTS: Mapping[str, float] = {"high": 1.0, "medium": 0.5, "low": 0.5}
+"""Share of accuracy in a mode's ACT score; what is left is that of tokens saved."""
+
+
+def act(
+    accuracy: Mapping[str, float],
+    cost: Mapping[str, float],
+    base_accuracy: float,
+    base_cost: float,
+    weights: Mapping[str, float] = ACT_WEIGHTS,
+) -> tuple[float, dict[str, float]]:
+    """ThinkDial's ACT score (arXiv:2508.18773, eqs. 6 and 7): the mean over modes, and each mode's.
+
+    w acc / acc_base + (1 - w) (1 - cost / cost_base), a fraction; the base must be right at times.
+
+    Args:
+        accuracy, cost: per mode; cost in mean tokens.
+    """
+    each = {
+        mode: weights[mode] * accuracy[mode] / base_accuracy
+        + (1 - weights[mode]) * (1 - cost[mode] / base_cost)
+        for mode in accuracy
+    }
+    return sum(each.values()) / len(each), each
 
 
 def _finite(values: ArrayLike) -> Floats:
