@@ -205,7 +205,7 @@ def test_own_modules(desk: Path, tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a budget without a thought": (
         {**NO_THOUGHT, "budget": {"name": "fixed", "think": 4}},
-        "budget=fixed: cuts thoughts.*thinking: none",
+        "budget=fixed needs thinking markers.*set thinking",
     ),
     "evaluation without a thought": ({"thinking": "none"}, r"evaluation\.budgets.*=null"),
     "a verifier as a reward": ({"shaping": ["mine.grade:even"]}, "shaping: .*completions"),

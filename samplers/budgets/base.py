@@ -18,6 +18,10 @@ from samplers.seam import Component
 from samplers.types import Plan, Prompt
 
 BUDGET = "{budget}"
+CLOSES = (
+    "a thought that reaches its budget is closed by force; set thinking: {start, end}, or "
+    "budget=unlimited"
+)
 _TEXTS = {"system": None, "suffix": "", "prefill": ""}
 """Fields that may announce a budget, and what they are when they say nothing."""
 

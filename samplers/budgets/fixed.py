@@ -36,4 +36,4 @@ def natural(config: Config) -> Plan:
 
 
 def requires(config: Config) -> dict[str, str]:
-    return {MARKERS: "a thought that reaches its budget is closed by force"}
+    return {MARKERS: base.CLOSES}
