@@ -21,6 +21,7 @@ RECIPES = [name for name in shipped() if name.endswith("/find") and name != "war
 ENGINES = ["torch", "vllm"]
 SMALL: dict[str, Any] = {
     "prompts_per_step": 2,
+    "optim": {"lr": 1e-6},  # one learner takes all their steps: it should stay what it is
     "tokens_per_micro_batch": 4096,
     "evaluation": {"every": 0},
     "grader": {"processes": 0},
