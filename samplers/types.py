@@ -263,6 +263,11 @@ class Group:
     """What learners computed because a component needs it: one array per rollout."""
     kept_G: NDArray[np.bool_] | None = None
     """Which rollouts train; None means all."""
+    weights_G: NDArray[np.float64] | None = None
+    """What each rollout's advantages are multiplied by before packing; None means 1."""
+    part: int = 0
+    """A draw that is sampled again after it was trained or discarded is another group: its
+    rollouts are not compared with those before (`samplers/allocation/base.py`)."""
 
     def __len__(self) -> int:
         return len(self.rollouts)
