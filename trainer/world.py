@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from rewards.verdict import Verdict
 from samplers.types import Ids, Job, Rollout
@@ -12,6 +12,39 @@ from trainer.types import Batch, Floats
 
 Item = tuple[str | None, str, Mapping[str, Any]]
 """(answer text, gold, meta): what a verifier is asked."""
+
+
+class Flow(Protocol):
+    """Rollouts in lots that come back as each of them is done. One thread uses it.
+
+    A context manager: leaving it closes it.
+    """
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Ask for one lot more, begun at once or as soon as there is room; empty lots are none."""
+        ...
+
+    def take(self) -> list[list[Rollout]]:
+        """Lots that are done, in the order in which they were: waits for one where none is.
+
+        Each holds its rollouts in the order of their jobs. Nothing where no lot is left.
+
+        Raises:
+            RuntimeError: an engine failed, or was aborted; no lot comes any more.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what is being made; lots not yet taken are lost."""
+        ...
+
+    def __len__(self) -> int:
+        """Lots added and not yet taken."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: Any) -> None: ...
 
 
 class World(Protocol):
@@ -27,8 +60,12 @@ class World(Protocol):
         """Rollouts in the order of their jobs; unfinished ones where a plan comes in chunks."""
         ...
 
+    def flow(self) -> Flow:
+        """Rollouts in lots, for who decides by those that are done what else to ask for."""
+        ...
+
     def abort(self) -> None:
-        """End what `rollout` is making, in whatever thread: it returns soon, or raises."""
+        """End what `rollout` or a flow is making, in whatever thread: it ends soon, or raises."""
         ...
 
     def probe(self, ids: Sequence[Ids]) -> list[Floats]:
