@@ -67,7 +67,7 @@ def train(
             ) as tracker,
             Profile(folder, profile) as profiled,
         ):
-            first = state["first"]
+            first, before = state["first"], None
             for index in range(state["stage"], len(recipe.stages)):
                 stage = recipe.stages[index]
                 path = str(begin(recipe, index).absolute())
@@ -80,10 +80,12 @@ def train(
                     traces.supply(run, path)
                     if newest and index == state["stage"]:
                         run.restore(newest, state)
+                    elif before is not None:
+                        run.follow(before)
                     tracker.console.advise(Adviser(recipe, index, _machine(address)))
                     profiled.watch(run)
                     LOOPS[stage.kind](run)
-                first += stage.steps
+                first, before = first + stage.steps, run
                 _point(folder / "model", checkpoint.complete(folder / "checkpoints")[-1] / "model")
         (folder / runfolder.DONE).touch()
     return folder

@@ -273,6 +273,11 @@ class Group:
         return len(self.rollouts)
 
     @property
+    def key(self) -> int:
+        """Tells it from every other group of a stage, parts of the same draw included."""
+        return self.serial + (self.part << 40)
+
+    @property
     def correct_GCA(self) -> NDArray[np.bool_]:
         return np.array([[[v.correct for v in c] for c in r] for r in self.verdicts], dtype=bool)
 

@@ -20,7 +20,7 @@ from tests.scripted import PROMPT
 from tests.test_collect import Counting, verify
 from tests.test_overlap import ages, draws
 from trainer import carried, checkpoint, staleness
-from trainer.collect import Collected, collect
+from trainer.collect import Collected, Rounds, collect
 from trainer.loop import train
 from trainer.tracking import read
 
@@ -183,7 +183,7 @@ def test_resumed_runs_lose_and_repeat_nothing(depth: int, allocation: str, tmp_p
     finished(kept)
     assert ages(kept).max() <= 4 + depth
     assert max(held) > 0
-    assert not (newest / "carried.npz").exists(), "the last step leaves nothing unfinished"
+    assert not (newest / "driver.npz").exists(), "the last step leaves nothing unfinished"
 
 
 def test_by_turns_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_by_turns_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None
         train(run)
     whole = run.trained
     first = checkpoint.complete(tmp_path / "whole" / "checkpoints")[0]
-    assert (first / "carried.npz").exists()
+    assert (first / "driver.npz").exists()
     state = checkpoint.driver_state(first)
     with watched(made, Aging(made.stages[0], 1, engines=1), tmp_path / "again") as run:
         run.restore(first, state)
@@ -225,7 +225,7 @@ def going(seed: int) -> list[Group]:
     ]
     return collect(
         uniform.Allocator(uniform.Config(), 4, 3), Counting(), lambda p, n, key: plans,
-        world.rollout, verify, lambda g, what: g, seed=seed, temperature=1.0,
+        Rounds(world.rollout), verify, lambda g, what: g, seed=seed, temperature=1.0,
     ).carried  # fmt: skip
 
 
@@ -269,17 +269,17 @@ def test_an_allocator_receives_none_when_the_rest_goes_on(tmp_path: Path) -> Non
 
     def once(allocator: Any, going: list[Group], last: bool = False) -> Collected:
         return collect(
-            allocator, stream, lambda p, n, key: [Plan(30, chunk=2)] * n, make, verify,
+            allocator, stream, lambda p, n, key: [Plan(30, chunk=2)] * n, Rounds(make), verify,
             lambda g, what: g, seed=0, temperature=1.0, carried=going, last=last,
         )  # fmt: skip
 
     stream = Counting()
-    groups, going = once(Twice(uniform.Config(), 1, 2), [])
+    groups, going, *_ = once(Twice(uniform.Config(), 1, 2), [])
     assert asked == [[(0, 0, False), (0, 1, False)], [(1, 0, False), (1, 1, False)]]
     assert [g.serial for g in groups] == [1]
     assert [g.serial for g in going] == [0]
     asked.clear()
-    groups, going = once(uniform.Allocator(uniform.Config(), 1, 1), going, last=True)
+    groups, going, *_ = once(uniform.Allocator(uniform.Config(), 1, 1), going, last=True)
     assert asked == [[(0, 0, True), (0, 1, True), (2, 0, False)]]
     assert [g.serial for g in groups] == [0, 2]
     assert not going

@@ -51,7 +51,7 @@ def test_killed_and_run_again_equals_never_killed(tmp_path: Path) -> None:
     _until((third / "COMPLETE").exists, process)
     process.kill()
     process.wait()
-    assert (third / "carried.npz").exists()
+    assert (third / "driver.npz").exists()
     train(tmp_path / "killed", *settings)
     assert metrics(folder) == metrics(whole)
     for name, array in weights(whole).items():

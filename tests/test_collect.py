@@ -12,7 +12,7 @@ from samplers import seeds
 from samplers.allocation import uniform
 from samplers.allocation.base import Annotate, Ask, Finish, PutBack, Receive, Sample, Stream
 from samplers.types import Answer, Group, Job, Plan, Prompt, Rollout, Tokens
-from trainer.collect import collect
+from trainer.collect import Rounds, collect
 
 
 class Counting:
@@ -55,8 +55,9 @@ def run(allocation, stream, calls=None) -> list[Group]:
         return make(jobs)
 
     return collect(
-        allocation, stream, lambda p, n, key: [Plan(4)] * n, counted, verify,
-        lambda group, what: replace(group, annotations={what: ()}), seed=3, temperature=0.5,
+        allocation, stream, lambda p, n, key: [Plan(4)] * n, Rounds(counted), verify,
+        lambda groups, what: [replace(g, annotations={what: ()}) for g in groups],
+        seed=3, temperature=0.5,
     ).groups  # fmt: skip
 
 
@@ -82,8 +83,7 @@ class UntilRight:
             group = yield Receive()
             assert group is not None
             if group.correct_GCA.any():
-                group = yield Annotate(group, "grad_norm")
-                assert group is not None
+                (group,) = yield Annotate((group,), "grad_norm")
                 kept = np.arange(len(group)) >= 4
                 yield Finish(group, kept)
                 left -= 1

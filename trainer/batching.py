@@ -70,6 +70,14 @@ def pack(
     return Batch(tuple(steps), rows, tokens)
 
 
+def without_idle(batch: Batch) -> Batch:
+    """The batch less the optimiser steps in which no token has a gradient: taken all the same,
+    they would move weights by the optimiser's momentum."""
+    idle = [all((m.rows_B < 0).all() for hand in step for m in hand) for step in batch.updates]
+    kept = tuple(step for step, nothing in zip(batch.updates, idle, strict=True) if not nothing)
+    return replace(batch, updates=kept)
+
+
 def _weights(step: Sequence[TrainSequence], loss: LossConfig) -> NDArray[np.float64]:
     """Weight of each trained token of each row: denominators count rollouts, however many rows."""
     units: dict[tuple[int, int], int] = {}

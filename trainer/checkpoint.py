@@ -2,7 +2,8 @@
 
 A checkpoint holds `model/` (a folder transformers loads), `learner/` (what the learners need to
 go on), `driver.json` (data position, allocation, shaping, stage, step, weight version) and, where
-rollouts go on over several steps, `carried.npz` (their tokens: trainer/carried.py).
+there are any, `driver.npz`: the arrays of that state (statistics of prompts, tokens of rollouts
+that go on over several steps).
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 COMPLETE = "COMPLETE"
-CARRIED = "carried"
-"""The one entry of the driver's state that is arrays."""
+_ARRAY = "array in driver.npz"
+"""Key of what stands in driver.json where the state has an array; its value is the array's name."""
 
 
 def save(
@@ -39,10 +41,10 @@ def save(
     target, partial = root / f"step-{step:06d}", root / f"step-{step:06d}.partial"
     partial.mkdir()
     write(partial)
-    words = {name: value for name, value in driver.items() if name != CARRIED}
-    (partial / "driver.json").write_text(json.dumps(words, indent=1))
-    if arrays := driver.get(CARRIED):
-        np.savez(partial / f"{CARRIED}.npz", **arrays)
+    arrays: dict[str, NDArray[Any]] = {}
+    (partial / "driver.json").write_text(json.dumps(_apart(driver, "", arrays), indent=1))
+    if arrays:
+        np.savez(partial / "driver.npz", **arrays)  # type: ignore[arg-type]  # not its allow_pickle
     for file in partial.rglob("*"):
         if file.is_file():
             _flush(file)
@@ -70,12 +72,30 @@ def newest(root: Path) -> Path | None:
 
 def driver_state(folder: Path) -> dict[str, Any]:
     """What `save` was given."""
-    state: dict[str, Any] = json.loads((folder / "driver.json").read_text())
-    path, arrays = folder / f"{CARRIED}.npz", {}
+    path, arrays = folder / "driver.npz", {}
     if path.exists():
         with np.load(path) as file:
             arrays = dict(file)
-    return {**state, CARRIED: arrays}
+    state: dict[str, Any] = _together(json.loads((folder / "driver.json").read_text()), arrays)
+    return state
+
+
+def _apart(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
+    """`value` with each array in it moved to `arrays`, under its path."""
+    if isinstance(value, np.ndarray):
+        arrays[name] = value
+        return {_ARRAY: name}
+    if isinstance(value, Mapping):
+        return {k: _apart(v, f"{name}.{k}" if name else str(k), arrays) for k, v in value.items()}
+    return value
+
+
+def _together(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {_ARRAY}:
+        return arrays[value[_ARRAY]]
+    return {k: _together(v, arrays) for k, v in value.items()}
 
 
 def _flush(path: Path) -> None:

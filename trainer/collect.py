@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
 
 from samplers import seeds
 from samplers.allocation.base import (
     Allocation,
     Annotate,
+    Discard,
     Finish,
+    Keep,
     PutBack,
     Receive,
+    Reply,
     Sample,
     Stream,
 )
@@ -24,52 +27,75 @@ Plans = Callable[[Prompt, int, int], Sequence[Plan]]
 _PLANS = 0x706C616E  # keeps the random numbers of plans apart from those of rollouts
 Make = Callable[[list[Job]], list[Rollout]]
 Verify = Callable[[list[Group]], list[Group]]
-Enrich = Callable[[Group, str], Group]
+Enrich = Callable[[Sequence[Group], str], Sequence[Group]]
 
 
 class Collected(NamedTuple):
     """What came of a step."""
 
     groups: list[Group]
-    """To train."""
+    """To train, by draw."""
     carried: list[Group]
-    """With unfinished rollouts (chunked plans), not verified: the next step goes on with them."""
+    """For the next step, not judged: with unfinished rollouts (chunked plans), or kept for it."""
+    discarded: list[Group]
+    """Verified, and not to train."""
+    made: dict[int, int]
+    """Rollouts made of draws that were put back."""
 
 
-class _Open(NamedTuple):
-    """A group that is being made: what is finished of it, and what is to be done."""
+class Making(Protocol):
+    """Rollouts in lots: `trainer.world.Flow`, or `Rounds`."""
 
-    prompt: Prompt
-    draw: int
-    slots: Sequence[Rollout | Job]
+    def add(self, jobs: Sequence[Job]) -> None: ...
+    def take(self) -> list[list[Rollout]]: ...
+
+
+class Rounds:
+    """One call a round: all that was asked for, in one ordered list, comes back together."""
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+        self._lots: list[list[Job]] = []
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        self._lots.append(list(jobs))
+
+    def take(self) -> list[list[Rollout]]:
+        lots, self._lots = self._lots, []
+        rollouts = iter(self._make([job for lot in lots for job in lot]))
+        return [[next(rollouts) for _ in lot] for lot in lots]
 
 
 def collect(
     allocation: Allocation,
     stream: Stream,
     plans: Plans,
-    make: Make,
+    making: Making,
     verify: Verify,
     annotate: Enrich,
     *,
     seed: int,
     temperature: float,
     carried: Sequence[Group] = (),
+    made: Mapping[int, int] | None = None,
     last: bool = False,
 ) -> Collected:
     """One step's groups. A draw sampled twice is one group: verdicts cover all its rollouts.
 
+    Everything that was asked for is made, whether the allocator waits for it or not.
+
     Args:
-        carried: what the step before left unfinished; a chunk of it is made with the first samples.
+        carried: what the step before left: a chunk of what is unfinished is made with the first
+            samples, what was kept is received first.
+        made: rollouts made, in earlier steps, of draws that were put back.
         last: nothing is carried on from here: rollouts are made to their ends.
     """
+    desk = _Desk(plans, making, verify, seed, temperature, last, dict(made or {}))
+    for group in carried:
+        desk.go_on(group)
     asks = allocation.allocate(stream)
-    going: list[_Open] = []
-    paused = [_resumed(group, temperature, last) for group in carried]
-    ready: deque[Group] = deque()
-    held: dict[int, Group] = {}
-    out = Collected([], [])
-    reply: Group | None = None
+    out = Collected([], [], [], {})
+    reply: Reply = None
     while True:
         try:
             ask = asks.send(reply)
@@ -77,84 +103,155 @@ def collect(
             break
         reply = None
         match ask:
-            case Sample(draw):
-                going.append(_begun(ask, plans, held.get(draw), seed, temperature, last))
+            case Sample():
+                desk.begin(ask)
             case Receive():
-                if not ready and (paused or going):
-                    made = _made([*paused, *going], make)
-                    paused, going = [], []
-                    out.carried.extend(g for g in made if _unfinished(g))
-                    assert not (last and out.carried), "a rollout without a chunk is finished"
-                    whole = [g for g in made if not _unfinished(g)]
-                    for group in verify(whole) if whole else ():
-                        held[group.serial] = _join(held.get(group.serial), group)
-                        ready.append(held[group.serial])
-                reply = ready.popleft() if ready else None
-            case Annotate(group, what):
-                reply = annotate(group, what)
-            case Finish(group, kept_G):
-                out.groups.append(replace(group, kept_G=kept_G))
+                reply = desk.receive()
+            case Annotate(groups, what):
+                reply = tuple(annotate(groups, what))
+            case Finish(group, kept_G, weights_G):
+                desk.let_go(group.serial)
+                out.groups.append(replace(group, kept_G=kept_G, weights_G=weights_G))
+            case Keep(group):
+                desk.let_go(group.serial)
+                (out.discarded if last else out.carried).append(group)
+            case Discard(group):
+                desk.let_go(group.serial)
+                out.discarded.append(group)
             case PutBack(draw, prompt):
+                out.made.update(desk.made_of(draw))
                 stream.put_back(draw, prompt)
+    out.discarded.extend(desk.clear())
+    out.carried.extend(desk.unfinished)
+    out.groups.sort(key=_order)  # they came as they were done, the short ones first
     return out
 
 
-def _begun(
-    ask: Sample, plans: Plans, held: Group | None, seed: int, temperature: float, last: bool
-) -> _Open:
-    """More rollouts of a draw: in chunks only the first ones, since a draw's first tokens would
-    otherwise be too old before its last ones are made."""
-    first = len(held) if held else 0
-    plans_key = seeds.key(seed, _PLANS, ask.draw, first)
-    jobs = [
-        Job(
-            prompt=ask.prompt,
-            plan=replace(plan, chunk=None) if held or last else plan,
-            group=ask.draw,
-            index=first + i,
-            seed=seeds.key(seed, ask.draw, first + i),
-            temperature=temperature,
-        )
-        for i, plan in enumerate(plans(ask.prompt, ask.n, plans_key))
-    ]
-    return _Open(ask.prompt, ask.draw, jobs)
+def _order(group: Group) -> tuple[int, int]:
+    return group.serial, group.part
 
 
-def _resumed(group: Group, temperature: float, last: bool) -> _Open:
-    """The group's unfinished rollouts are jobs again."""
-    slots = [
-        Job(
-            prompt=group.prompt,
-            plan=replace(rollout.plan, chunk=None) if last else rollout.plan,
-            group=group.serial,
-            index=rollout.index,
-            seed=rollout.seed,
-            temperature=temperature,
-            resume=rollout,
-        )
-        if rollout.unfinished
-        else rollout
-        for rollout in group.rollouts
-    ]
-    return _Open(group.prompt, group.serial, slots)
+class _Open(NamedTuple):
+    """Rollouts of a draw that are being made: what is finished of them, and what is to be done."""
+
+    prompt: Prompt
+    draw: int
+    slots: Sequence[Rollout | Job]
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [slot for slot in self.slots if isinstance(slot, Job)]
 
 
-def _made(going: Sequence[_Open], make: Make) -> list[Group]:
-    """The groups as far as their jobs lead, all of them done in one call."""
-    jobs = [slot for one in going for slot in one.slots if isinstance(slot, Job)]
-    rollouts = iter(make(jobs))
-    return [
-        Group(
-            one.prompt,
-            one.draw,
-            tuple(next(rollouts) if isinstance(slot, Job) else slot for slot in one.slots),
-        )
-        for one in going
-    ]
+@dataclass(slots=True)
+class _Desk:
+    """Rollouts on their way from asked for to received."""
+
+    plans: Plans
+    making: Making
+    verify: Verify
+    seed: int
+    temperature: float
+    last: bool
+    made: dict[int, int]
+    """Rollouts asked for, of each draw: the index of its next one."""
+    open: dict[tuple[int, int], _Open] = field(default_factory=dict)
+    """By (draw, index of the first job)."""
+    whole: list[Group] = field(default_factory=list)
+    """Complete, to be verified."""
+    ready: deque[Group] = field(default_factory=deque)
+    held: dict[int, Group] = field(default_factory=dict)
+    """What was verified of each draw and not yet named by the allocator."""
+    parts: dict[int, int] = field(default_factory=dict)
+    """How often a draw was let go."""
+    unfinished: list[Group] = field(default_factory=list)
+
+    def begin(self, ask: Sample) -> None:
+        """More rollouts of a draw: in chunks only the first ones, since a draw's first tokens
+        would otherwise be too old before its last ones are made."""
+        first = self.made.get(ask.draw, 0)
+        self.made[ask.draw] = first + ask.n
+        plans_key = seeds.key(self.seed, _PLANS, ask.draw, first)
+        jobs = [
+            Job(
+                prompt=ask.prompt,
+                plan=replace(plan, chunk=None) if first or self.last else plan,
+                group=ask.draw,
+                index=first + i,
+                seed=seeds.key(self.seed, ask.draw, first + i),
+                temperature=self.temperature,
+            )
+            for i, plan in enumerate(self.plans(ask.prompt, ask.n, plans_key))
+        ]
+        self._send(_Open(ask.prompt, ask.draw, jobs))
+
+    def go_on(self, group: Group) -> None:
+        """With what an earlier step left: its unfinished rollouts are jobs again."""
+        slots = [
+            Job(
+                prompt=group.prompt,
+                plan=replace(rollout.plan, chunk=None) if self.last else rollout.plan,
+                group=group.serial,
+                index=rollout.index,
+                seed=rollout.seed,
+                temperature=self.temperature,
+                resume=rollout,
+            )
+            if rollout.unfinished
+            else rollout
+            for rollout in group.rollouts
+        ]
+        self.made[group.serial] = 1 + max(rollout.index for rollout in group.rollouts)
+        one = _Open(group.prompt, group.serial, slots)
+        if one.jobs:
+            self._send(one)
+        else:
+            self.whole.append(_group(one, ()))
+
+    def _send(self, one: _Open) -> None:
+        self.open[one.draw, one.jobs[0].index] = one
+        self.making.add(one.jobs)
+
+    def receive(self) -> Group | None:
+        while not self.ready and (self.whole or self.open):
+            self._advance()
+        return self.ready.popleft() if self.ready else None
+
+    def _advance(self) -> None:
+        """Wait for something to be done, unless something is, and verify what is complete."""
+        for rollouts in self.making.take() if not self.whole else ():
+            one = self.open.pop((rollouts[0].group, rollouts[0].index))
+            group = _group(one, rollouts)
+            going = any(rollout.unfinished for rollout in group.rollouts)
+            assert not (going and self.last), "a rollout without a chunk is finished"
+            (self.unfinished if going else self.whole).append(group)
+        whole, self.whole = self.whole, []
+        for group in self.verify(whole) if whole else ():
+            draw = group.serial
+            part = replace(group, part=self.parts.get(draw, 0))
+            self.held[draw] = _join(self.held.get(draw), part)
+            self.ready.append(self.held[draw])
+
+    def let_go(self, draw: int) -> None:
+        """What comes of this draw from now on is another group."""
+        self.held.pop(draw, None)
+        self.parts[draw] = self.parts.get(draw, 0) + 1
+
+    def made_of(self, draw: int) -> dict[int, int]:
+        return {draw: self.made[draw]} if draw in self.made else {}
+
+    def clear(self) -> list[Group]:
+        """Whatever was asked for and never named."""
+        while self.whole or self.open:
+            self._advance()
+        return list(self.held.values())
 
 
-def _unfinished(group: Group) -> bool:
-    return any(rollout.unfinished for rollout in group.rollouts)
+def _group(one: _Open, rollouts: Sequence[Rollout]) -> Group:
+    """The draw as far as its jobs led."""
+    done = iter(rollouts)
+    slots = (next(done) if isinstance(slot, Job) else slot for slot in one.slots)
+    return Group(one.prompt, one.draw, tuple(slots))
 
 
 def _join(old: Group | None, new: Group) -> Group:

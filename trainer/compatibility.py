@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from samplers import seam
-from samplers.facts import MARKERS
+from samplers.facts import FINITE, MARKERS
 
 if TYPE_CHECKING:
     from trainer.config import Stage
@@ -41,19 +41,55 @@ def facts(stage: Stage) -> set[str]:
     found = {f"loss {loss.name}", f"importance {loss.importance}", f"kl {loss.kl}"}
     if stage.markers is not None:
         found.add(MARKERS)
+    if stage.data.task is None or stage.data.limit is not None:
+        found.add(FINITE)
     if loss.importance_normalize:
         found.add("importance normalized")
     if stage.model.attention == "flash_attention_2":
         found.add("packed rows")
-    if stage.rollouts_per_prompt == 1:
+    if sizes(stage)[0] == 1:
         found.add("one rollout a prompt")
     for name, module, config in components(stage):
         found |= {name, *_said(module, "provides", config)}
     return found
 
 
+def allocator(stage: Stage) -> Any:
+    """The stage's allocator, as it is before the first step.
+
+    Raises:
+        ValueError: its settings contradict the stage's sizes.
+    """
+    module, config = seam.resolve("samplers.allocation", stage.allocation)
+    try:
+        made = module.Allocator(config, stage.prompts_per_step, stage.rollouts_per_prompt)
+    except ValueError as error:
+        raise ValueError(f"allocation: {error}") from None
+    _, algorithm = seam.resolve("trainer.algorithms", stage.algorithm)
+    if getattr(algorithm, "within", None) == "subgroup":
+        made.apart = True
+    return made
+
+
+def sizes(stage: Stage) -> tuple[int, int]:
+    """Fewest and most rollouts of a prompt that the allocator asks for at once, or trains."""
+    module, config = seam.resolve("samplers.allocation", stage.allocation)
+    n = stage.rollouts_per_prompt
+    own = getattr(module, "sizes", None)
+    fewest, most = own(config, stage.prompts_per_step, n) if own else (n, n)
+    return fewest, most
+
+
+def waits(stage: Stage) -> int:
+    """Steps that a complete group may wait in the allocator until it trains."""
+    module, config = seam.resolve("samplers.allocation", stage.allocation)
+    own = getattr(module, "waits", None)
+    return int(own(config)) if own else 0
+
+
 def check(stage: Stage) -> None:
     """Raise ValueError with the reason, as one line, for what does not go together."""
+    allocator(stage)
     true = facts(stage)
     for name, module, config in components(stage):
         field, component = name.split(" ", 1)

@@ -11,15 +11,19 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rewards.verdict import UNKNOWN
+from samplers.allocation.base import informative
 from samplers.types import Group, Rollout
 
 MACHINE = ("time/", "memory/")
 """Prefixes of the metrics that differ between two runs of one recipe and seed."""
+LEVELS = 16
+"""Difficulties that are told apart at most."""
 FINISHES = ("stop", "length", "abort", "repetition")
 Number = float | int
 
@@ -87,25 +91,25 @@ def summarise(
     groups: Sequence[Group],
     batch: Mapping[str, Number] | None = None,
     timings: Mapping[str, float] | None = None,
+    discarded: Sequence[Group] = (),
 ) -> dict[str, Number]:
     """One step as flat figures.
 
+    Of everything that was sampled for it, whether it trains or not; rewards, of what trains.
+
     Args:
-        groups: all that was sampled this step, verified and rewarded.
+        groups: what trains, verified and rewarded.
         batch: metrics of the optimiser steps (loss, entropy, kl, clip fractions, engine gap, ...);
             they pass through under their own names. `tokens` among them gives training tokens/s.
         timings: `Clock.lap()`.
+        discarded: what an allocator sampled, and does not train.
     """
     out: dict[str, Number] = {}
-    if groups:
-        rollouts = [r for group in groups for r in group.rollouts]
-        out |= _outcomes(groups) | _lengths(rollouts) | _finishes(rollouts) | _apart(groups)
-        out |= {
-            "groups": len(groups),
-            "rollouts": len(rollouts),
-            "rollouts_kept": int(sum(_kept(group) for group in groups)),
-            "tokens/sampled": sum(r.sampled_tokens for r in rollouts),
-        }
+    every = [*groups, *discarded]
+    if every:
+        rollouts = [r for group in every for r in group.rollouts]
+        out |= _outcomes(every) | _rewards(groups) | _lengths(rollouts) | _finishes(rollouts)
+        out |= _apart(every) | _spent(groups, every) | _given(every)
     out |= dict(batch or {})
     if timings:
         out |= _times(timings, out)
@@ -153,20 +157,16 @@ def _outcomes(groups: Sequence[Group]) -> dict[str, Number]:
     outcomes = [np.where(g.known_GCA, g.correct_GCA, np.nan) for g in groups]
     final = np.concatenate([o[:, -1].ravel() for o in outcomes])
     out: dict[str, Number] = {"accuracy": _mean(final)}
-    for name in sorted({name for g in groups for name in g.rewards}):
-        parts = [g.rewards[name].ravel() for g in groups if name in g.rewards]
-        out[f"reward/{name}"] = _mean(np.concatenate(parts))
-    for name in sorted({name for g in groups for name in g.token_rewards}):
-        sums = [t.sum() for g in groups for t in g.token_rewards.get(name, ())]
-        out[f"reward/{name}"] = float(np.mean(sums))
+    out["accuracy/prompts"] = _mean(np.array([_mean(o[:, -1].ravel()) for o in outcomes]))
     if any(len(r.plan.cuts) > 1 for g in groups for r in g.rollouts):
         out["accuracy/cuts"] = _mean(np.concatenate([o.ravel() for o in outcomes]))
-    if all(g.rewards for g in groups):
-        out["reward/total"] = _mean(np.concatenate([g.total_GCA.ravel() for g in groups]))
     gradient = effective_gradient_ratio(outcomes)
+    tokens = [sum(r.sampled_tokens for r in g.rollouts) for g in groups]
+    mixed = [informative(g) for g in groups]
     out |= {
         "gradient/effective_prompts": gradient["prompt_level"],
         "gradient/effective_responses": gradient["response_level"],
+        "gradient/effective_tokens": float(np.dot(mixed, tokens) / max(sum(tokens), 1)),
         "gradient/all_right": gradient["all_positive_ratio"],
         "gradient/all_wrong": gradient["all_negative_ratio"],
     }
@@ -175,6 +175,58 @@ def _outcomes(groups: Sequence[Group]) -> dict[str, Number]:
     for status in ("no_answer", "unparseable"):
         out[status] = statuses[status] / len(verdicts)
     return out | {f"unknown/{status}": statuses[status] for status in sorted(UNKNOWN)}
+
+
+def _rewards(groups: Sequence[Group]) -> dict[str, Number]:
+    """Means of the reward's components."""
+    out: dict[str, Number] = {}
+    for name in sorted({name for g in groups for name in g.rewards}):
+        parts = [g.rewards[name].ravel() for g in groups if name in g.rewards]
+        out[f"reward/{name}"] = _mean(np.concatenate(parts))
+    for name in sorted({name for g in groups for name in g.token_rewards}):
+        sums = [t.sum() for g in groups for t in g.token_rewards.get(name, ())]
+        out[f"reward/{name}"] = float(np.mean(sums))
+    if groups and all(g.rewards for g in groups):
+        out["reward/total"] = _mean(np.concatenate([g.total_GCA.ravel() for g in groups]))
+    return out
+
+
+def _spent(groups: Sequence[Group], every: Sequence[Group]) -> dict[str, Number]:
+    """Rollouts and tokens that were sampled for this step, and how many of them train.
+
+    A rollout that is selected away counts in its group's statistics all the same.
+    """
+    used = [r for g in groups for r, kept in zip(g.rollouts, _kept(g), strict=True) if kept]
+    sampled = sum(r.sampled_tokens for g in every for r in g.rollouts)
+    rollouts, tokens = sum(map(len, every)), sum(r.sampled_tokens for r in used)
+    return {
+        "groups": len(groups),
+        "rollouts": rollouts,
+        "rollouts_kept": len(used),
+        "rollouts_discarded": rollouts - len(used),
+        "tokens/sampled": sampled,
+        "tokens/kept": tokens,
+        "tokens/discarded": sampled - tokens,
+    }
+
+
+def _given(every: Sequence[Group]) -> dict[str, Number]:
+    """How the rollouts were spread over prompts, and over their difficulties (few, or none)."""
+    draws: Counter[int] = Counter()
+    levels: dict[Any, dict[int, int]] = {}
+    for group in every:
+        draws[group.serial] += len(group)
+        if "difficulty" in group.prompt.meta:
+            at = levels.setdefault(group.prompt.meta["difficulty"], {})
+            at[group.serial] = at.get(group.serial, 0) + len(group)
+    counts = list(draws.values())
+    out: dict[str, Number] = dict(spread("rollouts_per_prompt", counts))
+    out |= {"rollouts_per_prompt/min": min(counts), "rollouts_per_prompt/max": max(counts)}
+    if len(levels) <= LEVELS:
+        for level in sorted(levels, key=str):
+            mean = float(np.mean(list(levels[level].values())))
+            out[f"rollouts_per_prompt/difficulty={level}"] = mean
+    return out
 
 
 def _apart(groups: Sequence[Group]) -> dict[str, Number]:
@@ -230,8 +282,8 @@ def _memory() -> dict[str, Number]:
     return {"memory/driver_gb": psutil.Process().memory_info().rss / 2**30}
 
 
-def _kept(group: Group) -> int:
-    return len(group) if group.kept_G is None else int(group.kept_G.sum())
+def _kept(group: Group) -> NDArray[np.bool_]:
+    return np.ones(len(group), dtype=bool) if group.kept_G is None else group.kept_G
 
 
 def _mean(values: NDArray[np.float64]) -> float:

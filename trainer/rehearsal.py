@@ -29,6 +29,8 @@ SAID = 3
 """Tokens of a made-up thought, and of an answer with its end."""
 
 
+LARGE = 64
+"""Rollouts of the largest group that is tried."""
 TRIED = 64
 """Settings of a schedule that are tried, spread evenly, of those that there will be."""
 
@@ -69,11 +71,12 @@ def check(stage: Stage, prompt: Prompt, model: ModelFolder | None) -> None:
             f"budget: its schedule ends at step {last} and the stage has steps={stage.steps}; "
             f"set steps={last + 1} or more, or shorten the schedule"
         )
+    fewest, most = compatibility.sizes(stage)
     rows = []
     steps = np.array(budgets.changes(module, config))
     few = np.linspace(0, len(steps) - 1, min(TRIED, len(steps))).round().astype(int)
     for step in steps[few].tolist():
-        plans = module.plans(config, prompt, stage.rollouts_per_prompt, step, {}, 0)
+        plans = _plans(stage, prompt, fewest, step)
         if stage.markers is None and any(plan.think is not None or plan.cuts for plan in plans):
             name, _ = seam.split(stage.budget)
             raise ValueError(
@@ -83,15 +86,42 @@ def check(stage: Stage, prompt: Prompt, model: ModelFolder | None) -> None:
         if model is not None:
             _render(stage, prompt, plans, model)
         rows += rehearse(stage, prompt, plans)
+    if most != fewest:
+        rehearse(stage, prompt, _plans(stage, prompt, min(most, LARGE), 0))
     # where tokens are rewarded, a made-up rollout may have none that is
-    alone = stage.rollouts_per_prompt == 1 and TOKEN_REWARDS not in compatibility.facts(stage)
+    alone = fewest == 1 and TOKEN_REWARDS not in compatibility.facts(stage)
     if alone and not any(row.advantages_T.any() for row in rows):
-        name, _ = seam.split(stage.algorithm)
+        raise ValueError(_alone(stage))
+
+
+def _plans(stage: Stage, prompt: Prompt, n: int, step: int) -> Sequence[Plan]:
+    """Plans for so many rollouts as the allocator may ask for at once."""
+    module, config = seam.resolve("samplers.budgets", stage.budget_spec)
+    try:
+        plans: Sequence[Plan] = module.plans(config, prompt, n, step, {}, 0)
+        return plans
+    except ValueError as error:
+        if n == stage.rollouts_per_prompt:
+            raise
+        name, _ = seam.split(stage.allocation)
         raise ValueError(
-            f"rollouts_per_prompt=1: {name} compares the rollouts of a prompt with each other, so "
-            "a single one has advantage 0; set rollouts_per_prompt=2 or more, or an algorithm "
-            "without a group baseline (raft)"
-        )
+            f"allocation={name} asks for {n} rollouts of a prompt at a time, which the budget "
+            f"cannot plan: {error}"
+        ) from None
+
+
+def _alone(stage: Stage) -> str:
+    """Nothing to compare a single rollout with."""
+    algorithm, _ = seam.split(stage.algorithm)
+    allocation, _ = seam.split(stage.allocation)
+    field, fix = "rollouts_per_prompt=1", "set rollouts_per_prompt=2 or more"
+    if stage.rollouts_per_prompt > 1:
+        field = f"allocation={allocation} may give a prompt 1 rollout"
+        fix = "raise the allocator's lower bound to 2"
+    return (
+        f"{field}: {algorithm} compares the rollouts of a prompt with each other, so a single one "
+        f"has advantage 0; {fix}, or an algorithm without a group baseline (raft)"
+    )
 
 
 def _render(stage: Stage, prompt: Prompt, plans: Sequence[Plan], model: ModelFolder) -> None:

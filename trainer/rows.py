@@ -121,6 +121,20 @@ def supervised_row(prompt_ids_T: Ints, target_ids_T: Ints, prompt: int) -> Train
     )
 
 
+def weighted(rows: Sequence[TrainSequence], groups: Sequence[Group]) -> list[TrainSequence]:
+    """Rows with advantages times their rollout's weight (`Group.weights_G`).
+
+    Every policy loss is homogeneous in the advantage, so this weighs the rollout in the loss.
+    """
+    weights = {group.key: group.weights_G for group in groups if group.weights_G is not None}
+    return [
+        replace(row, advantages_T=row.advantages_T * np.float32(weights[row.group][row.rollout]))
+        if row.group in weights
+        else row
+        for row in rows
+    ]
+
+
 def annotate(groups: Sequence[Group], name: str, values: Iterable[Floats]) -> list[Group]:
     """Groups with the annotation `name`: one array, aligned with its row, per known rollout.
 
@@ -173,7 +187,7 @@ def _row(group: Group, g: int, thought: Tokens, forks: Sequence[Answer]) -> Trai
         behaviour_T=behaviour_T,
         versions_T=np.where(mask_T, versions_T, -1).astype(np.int32),
         prompt=rollout.prompt,
-        group=group.serial,
+        group=group.key,
         rollout=g,
     )
 

@@ -18,8 +18,8 @@ from typing import Any
 from samplers import seam
 from samplers.data import PromptStream
 from samplers.types import Group, Plan, Prompt
-from trainer import carried, staleness
-from trainer.collect import Enrich, Make, Verify, collect
+from trainer import carried, compatibility, staleness
+from trainer.collect import Enrich, Making, Verify, collect
 from trainer.config import Stage
 from trainer.supervised import SupervisedStream
 
@@ -29,6 +29,9 @@ class Sampled:
     """One step's groups, and what was to be said of the sampling when they were complete."""
 
     groups: list[Group]
+    """To train."""
+    discarded: list[Group]
+    """Verified, and not to train."""
     figures: dict[str, float]
 
 
@@ -37,20 +40,19 @@ class Sampling:
 
     def __init__(self, stage: Stage, stream: PromptStream | SupervisedStream, seed: int) -> None:
         self.stage, self.stream, self.seed = stage, stream, seed
-        module, config = seam.resolve("samplers.allocation", stage.allocation)
-        self.allocation = module.Allocator(
-            config, stage.prompts_per_step, stage.rollouts_per_prompt
-        )
+        self.allocation = compatibility.allocator(stage)
         self.budget, self.budget_config = seam.resolve("samplers.budgets", stage.budget_spec)
         self.memory: dict[str, Any] = {}
         self.carried: list[Group] = []
-        """Groups with unfinished rollouts."""
+        """Groups with unfinished rollouts, or kept for the next step."""
+        self.made: dict[int, int] = {}
+        """Rollouts made of draws that were put back."""
         self._rounds = staleness.rounds(stage)
         self._drawing = threading.Lock()
         self._before: dict[int, dict[str, Any]] = {}
 
     def step(
-        self, step: int, make: Make, verify: Verify, annotate: Enrich, *, keep: bool = False
+        self, step: int, making: Making, verify: Verify, annotate: Enrich, *, keep: bool = False
     ) -> Sampled:
         """The groups that step `step` of the stage trains.
 
@@ -62,26 +64,34 @@ class Sampling:
         with self._drawing:
             if keep:
                 self._before[step] = self._drawn()
-        groups, unfinished = collect(
+        groups, unfinished, discarded, made = collect(
             self.allocation,
             self.stream,
             lambda prompt, n, key: self.plans(prompt, n, step, key),
-            make,
+            making,
             verify,
             annotate,
             seed=self.seed,
             temperature=self.stage.rollout.temperature,
             carried=self.carried,
+            made=self.made,
             last=step == self.stage.steps - 1,
         )
         with self._drawing:
-            self.carried = unfinished
-            self.allocation.observe(groups)
+            self.carried, self.made = unfinished, self._still_back(made)
+            seen = [*groups, *discarded]
+            self.allocation.observe(seen)
             if hasattr(self.budget, "observe"):
-                self.budget.observe(self.budget_config, groups, self.memory)
+                self.budget.observe(self.budget_config, seen, self.memory)
                 if not step:  # not only when the first checkpoint is due
                     self._check(self.memory)
-        return Sampled(groups, {**self.allocation.metrics(), **self._chunks()})
+        return Sampled(groups, discarded, {**self.allocation.metrics(), **self._chunks()})
+
+    def _still_back(self, made: Mapping[int, int]) -> dict[int, int]:
+        """Of draws that were put back and sampled before: what was made of them in all."""
+        assert isinstance(self.stream, PromptStream)
+        known = {**self.made, **made}
+        return {draw: known[draw] for draw, _ in self.stream.returned if draw in known}
 
     def plans(self, prompt: Prompt, n: int, step: int, key: int) -> Sequence[Plan]:
         """The budget policy's plans, of which there must be `n`, in chunks that end in time."""
@@ -124,6 +134,7 @@ class Sampling:
             "stream": self.stream.state_dict(),
             "allocation": self.allocation.state_dict(),
             "memory": self.memory,
+            "made": {str(draw): n for draw, n in self.made.items()},
         }
         return {**copy.deepcopy(words), "carried": self.carried}
 
@@ -153,8 +164,29 @@ class Sampling:
         self.stream.load_state_dict(state["stream"])
         self.allocation.load_state_dict(state["allocation"])
         self.memory = dict(state["memory"])
+        self.made = {int(draw): n for draw, n in state["made"].items()}
         if isinstance(self.stream, PromptStream):
             self.carried = carried.unpack(state["carried"], self.stream.dataset.__getitem__)
+
+    def inherit(self, before: Sampling) -> str:
+        """Begin with what the stage before learned of the same prompts: a note for people."""
+        name, _ = seam.split(self.stage.allocation)
+        other, _ = seam.split(before.stage.allocation)
+        known = before.allocation.state_dict().get("statistics")
+        if not known:
+            return ""
+        what = f"allocation: statistics of {other}"
+        if name != other:
+            return f"{what} are dropped: this stage allocates by {name}"
+        ours, theirs = self.stream.state_dict(), before.stream.state_dict()
+        if ours.get("fingerprint") != theirs.get("fingerprint"):
+            return (
+                f"{what} are dropped: they are of other prompts (fingerprint "
+                f"{theirs.get('fingerprint')}, and this stage's is {ours.get('fingerprint')})"
+            )
+        state = self.allocation.state_dict()
+        self.allocation.load_state_dict({**state, "statistics": known})
+        return f"{what} go on from the stage before: the prompts are the same"
 
     def forget(self, step: int) -> None:
         """The checkpoint was made that `keep` was for."""

@@ -6,11 +6,9 @@ own nothing that cannot be rebuilt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import nullcontext
-from dataclasses import replace
-from itertools import chain
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +18,20 @@ from samplers import seam, seeds
 from samplers.data import PromptStream
 from samplers.data import load as load_data
 from samplers.types import Group, Job, Prompt, Rollout
-from trainer import checkpoint, guard, staleness
+from trainer import checkpoint, guard, scoring, staleness
 from trainer.ahead import Ahead
-from trainer.batching import pack, scatter
+from trainer.batching import pack, without_idle
+from trainer.collect import Making, Rounds
 from trainer.config import CheckpointConfig, Recipe, Stage
 from trainer.eval.budgets import EvalConfig, evaluate
 from trainer.metrics import Clock, summarise
 from trainer.modelfolder import ModelFolder
-from trainer.rows import annotate
-from trainer.rows import rows as plain_rows
+from trainer.rows import weighted
 from trainer.sampling import Sampled, Sampling
 from trainer.supervised import SupervisedStream
 from trainer.tracking import Tracker
-from trainer.types import Batch, Floats, TrainSequence
-from trainer.world import World
-
-ANNOTATIONS = {"old_logprobs": ("old", "policy"), "ref_logprobs": ("ref", "reference")}
-"""What a component may need -> (name in Group.annotations, whose logprobs)."""
+from trainer.types import Batch, TrainSequence
+from trainer.world import Flow, World
 
 
 class StageRun:
@@ -78,9 +73,10 @@ class StageRun:
         self.needs: set[str] = set(needs(self.algorithm_config)) if needs else set()
         if stage.loss.importance != "none" and stage.loss.importance_normalize:
             self.needs.add("old_logprobs")  # its mean is over the whole step: needed to pack
+        self.scoring = scoring.Scoring(stage, world, self.clock)
         self.held_out = self._held_out()
         self._begun = False  # a step has trained groups: with chunks the first ones may have none
-        self._sampled = Sampled([], {})
+        self._sampled = Sampled([], [], {})
         self._rows: list[TrainSequence] = []
         self._ages: dict[str, float] = {}
         self.ahead: Ahead[Sampled] | None = None
@@ -97,6 +93,11 @@ class StageRun:
     @property
     def unfinished(self) -> bool:
         return self.step < self.stage.steps
+
+    def follow(self, before: StageRun) -> None:
+        """Begin with what the stage before learned of the same prompts."""
+        if note := self.sampling.inherit(before.sampling):
+            self.tracker.say(note)
 
     # one line of the loop each
 
@@ -121,32 +122,45 @@ class StageRun:
     def _sample(self, step: int) -> Sampled:
         """The groups that step `step` trains, begun with the allocator as it is now."""
 
-        def make(jobs: list[Job]) -> list[Rollout]:
-            turn = self.ahead.generating() if self.ahead else nullcontext()
-            with turn, self.clock.phase("generate"):
-                return self.world.rollout(jobs)
-
         def judge(groups: list[Group]) -> list[Group]:
             with self.clock.phase("verify"):
                 return verify(groups, self.world.grade)
 
-        def enrich(group: Group, what: str) -> Group:
-            return self._annotate([group], {what})[0]
+        def enrich(groups: Sequence[Group], what: str) -> list[Group]:
+            # of old logprobs: the learners' weights are not those that sample ahead
+            assert what.startswith(scoring.GRAD_NORM) or self.ahead is None, what
+            return self.scoring.annotate(groups, {what})
 
         keep = self.ahead is not None and self._due(self.recipe.checkpoint, step)
-        return self.sampling.step(step, make, judge, enrich, keep=keep)
+        with self._making() as making:
+            return self.sampling.step(step, making, judge, enrich, keep=keep)
+
+    @contextmanager
+    def _making(self) -> Iterator[Making]:
+        """Rollouts one group at a time, for an allocator that goes on with each; or in rounds."""
+
+        def make(jobs: list[Job]) -> list[Rollout]:
+            with turn(), self.clock.phase("generate"):
+                return self.world.rollout(jobs)
+
+        turn = self.ahead.generating if self.ahead else nullcontext
+        if self.recipe.deterministic or not getattr(self.sampling.allocation, "refills", False):
+            yield Rounds(make)
+            return
+        with turn(), self.world.flow() as flow:
+            yield _Timed(flow, self.clock)
 
     def reward(self, groups: list[Group]) -> list[Group]:
         return self.shaping.apply(groups) if groups else []
 
     def annotate(self, groups: list[Group]) -> list[Group]:
-        return self._annotate(groups, self.needs) if self.needs and groups else groups
+        return self.scoring.annotate(groups, self.needs) if self.needs and groups else groups
 
     def credit(self, groups: list[Group]) -> list[TrainSequence]:
         if not groups:
             return []
         sequences: list[TrainSequence] = self.algorithm.sequences(groups, self.algorithm_config)
-        return sequences
+        return weighted(sequences, groups)
 
     def examples(self) -> list[TrainSequence]:
         assert isinstance(self.stream, SupervisedStream)
@@ -156,7 +170,7 @@ class StageRun:
         stage, self._rows = self.stage, sequences
         if stage.kind == "rl":
             self._ages = staleness.check(sequences, self.world.version, stage.max_staleness)
-        return pack(
+        batch = pack(
             sequences,
             stage.loss,
             tokens_per_micro_batch=stage.tokens_per_micro_batch,
@@ -164,6 +178,7 @@ class StageRun:
             updates=stage.updates_per_batch,
             packed=stage.model.attention == "flash_attention_2",
         )
+        return without_idle(batch)
 
     def learn(self, batch: Batch) -> dict[str, Any]:
         with self.clock.phase("train"):
@@ -190,7 +205,9 @@ class StageRun:
             figures = self._of_stale(figures)
         for note in figures.pop("notes", ()):
             self.tracker.say(f"step {self.at}: {note}")
-        metrics = summarise(groups, figures, self.clock.lap())
+        if self.stage.kind == "rl" and groups and not figures.get("steps"):
+            self.tracker.say(f"step {self.at}: nothing to learn from; no optimiser step was taken")
+        metrics = summarise(groups, figures, self.clock.lap(), self._sampled.discarded)
         metrics |= self._sampled.figures | evaluated
         self.tracker.log(self.at, metrics)
         guard.check(self.stage, first, metrics)
@@ -227,7 +244,9 @@ class StageRun:
                 theirs = beside.submit(self.world.probe, [row.ids_T for row in probe])
                 if self.ahead is None:  # they may share their GPUs
                     wait([theirs])
-                figures |= staleness.gap(probe, self._score(probe, "policy"), theirs.result())
+                figures |= staleness.gap(
+                    probe, self.scoring.logprobs(probe, "policy"), theirs.result()
+                )
         return figures
 
     def state_dict(self) -> dict[str, Any]:
@@ -249,32 +268,6 @@ class StageRun:
         self.world.load(folder)
         self.world.version = state["weight_version"] - 1  # the sync below makes it this again
         self.world.sync()
-
-    def _annotate(self, groups: list[Group], needs: set[str]) -> list[Group]:
-        """Score every rollout of `groups` under the policies that `needs` names."""
-        unknown = needs - set(ANNOTATIONS)
-        if unknown:
-            raise ValueError(
-                f"needs: {', '.join(sorted(unknown))} cannot be computed; "
-                f"allowed: {', '.join(sorted(ANNOTATIONS))}"
-            )
-        for need in sorted(needs):
-            name, whose = ANNOTATIONS[need]
-            rows = [row for group in groups for row in plain_rows(replace(group, kept_G=None))]
-            groups = annotate(groups, name, self._score(rows, whose))
-        return groups
-
-    def _score(self, rows: list[TrainSequence], whose: str) -> list[Floats]:
-        """Logprobs by the learners, [T] per row; NaN where a token is not trained on."""
-        batch = pack(
-            rows,
-            None,
-            tokens_per_micro_batch=self.stage.tokens_per_micro_batch,
-            ranks=self.stage.learner.ranks,
-        )
-        micro_batches = list(chain(*(chain(*ranks) for ranks in batch.updates)))
-        with self.clock.phase("score"):
-            return scatter(micro_batches, self.world.score(batch, whose), rows)
 
     def _evaluate(self) -> dict[str, float]:
         """Accuracy at the stage's budgets on held-out problems, by the code that serves."""
@@ -312,6 +305,17 @@ class StageRun:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Timed:
+    """A flow whose waiting is the phase `generate`."""
+
+    def __init__(self, flow: Flow, clock: Clock) -> None:
+        self.add, self._flow, self._clock = flow.add, flow, clock
+
+    def take(self) -> list[list[Rollout]]:
+        with self._clock.phase("generate"):
+            return self._flow.take()
 
 
 def _demonstrations(stage: Stage, model: str, seed: int) -> SupervisedStream:

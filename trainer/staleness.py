@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from samplers import seam
+from trainer import compatibility
 from trainer.types import Floats, TrainSequence
 
 PROBED = 4
@@ -55,19 +56,30 @@ def rounds(stage: Any) -> int:
 
 
 def depth(stage: Any) -> int:
-    """Steps that engines sample ahead: what chunked rollouts leave of max_staleness. 0: by turns.
+    """Steps that engines sample ahead: what chunked rollouts, and groups that wait in the
+    allocator, leave of max_staleness. 0: by turns.
 
     Raises:
-        ValueError: max_staleness is too small for the chunks.
+        ValueError: max_staleness is too small for them.
     """
-    most, needed = stage.max_staleness, rounds(stage)
-    if most < needed:
+    most, chunks, waits = stage.max_staleness, rounds(stage), compatibility.waits(stage)
+    needed = chunks + waits
+    if most < needed and chunks:
         cap, size = stage.rollout.max_tokens, chunk(stage)
-        larger = f", or budget.chunk={math.ceil(cap / most)} or more" if most else ""
+        room = most - waits
+        larger = f", or budget.chunk={math.ceil(cap / room)} or more" if room > 0 else ""
+        kept = f" and its group may wait for {waits} more" if waits else ""
         raise ValueError(
             f"max_staleness={most}: a rollout of up to rollout.max_tokens={cap} tokens in chunks "
-            f"of {size} goes on over {needed} steps; set max_staleness={needed} (beyond that "
-            f"engines sample ahead){larger}"
+            f"of {size} goes on over {chunks} steps{kept}; set max_staleness={needed} (beyond "
+            f"that engines sample ahead){larger}"
+        )
+    if most < needed:
+        name, _ = seam.split(stage.allocation)
+        raise ValueError(
+            f"max_staleness={most}: allocation={name} keeps complete groups for the next step, "
+            f"when their tokens are {waits} version older; set max_staleness={needed} (beyond "
+            "that engines sample ahead), or allocation.surplus=train"
         )
     left: int = most - needed
     return left
