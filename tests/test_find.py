@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers.tasks import find
+from samplers.tasks import _chains, find
 from trainer import tiny
 from trainer.fresh import with_weights
 
@@ -45,7 +45,7 @@ def test_exactly_the_gold_candidate_is_zero(index, seed, split, candidates, ops)
     assert [label for label, value in values.items() if value == 0] == [prompt.answer]
     assert prompt.meta["n"] == prompt.meta["difficulty"] == len(values)
     assert candidates[0] <= len(values) <= candidates[1]
-    assert find.LABELS[prompt.meta["hit"]] == prompt.answer
+    assert _chains.LABELS[prompt.meta["hit"]] == prompt.answer
     counts = {len(re.findall(r"[+-]", c)) for c in re.findall(r"[A-H]([0-9+-]+)", text_of(prompt))}
     assert counts == {prompt.meta["ops"]}
     assert ops[0] <= prompt.meta["ops"] <= ops[1]
@@ -129,7 +129,7 @@ def test_sloppiness_is_as_configured():
     right, length = Counter(), Counter()
     confusions = find._confusions(CONFIG.confusable)
     assert len(confusions) == round(0.35 * 98)
-    assert all(find.apply(*fact) != value for fact, value in confusions.items())
+    assert all(_chains.apply(*fact) != value for fact, value in confusions.items())
     total = 8000
     for index in range(total):
         prompt, completion = find.demonstration(CONFIG, index)
@@ -143,7 +143,7 @@ def test_sloppiness_is_as_configured():
                 kind = "confusable" if fact in confusions else "plain"
                 counts = wrong["again" if mark == "r" else "first"]
                 counts[kind] += 1
-                counts[kind + " wrong"] += int(result) != find.apply(*fact)
+                counts[kind + " wrong"] += int(result) != _chains.apply(*fact)
                 value = int(result)
     rate = {
         k: {t: c[t + " wrong"] / c[t] for t in ("confusable", "plain")} for k, c in wrong.items()
@@ -189,7 +189,7 @@ def test_unknown_split_is_refused():
 
 
 def test_too_few_problems_for_a_split_are_refused_not_searched_for_ever(monkeypatch):
-    monkeypatch.setattr(find, "held_out", lambda text: False)
+    monkeypatch.setattr(_chains, "held_out", lambda text: False)
     with pytest.raises(ValueError, match=r"candidates \[2, 6\] with ops.* test split"):
         find.prompt(CONFIG, "test", 0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from samplers.tasks import find
+from samplers.tasks import _chains as chains
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -25,17 +25,17 @@ def tokenizer() -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: i for i, token in enumerate(find.VOCABULARY)}
+    vocabulary = {token: i for i, token in enumerate(chains.VOCABULARY)}
     core = Tokenizer(models.WordLevel(vocabulary))
     core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     core.decoder = decoders.Fuse()
-    core.add_special_tokens([find.PAD, find.EOS])
-    markers = [t for t in find.VOCABULARY if len(t) > 1 and t not in (find.PAD, find.EOS)]
+    core.add_special_tokens([chains.PAD, chains.EOS])
+    markers = [t for t in chains.VOCABULARY if len(t) > 1 and t not in (chains.PAD, chains.EOS)]
     core.add_tokens([AddedToken(t, special=False, normalized=False) for t in markers])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
-        pad_token=find.PAD,
-        eos_token=find.EOS,
+        pad_token=chains.PAD,
+        eos_token=chains.EOS,
         chat_template=CHAT_TEMPLATE,
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
@@ -52,7 +52,7 @@ def build(folder: str | Path) -> Path:
 
     config = Qwen3Config(
         architectures=["Qwen3ForCausalLM"],
-        vocab_size=len(find.VOCABULARY),
+        vocab_size=len(chains.VOCABULARY),
         hidden_size=96,
         num_hidden_layers=3,
         num_attention_heads=3,
@@ -64,8 +64,8 @@ def build(folder: str | Path) -> Path:
         initializer_range=0.05,
         max_position_embeddings=1024,
         bos_token_id=None,
-        eos_token_id=find.VOCABULARY.index(find.EOS),
-        pad_token_id=find.VOCABULARY.index(find.PAD),
+        eos_token_id=chains.VOCABULARY.index(chains.EOS),
+        pad_token_id=chains.VOCABULARY.index(chains.PAD),
         dtype="float32",
     )
     config.save_pretrained(folder)

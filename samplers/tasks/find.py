@@ -13,37 +13,34 @@ Everything is a function of (seed, split, index): nothing is stored, any index c
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count
-from typing import Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from samplers.seam import Component
-from samplers.seeds import key, uniforms
+from samplers.seeds import key
+from samplers.tasks._chains import (
+    END_THINK,
+    LABELS,
+    MODULUS,
+    Chain,
+    Draw,
+    Fact,
+    Split,
+    apply,
+    between,
+    draws,
+    evaluate,
+    mistaken,
+    of_split,
+    pose_chain,
+    question,
+    stream_of,
+)
 from samplers.types import Prompt
 
-Split = Literal["train", "test"]
-Draw = Callable[[], float]
-Chain = tuple[int, tuple[tuple[str, int], ...]]
-"""First digit, then (op, digit) each."""
-
-MODULUS = 7
-LABELS = "ABCDEFGH"
-THINK, END_THINK, EOS, PAD = "<think>", "</think>", "<eos>", "<pad>"
-MODES = ("<b1>", "<b2>", "<b3>", "<b4>")
-VOCABULARY = [PAD, EOS, THINK, END_THINK, *MODES, *"0123456789+-*=", *LABELS, *".!rwT;?:~"]
-"""All tokens in the order of their ids: one per character, and the markers."""
-
-_HELD_OUT = 8  # one prompt text in so many belongs to the test split
 _CONFUSION_SEED = 1238  # demonstrations are then right 3 times in 4: thinking twice can help
-_STREAM = {"train": 1, "thought": 2, "test": 3}  # one stream of random numbers each
-_TRIES = 1000  # problems posed in search of one of the wanted split
-_BLOCK, _STRIDE = 96, 1 << 20  # draws computed at once; draws reserved for one index
 
 
 class Config(Component):
@@ -94,18 +91,7 @@ class Problem:
 
     @property
     def text(self) -> str:
-        chains = (str(a) + "".join(f"{o}{b}" for o, b in rest) for a, rest in self.chains)
-        return "".join(map("".join, zip(LABELS, chains, strict=False))) + "?"
-
-
-def apply(a: int, op: str, b: int) -> int:
-    """The fact `a op b` modulo 7."""
-    return (a + b if op == "+" else a - b) % MODULUS
-
-
-def held_out(text: str) -> bool:
-    """Whether a prompt text belongs to the test split: a property of the text alone."""
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()[0] % _HELD_OUT == 0
+        return question(self.chains)
 
 
 def prompt(config: Config, split: Split, index: int, seed: int = 0) -> Prompt:
@@ -120,7 +106,7 @@ def prompt(config: Config, split: Split, index: int, seed: int = 0) -> Prompt:
 def demonstration(config: Config, index: int, seed: int = 0) -> tuple[Prompt, str]:
     """Training prompt `index` and a sloppy completion: thought, end marker, letter (no <eos>)."""
     problem = _problem(config, "train", index, seed)
-    thought, letter = _think(config, problem, _draws(seed, "thought", index))
+    thought, letter = _think(config, problem, draws(seed, "thought", index))
     return _as_prompt(problem, "train", index), f"{thought}{END_THINK}{letter}"
 
 
@@ -141,84 +127,43 @@ def _as_prompt(problem: Problem, split: Split, index: int) -> Prompt:
     )
 
 
-def _draws(seed: int, stream: str, index: int) -> Draw:
-    """An endless supply of uniforms in (0, 1) that belongs to `index` alone."""
-    return _uniforms(_key(seed, _STREAM[stream]), index * _STRIDE).__next__
-
-
-_key = lru_cache(maxsize=64)(key)
-
-
-def _uniforms(stream_key: int, start: int) -> Iterator[float]:
-    for first in count(start, _BLOCK):
-        positions_N = np.arange(first, first + _BLOCK, dtype=np.uint64)
-        yield from uniforms(np.full(_BLOCK, stream_key, dtype=np.uint64), positions_N).tolist()
-
-
 def _problem(config: Config, split: Split, index: int, seed: int) -> Problem:
-    if split not in ("train", "test"):
-        raise ValueError(f"split: got '{split}'; task find has 'train' and 'test'")
-    draw = _draws(seed, split, index)
-    for _ in range(_TRIES):
-        problem = _pose(config, draw)
-        if held_out(problem.text) == (split == "test"):
-            return problem
-    raise ValueError(
-        f"candidates {list(config.candidates)} with ops {list(config.ops)} give too few different "
-        f"problems to fill a {split} split; allow more of either"
-    )
+    problem = of_split(lambda draw: _pose(config, draw), lambda p: p.text, split, seed, index)
+    if problem is None:
+        raise ValueError(
+            f"candidates {list(config.candidates)} with ops {list(config.ops)} give too few "
+            f"different problems to fill a {split} split; allow more of either"
+        )
+    return problem
 
 
 def _pose(config: Config, draw: Draw) -> Problem:
-    n = _between(draw, *config.candidates)
-    ops = _between(draw, *config.ops)
+    n = between(draw, *config.candidates)
+    operators = ["-+"] * between(draw, *config.ops)
     hit = int(draw() * n)
-    return Problem(tuple(_chain(draw, ops, zero=i == hit) for i in range(n)), hit)
-
-
-def _chain(draw: Draw, ops: int, *, zero: bool) -> Chain:
-    """A uniform chain among those that are (or are not) 0: only the last digit is constrained."""
-    first = value = int(draw() * MODULUS)
-    rest = []
-    for left in reversed(range(ops)):
-        op, digit = "+-"[draw() < 0.5], int(draw() * MODULUS)
-        if left == 0:
-            end = 0 if zero else 1 + int(draw() * (MODULUS - 1))
-            digit = apply(end, "-", value) if op == "+" else apply(value, "-", end)
-        value = apply(value, op, digit)
-        rest.append((op, digit))
-    return first, tuple(rest)
-
-
-def _between(draw: Draw, low: int, high: int) -> int:
-    return low + int(draw() * (high - low + 1))
+    return Problem(tuple(pose_chain(draw, operators, zero=i == hit) for i in range(n)), hit)
 
 
 @lru_cache(maxsize=8)
-def _confusions(share: float) -> dict[tuple[int, str, int], int]:
+def _confusions(share: float) -> dict[Fact, int]:
     """The confusable facts and the wrong value of each; the same in every data set."""
-    draw = _uniforms(key(_CONFUSION_SEED, 0), 0).__next__
+    draw = stream_of(key(_CONFUSION_SEED, 0)).__next__
     facts = [(a, op, b) for a in range(MODULUS) for op in "+-" for b in range(MODULUS)]
     order = sorted((draw(), fact) for fact in facts)
     chosen = (fact for _, fact in order[: round(share * len(facts))])
-    return {f: (apply(*f) + 1 + int(draw() * (MODULUS - 1))) % MODULUS for f in chosen}
+    return {f: mistaken(f, draw) for f in chosen}
 
 
 def _evaluate(config: Config, chain: Chain, confused: float, draw: Draw) -> tuple[str, int]:
-    """Text and value of one sloppy evaluation; a wrong value is carried on."""
+    """Text and value of one sloppy evaluation."""
     wrong = _confusions(config.confusable)
-    value, rest = chain
-    text = str(value)
-    for op, b in rest:
-        fact = (value, op, b)
+
+    def result(fact: Fact) -> int:
         if fact in wrong and draw() < confused:
-            value = wrong[fact]
-        elif draw() < config.slip:
-            value = int(draw() * MODULUS)
-        else:
-            value = apply(*fact)
-        text += f"{op}{b}={value}"
-    return text, value
+            return wrong[fact]
+        return int(draw() * MODULUS) if draw() < config.slip else apply(*fact)
+
+    return evaluate(chain, result)
 
 
 def _think(config: Config, problem: Problem, draw: Draw) -> tuple[str, str]:

@@ -1,0 +1,228 @@
+"""Task zeros and its shipped base model: problems, demonstrations and levels are as said."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from samplers.data import DataConfig, load
+from samplers.tasks import _chains, zeros
+from samplers.tasks.zeros import Level
+
+CONFIG = zeros.Config()
+
+
+def text_of(prompt) -> str:
+    return prompt.messages[0]["content"]
+
+
+def zeros_of(text: str) -> list[bool]:
+    """Which candidates are 0 modulo 7, by Python's own arithmetic, from left to right."""
+    chains = re.findall(r"[A-H](\d(?:[+*-]\d)+)", text.rstrip("?"))
+    values = [re.findall(r"([+*-])(\d)", f"+{chain}") for chain in chains]
+    out = []
+    for steps in values:
+        value = 0
+        for op, digit in steps:
+            value = eval(f"({value}){op}{digit}")
+        out.append(value % 7 == 0)
+    return out
+
+
+def labels_of(flags) -> str:
+    return "".join(label for label, zero in zip("ABCDEFGH", flags, strict=False) if zero) or "~"
+
+
+def kinds(prompt) -> set[str]:
+    """The operators of each candidate, e.g. {'*+'}."""
+    return {re.sub(r"[^+*-]", "", c) for c in re.findall(r"[A-H]([\d+*-]+)", text_of(prompt))}
+
+
+operators = st.lists(st.sampled_from(["+", "-", "*", "+-", "*-+"]), max_size=3).flatmap(
+    lambda first: st.sampled_from(["+", "-", "+-"]).map(lambda last: (*first, last))
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    index=st.integers(0, 2**40),
+    seed=st.integers(0, 2**31),
+    split=st.sampled_from(["train", "test"]),
+    candidates=st.tuples(st.integers(1, 8), st.integers(1, 8)).map(lambda p: (min(p), max(p))),
+    operators=operators,
+    counted=st.booleans(),
+)
+def test_the_gold_answer_lists_all_that_are_zero(
+    index, seed, split, candidates, operators, counted
+):
+    bounds = (candidates[0] // 2, candidates[0]) if counted else None
+    level = Level(share=1, candidates=candidates, operators=operators, zeros=bounds)
+    prompt = zeros.prompt(zeros.Config(levels=(level,)), split, index, seed)
+    flags = zeros_of(text_of(prompt))
+    assert prompt.answer == labels_of(flags)
+    assert prompt.meta == {"difficulty": 1, "n": len(flags), "zeros": sum(flags)}
+    assert candidates[0] <= len(flags) <= candidates[1]
+    assert bounds is None or bounds[0] <= sum(flags) <= bounds[1]
+    for kind in kinds(prompt):
+        assert len(kind) == len(operators)
+        assert all(op in choice for op, choice in zip(kind, operators, strict=True))
+
+
+def test_each_candidate_is_zero_in_half_of_the_problems():
+    """Fair coins that know nothing of each other: every pattern as often as any other."""
+    level = Level(share=1, candidates=(4, 4), operators=("*", "+-"))
+    total = 8000
+    answers = Counter(
+        zeros.prompt(zeros.Config(levels=(level,)), "train", i).answer for i in range(total)
+    )
+    assert set(answers) == {labels_of(flags) for flags in product((False, True), repeat=4)}
+    expected = total / 16
+    chi = sum((count - expected) ** 2 / expected for count in answers.values())
+    assert abs(chi - 15) < 6 * 30**0.5
+
+
+def test_levels_come_in_their_shares_and_number_the_difficulty():
+    prompts = [zeros.prompt(CONFIG, "train", i) for i in range(6000)]
+    counts = Counter(p.meta["difficulty"] for p in prompts)
+    assert set(counts) == {1, 2, 3}
+    for number, level in enumerate(CONFIG.levels, 1):
+        assert counts[number] / len(prompts) == pytest.approx(level.share, abs=0.035)
+        these = [p for p in prompts if p.meta["difficulty"] == number]
+        assert set().union(*map(kinds, these)) == {"".join(level.operators)}
+        assert {p.meta["n"] for p in these} == set(
+            range(level.candidates[0], level.candidates[1] + 1)
+        )
+    half = CONFIG.levels[:1] * 2 + CONFIG.levels[2:]
+    doubled = zeros.Config(levels=tuple(v.model_copy(update={"share": 2 * v.share}) for v in half))
+    same = zeros.Config(levels=half)
+    assert [zeros.prompt(doubled, "train", i) for i in range(50)] == [
+        zeros.prompt(same, "train", i) for i in range(50)
+    ]
+
+
+def test_no_other_level_has_a_fact_that_only_the_tail_has():
+    *others, tail = CONFIG.levels
+    assert "*" in "".join(tail.operators)
+    assert not any("*" in "".join(level.operators) for level in others)
+
+
+def test_a_prompt_depends_on_its_index_alone():
+    forward = [zeros.prompt(CONFIG, "train", i, 3) for i in range(50)]
+    backward = [zeros.prompt(CONFIG, "train", i, 3) for i in reversed(range(50))]
+    assert forward == backward[::-1]
+    other_seed = [zeros.prompt(CONFIG, "train", i, 4) for i in range(50)]
+    assert sum(a.messages == b.messages for a, b in zip(forward, other_seed, strict=True)) < 5
+
+
+def test_train_and_test_never_share_a_text():
+    small = zeros.Config(levels=(Level(share=1, candidates=(1, 2), operators=("+",)),))
+    for config in (CONFIG, small):
+        train = {text_of(zeros.prompt(config, "train", i, s)) for s in (0, 1) for i in range(3000)}
+        test = {text_of(zeros.prompt(config, "test", i)) for i in range(1500)}
+        assert not train & test
+        assert len(test) > 100
+
+
+def test_a_pool_is_finite_and_the_same_for_ever():
+    config = DataConfig(task="zeros", limit=256)
+    pool = load(config)
+    assert len(pool) == 256
+    assert [pool[i] for i in range(256)] == [load(config)[i] for i in range(256)]
+    with pytest.raises(IndexError):
+        pool[256]
+
+
+def facts_of(thought: str):
+    """(label, [(value before, op, digit, result)], verdict) of each evaluation."""
+    for label, first, rest, verdict in re.findall(r"([A-H])(\d)((?:[+*-]\d=\d)+)([.!])", thought):
+        value, facts = int(first), []
+        for op, digit, result in re.findall(r"([+*-])(\d)=(\d)", rest):
+            facts.append((value, op, int(digit), int(result)))
+            value = int(result)
+        yield label, facts, verdict
+
+
+def test_demonstrations_follow_their_grammar():
+    for index in range(600):
+        prompt, completion = zeros.demonstration(CONFIG, index, seed=5)
+        assert prompt == zeros.prompt(CONFIG, "train", index, 5)
+        thought, answer = completion.split("</think>")
+        said, rebuilt = [], ""
+        for label, facts, verdict in facts_of(thought):
+            assert (verdict == "!") == (facts[-1][3] == 0)
+            said.append(verdict == "!")
+            rest = "".join(f"{op}{digit}={result}" for _, op, digit, result in facts)
+            rebuilt += f"{label}{facts[0][0]}{rest}{verdict}"
+        assert thought == rebuilt
+        assert answer == labels_of(said)
+        asked = re.sub(r"=\d", "", thought).replace(".", "").replace("!", "") + "?"
+        assert text_of(prompt) == asked
+
+
+def test_facts_are_confused_as_often_as_configured():
+    """Each with one wrong value, and the sums never: so the tail is wrong far more often."""
+    counts, wrong, values = Counter(), Counter(), defaultdict(set)
+    right = defaultdict(list)
+    for index in range(8000):
+        prompt, completion = zeros.demonstration(CONFIG, index)
+        thought, answer = completion.split("</think>")
+        right[prompt.meta["difficulty"]].append(answer == prompt.answer)
+        for _, facts, _ in facts_of(thought):
+            for a, op, b, result in facts:
+                counts[op] += 1
+                if result != eval(f"a {op} b", {"a": a, "b": b}) % 7:
+                    wrong[op] += 1
+                    values[a, op, b].add(result)
+    for op in "+-*":
+        assert wrong[op] / counts[op] == pytest.approx(CONFIG.confused.get(op, 0), abs=0.015)
+    assert wrong["+"] == 0
+    assert {len(found) for found in values.values()} == {1}
+    assert len(values) == 2 * 49
+    assert np.mean(right[1]) == 1
+    assert 0.3 < np.mean(right[2]) < 0.8
+    assert 0.005 < np.mean(right[3]) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("settings_", "says"),
+    [
+        ({"candidates": (3, 2)}, r"candidates: got \[3, 2\]"),
+        ({"candidates": (2, 9)}, r"within \[1, 8\]"),
+        ({"operators": ("+", "*")}, "last"),
+        ({"operators": ()}, "operators"),
+        ({"operators": ("/", "+")}, "operators"),
+        ({"operators": ("", "+")}, "operators"),
+        ({"zeros": (1, 3)}, r"zeros: got \[1, 3\].*\[0, 2\]"),
+        ({"zeros": (2, 1)}, "zeros"),
+        ({"share": 0}, "share"),
+        ({"ops": 2}, "ops"),
+    ],
+)
+def test_wrong_levels_are_named(settings_, says):
+    with pytest.raises(ValueError, match=says):
+        Level(**{"share": 1, "candidates": (2, 3), "operators": ("+",), **settings_})
+
+
+@pytest.mark.parametrize("settings_", [{"levels": ()}, {"confused": {"/": 0.5}}])
+def test_wrong_settings_are_named(settings_):
+    with pytest.raises(ValueError, match=next(iter(settings_))):
+        zeros.Config(**settings_)
+    with pytest.raises(ValueError, match="confused"):
+        zeros.Config(confused={"*": 1.5})
+
+
+def test_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="'validation'"):
+        zeros.prompt(CONFIG, "validation", 0)
+
+
+def test_too_few_problems_for_a_split_are_refused_not_searched_for_ever(monkeypatch):
+    monkeypatch.setattr(_chains, "held_out", lambda text: False)
+    with pytest.raises(ValueError, match=r"levels give too few.* test split"):
+        zeros.prompt(CONFIG, "test", 0)
