@@ -1,0 +1,379 @@
+"""Knapsack: solved exactly, bounds and total kept, a stated rule for each outcome, state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from samplers.allocation import knapsack
+from samplers.allocation.base import Finish, PutBack, Receive, Sample
+from samplers.allocation.knapsack import (
+    Allocator,
+    Config,
+    evenly,
+    information,
+    mixed_chance,
+    sizes_of,
+    solve,
+)
+from samplers.data import Dataset, PromptStream
+from samplers.types import Group, Prompt
+from tests import made, vectors
+from tests.bench.knapsack import dynamic_programme
+from trainer.config import resolve
+
+NAN = float("nan")
+PLAIN = Config(low=2, up=24)
+
+
+def worth(sizes: Any, rates: Any) -> float:
+    return float(information(sizes, rates).sum())
+
+
+@vectors.each("knapsack_value")
+def test_value_vectors(case: vectors.Case) -> None:
+    n, p = case["inputs"]["N"], case["inputs"]["p"]
+    got = {"value": float(information(n, p))}
+    if n > 1:  # the raw expression at 1 is 0 as well
+        got["prob_nonzero_gradient"] = float(mixed_chance(n, p))
+    vectors.check(case, got)
+
+
+def test_the_chance_of_a_mixed_group_is_precise_for_rare_outcomes() -> None:
+    assert mixed_chance(3, 1e-12) == pytest.approx(3e-12, rel=1e-9)
+    assert mixed_chance(3, 1 - 2.0**-40) == pytest.approx(3 * 2.0**-40, rel=1e-9)
+    assert mixed_chance([0.5, 0, 1], 0.5).tolist() == [0, 0, 0]
+
+
+@vectors.each("knapsack_allocation")
+def test_allocation_vectors(case: vectors.Case) -> None:
+    given_ = case["inputs"]
+    rates, total = given_["success_rates"], given_["total"]
+    got = solve(rates, total, given_["n_low"], given_["n_up"])
+    assert got.sum() == total
+    assert got.min() >= given_["n_low"]
+    assert got.max() <= given_["n_up"]
+    vectors.check(case, {"best_value": worth(got, np.array(rates))})
+    if case["expected"]["n_optimal"] == 1:
+        vectors.check(case, {"one_optimal_allocation": got})
+
+
+@vectors.each("knapsack_refcode")
+def test_not_worse_than_the_released_code(case: vectors.Case) -> None:
+    given_, want = case["inputs"], case["expected"]
+    rates, n = np.array(given_["success_rates"]), given_["n_default"]
+    visited = np.array(given_["valid"], dtype=bool)
+    config = Config(low=given_["min_n"], up=given_["max_n"])
+    got = sizes_of(config, np.where(visited, rates, NAN)[:, None], n)
+    assert got.sum() == n * len(rates)
+    assert got.max() <= config.up
+    assert (got[~visited] == n).all()
+    if "budget" in want:
+        theirs = np.array(want["budget"])
+        assert worth(got[visited], rates[visited]) >= worth(theirs[visited], rates[visited]) - 1e-12
+        never = visited & (rates == 0)
+        # what they give to exploration, ours does to a rollout or two, which the others get
+        assert got[never].sum() >= min(theirs[never].sum() - 2, never.sum() * config.up)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_as_good_as_exhaustive(data: st.DataObject) -> None:
+    count, modes = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3))
+    low = data.draw(st.integers(modes, 4))
+    up = low + data.draw(st.integers(0, 12))
+    rate = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 0.5, 0.125, 1e-9]))
+    rates = np.array(data.draw(st.lists(st.lists(rate, min_size=modes, max_size=modes),
+                                        min_size=count, max_size=count)))  # fmt: skip
+    total = data.draw(st.integers(low * count, up * count))
+    value = data.draw(st.sampled_from([information, mixed_chance]))
+
+    def of(n: Any) -> Any:  # of one prompt: its modes share n
+        return sum(value(n / modes, p_N[:, None]) for p_N in rates.T)
+
+    best, _ = dynamic_programme(of(np.arange(low, up + 1)), low, total)
+    got = solve(rates, total, low, up, value)
+    assert got.sum() == total
+    assert got.min() >= low
+    assert got.max() <= up
+    assert of(got[:, None]).sum() == pytest.approx(best, abs=1e-12)
+
+
+def test_bounds_of_each_prompt_hold() -> None:
+    got = solve([0.5, 0.5, 0.1], 30, [2, 3, 2], [4, 20, 10])
+    assert got.tolist() == [4, 16, 10]
+    assert solve([0.5, 0.5], 100, 2, 5).tolist() == [5, 5]
+    assert solve([0.3] * 3, 12, 2, 8).tolist() == [4, 4, 4]
+    with pytest.raises(ValueError, match="total=5 cannot be divided"):
+        solve([0.5] * 3, 5, 2, 8)
+
+
+@given(
+    room=st.lists(st.integers(0, 9), min_size=1, max_size=8).map(np.array),
+    amount=st.integers(0, 40),
+)
+def test_evenly(room: np.ndarray, amount: int) -> None:
+    got = evenly(room, amount)
+    assert got.sum() == min(amount, room.sum())
+    assert (got >= 0).all()
+    assert (got <= room).all()
+    filled = got < room
+    if filled.any():
+        assert got.max() - got[filled].min() <= 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_all_is_spent_within_bounds(data: st.DataObject) -> None:
+    rollouts = data.draw(st.integers(2, 12))
+    config = Config(
+        low=data.draw(st.integers(1, rollouts)),
+        up=data.draw(st.integers(rollouts, 30)),
+        enough=data.draw(st.sampled_from([0.5, 0.9, 1.0])),
+    )
+    rate = st.sampled_from([NAN, 0.0, 1.0, 0.5, 0.25, 0.01])
+    modes = data.draw(st.integers(1, 3))
+    row = st.lists(rate, min_size=modes, max_size=modes)
+    rates = np.array(data.draw(st.lists(row, min_size=1, max_size=12)))
+    got = sizes_of(config, rates, rollouts)
+    assert got.sum() == rollouts * len(rates)
+    assert got.min() >= config.low
+    assert got.max() <= config.up
+
+
+def test_each_outcome_has_its_rule() -> None:
+    """Visited: medium, rare, never solved twice, always solved; and one never visited."""
+    rates = np.array([0.5, 0.05, 0.0, 0.0, 1.0, NAN])[:, None]
+    scarce = sizes_of(Config(low=2, up=64), rates, 4)
+    assert scarce[2:].tolist() == [2, 2, 2, 4]
+    assert scarce[:2].tolist() == solve([0.5, 0.05], 14, 2, 64).tolist()
+    plenty = sizes_of(Config(low=2, up=64), rates, 16)
+    assert plenty[4:].tolist() == [2, 16]
+    assert abs(plenty[2] - plenty[3]) <= 1
+    assert plenty[2] > 2  # explored with what the others do not need
+    assert plenty[0] >= 5  # which is 2 and log(1 - 0.9) / log(0.5)
+    assert sizes_of(Config(low=2, up=64, enough=1.0), rates, 16)[2:].tolist() == [2, 2, 2, 16]
+
+
+def test_what_nobody_needs_is_spent_evenly() -> None:
+    solved = np.ones((4, 1))
+    assert sizes_of(PLAIN, solved, 8).tolist() == [8] * 4
+    assert sizes_of(PLAIN, np.zeros((3, 1)), 8).tolist() == [8] * 3
+    got = sizes_of(PLAIN, np.array([0.0, 1.0, 1.0, 1.0])[:, None], 16)
+    assert got.tolist() == [24, 14, 13, 13]  # never solved first, to its bound
+    half = sizes_of(Config(low=2, up=10), np.array([0.5, 1.0, NAN])[:, None], 8)
+    assert half.tolist() == [10, 4, 10]
+
+
+def test_modes_add_up() -> None:
+    both, one = [0.3, 0.3], [0.3, 1.0]
+    got = sizes_of(Config(low=2, up=64), np.array([both, one, [1.0, 1.0]]), 8)
+    assert got[0] > got[1] > got[2] == 2
+    never = sizes_of(Config(low=2, up=64), np.array([[0.0, 1.0], [1.0, 1.0]]), 8)
+    assert never.tolist() == [14, 2]
+    thin = sizes_of(Config(low=1, up=64), np.array([[0.5, NAN, NAN], [1.0, 1.0, 1.0]]), 8)
+    assert thin.tolist() == [13, 3]  # each mode is sampled
+
+
+def falling(n: Any, p: Any) -> Any:
+    return -n * p
+
+
+def convex(n: Any, p: Any) -> Any:
+    return n * n * p
+
+
+def shapeless(n: Any, p: Any) -> Any:
+    return 1.0
+
+
+def diminishing(n: Any, p: Any) -> Any:
+    """As good at p = 0.9 as elsewhere never."""
+    return np.log(n) * (np.abs(p - 0.9) < 0.05)
+
+
+def test_a_value_of_ones_own() -> None:
+    config = Config(low=2, up=24, value="tests.test_knapsack:diminishing")
+    got = sizes_of(config, np.array([0.9, 0.5, 0.3])[:, None], 8)
+    assert got.tolist() == [20, 2, 2]
+    mixed = sizes_of(Config(low=2, up=24, value="mixed"), np.array([0.9, 0.1])[:, None], 8)
+    assert mixed.tolist() == [8, 8]  # the paper's value prefers the hard one
+    assert sizes_of(PLAIN, np.array([0.9, 0.1])[:, None], 8).tolist() == [2, 14]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"low": 9, "up": 8}, "low=9 must not be above up=8"),
+        ({"low": 0}, "low"),
+        ({"value": "informative"}, "value='informative' is unknown; allowed: information, mixed"),
+        ({"value": "tests.test_knapsack:absent"}, "cannot be imported"),
+        ({"value": "tests.test_knapsack:convex"}, "must add no more than the one before"),
+        ({"value": "tests.test_knapsack:falling"}, "it must not fall"),
+        ({"value": "tests.test_knapsack:shapeless"}, "finite numbers, one for each n"),
+    ],
+)
+def test_settings_are_refused_in_a_line(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**fields)
+
+
+def test_bounds_that_contradict_the_total_are_refused() -> None:
+    with pytest.raises(ValueError, match="low=9 of each of 4 prompts is more than the 32 rollouts"):
+        Allocator(Config(low=9), 4, 8)
+    with pytest.raises(ValueError, match="up=7 of each of 4 prompts is less than the 32 rollouts"):
+        Allocator(Config(low=2, up=7), 4, 8)
+    assert knapsack.sizes(Config(), 4, 8) == (2, 26)
+    assert knapsack.sizes(Config(), 64, 8) == (2, 128)
+
+
+def test_it_needs_a_finite_pool() -> None:
+    raw: dict[str, Any] = {
+        "name": "x", "model": {"path": "base/find"}, "allocation": "knapsack",
+        "data": {"task": "find"},
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"knapsack needs a finite pool.*data\.limit"):
+        resolve(raw)
+    resolve(raw | {"data": {"task": "find", "limit": 64}})
+
+
+def pool(rates: list[float]) -> PromptStream:
+    def get(i: int) -> Prompt:
+        return Prompt(i, str(i), (), "", "", "exact", {"rate": rates[i]})
+
+    return PromptStream(Dataset(get, len(rates), "pool"), seed=1)
+
+
+def step(
+    allocator: Allocator,
+    stream: PromptStream,
+    rng: random.Random,
+    waiting: list[Group] | None = None,
+    late: Callable[[Group], bool] = lambda group: False,
+) -> list[Group]:
+    """Groups come in a random order; those that are `late` in the next step."""
+    ready: list[Group] = list(waiting or [])
+    if waiting is not None:
+        waiting.clear()
+    done: list[Group] = []
+    asks, reply = allocator.allocate(stream), None
+    while True:
+        try:
+            ask = asks.send(reply)
+        except StopIteration:
+            break
+        reply = None
+        match ask:
+            case Sample(draw, prompt, n):
+                verdicts = [float(rng.random() < prompt.meta["rate"]) for _ in range(n)]
+                group = replace(made.group(verdicts, serial=draw), prompt=prompt)
+                if waiting is not None and late(group):
+                    waiting.append(group)
+                else:
+                    ready.append(group)
+            case Receive():
+                reply = ready.pop(rng.randrange(len(ready))) if ready else None
+            case Finish(group, kept_G, weights_G):
+                assert kept_G is None
+                done.append(replace(group, weights_G=weights_G))
+            case PutBack(draw, prompt):
+                stream.put_back(draw, prompt)
+    allocator.observe(done)
+    return done
+
+
+def sizes_by_prompt(groups: Iterable[Group]) -> dict[int, int]:
+    return {group.prompt.index: len(group) for group in groups}
+
+
+def test_the_first_epoch_is_uniform_and_the_next_is_not() -> None:
+    rates = [0.0, 1.0, 1.0, 1.0, 0.3, 1.0, 0.3, 0.0]
+    allocator, rng = Allocator(Config(), 8, 8), random.Random(0)
+    stream = pool(rates)
+    first = step(allocator, stream, rng)
+    assert sizes_by_prompt(first) == dict.fromkeys(range(8), 8)
+    told = allocator.metrics()
+    assert told["allocation/unvisited"] == 1
+    assert told["allocation/unspent"] == 0
+    assert "allocation/estimate_error" not in told
+    second = sizes_by_prompt(step(allocator, stream, rng))
+    assert sum(second.values()) == 64
+    assert [second[i] for i in (1, 2, 3, 5)] == [2] * 4
+    assert min(second[i] for i in (0, 4, 6, 7)) > 8
+    told = allocator.metrics()
+    assert told["allocation/unvisited"] == 0
+    assert told["allocation/explored"] == (second[0] + second[7]) / 64
+
+
+def test_errors_of_the_estimates_are_told() -> None:
+    allocator = Allocator(Config(), 3, 4)
+
+    def group(index: int, rate: float, right: int) -> Group:
+        prompt = Prompt(index, "", (), "", "", "exact", {"rate": rate})
+        return replace(made.group([1.0] * right + [0.0] * (4 - right)), prompt=prompt)
+
+    allocator.observe([group(0, 0.5, 1), group(1, 0.5, 4)])
+    assert not allocator.metrics()
+    allocator.observe([group(0, 0.5, 2), group(1, 0.75, 4), group(2, 0.5, 4)])
+    assert allocator.metrics() == {
+        "allocation/estimate_error": 0.125,  # of the two visited before: 1/4 and 0
+        "allocation/rate_error": 0.25,
+    }
+
+
+def test_weights_make_prompts_count_alike() -> None:
+    rates, rng = [0.0, 1.0, 0.5, 0.1, 0.9, 1.0], random.Random(3)
+    allocator, stream = Allocator(Config(weights="prompts"), 6, 8), pool(rates)
+    for _ in range(3):
+        groups = step(allocator, stream, rng)
+    assert len({len(group) for group in groups}) > 2
+    sums = [float(group.weights_G.sum()) for group in groups if group.weights_G is not None]
+    assert sums == pytest.approx([8.0] * 6)
+    assert all(g.weights_G is None for g in step(Allocator(Config(), 6, 8), pool(rates), rng))
+
+
+def test_it_goes_on_from_its_state_with_groups_that_come_late() -> None:
+    rates = [random.Random(5).random() for _ in range(24)]
+    allocator, stream = Allocator(Config(estimate="ema"), 6, 8), pool(rates)
+    rng, waiting = random.Random(7), list[Group]()
+
+    def late(group: Group) -> bool:
+        return group.serial % 3 == 0
+
+    for _ in range(9):
+        step(allocator, stream, rng, waiting, late)
+    again, other = Allocator(Config(estimate="ema"), 6, 8), pool(rates)
+    again.load_state_dict(allocator.state_dict())
+    other.load_state_dict(stream.state_dict())
+    rng_again, waiting_again = random.Random(), list(waiting)
+    rng_again.setstate(rng.getstate())
+    trained = []
+    for _ in range(6):
+        ours = step(allocator, stream, rng, waiting, late)
+        theirs = step(again, other, rng_again, waiting_again, late)
+        assert [(g.serial, len(g)) for g in ours] == [(g.serial, len(g)) for g in theirs]
+        assert allocator.metrics() == again.metrics()
+        trained += [g.serial for g in ours]
+    assert len(trained) == len(set(trained))
+
+
+def test_it_finds_more_mixed_groups_than_uniform() -> None:
+    """A pool with a tail, at the same number of rollouts: the effect that the paper reports."""
+    rng = random.Random(0)
+    rates = [0.99] * 40 + [0.5] * 12 + [0.03] * 12
+
+    def ratio(allocator: Allocator) -> float:
+        stream = pool(rates)
+        groups = [g for i in range(24) for g in step(allocator, stream, rng) if i >= 4]
+        assert sum(map(len, groups)) == 20 * 16 * 8
+        return sum(len(g) for g in groups if g.informative) / (20 * 16 * 8)
+
+    uniform = ratio(Allocator(Config(low=8, up=8), 16, 8))
+    assert ratio(Allocator(Config(), 16, 8)) > 1.2 * uniform
