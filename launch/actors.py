@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from launch.dispatch import Columns, inbound
 from launch.transport import Seat
 from rewards.verdict import Verdict
 from samplers import columns
+from samplers.flow import Flow
 from samplers.ring import Source
 from samplers.types import Floats, Ids, Job
 from trainer.config import Stage
@@ -141,6 +142,7 @@ class RolloutActor(Actor):
         )
         gc.collect()  # what stays for good is not gone through again: 200 ms a full collection
         gc.freeze()
+        self.flows: dict[int, Flow] = {}
         self.in_flight = stage.rollout.in_flight_updates
         self.temperature = stage.rollout.temperature
         markers = self.worker.renderer.thinking
@@ -149,6 +151,28 @@ class RolloutActor(Actor):
     def rollout(self, jobs: Sequence[Job], resumed: Columns | None = None) -> Columns:
         """Called by several threads at once, beside everything else."""
         return columns.pack(self.worker.generate(inbound(jobs, resumed)))
+
+    def stream(self, flow: int) -> Iterator[list[tuple[int, Columns]]]:
+        """Lots that are added to the flow, by number, as they are done; ends with the flow."""
+        mine = self._flow(flow)
+        try:
+            while mine.awaits():
+                done = mine.finished()
+                if done:  # else somebody ended it meanwhile
+                    yield [(number, columns.pack(rollouts)) for number, rollouts in done]
+        finally:
+            del self.flows[flow]
+
+    def add(self, flow: int, number: int, jobs: Sequence[Job], resumed: Columns | None) -> None:
+        self._flow(flow).add(inbound(jobs, resumed), number)
+
+    def end(self, flow: int) -> None:
+        """End what is being made of a flow."""
+        self._flow(flow).close()
+
+    def _flow(self, flow: int) -> Flow:
+        """Calls of different threads come in any order: any of them may be the first."""
+        return self.flows.setdefault(flow, Flow(self.worker))
 
     def where(self) -> Seat:
         return _seat(self.worker.engine.receivers)

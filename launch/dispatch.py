@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, Self
 
 from samplers import columns
 from samplers.types import Job, Rollout
@@ -57,7 +57,7 @@ class Dispatch:
         seconds = [0.0] * len(self.speeds)
         made: dict[tuple[int, int], Rollout] = {}
         while waiting or at:
-            while waiting and (engine := self._seat(len(waiting[0]), loads, calls)) is not None:
+            while waiting and (engine := self.seat(len(waiting[0]), loads, calls)) is not None:
                 chunk = waiting.popleft()
                 at[self._send(engine, chunk)] = engine, chunk
                 loads[engine] += len(chunk)
@@ -68,8 +68,12 @@ class Dispatch:
             loads[engine] -= len(chunk)
             calls[engine] -= 1
             seconds[engine] = max(time.monotonic() - started, 1e-3)
-        self._learn(seconds)
+        self.learn(seconds)
         return [made[job.group, job.index] for job in jobs]
+
+    def flow(self, streams: Streams) -> Lots:
+        """Rollouts in lots, shared out as they are asked for."""
+        return Lots(self, streams)
 
     def chunks(self, jobs: Sequence[Job]) -> list[list[Job]]:
         """Whole groups in order, so many a call that an engine gets a few calls a step."""
@@ -85,7 +89,7 @@ class Dispatch:
             out[-1] += group
         return out if jobs else []
 
-    def _seat(self, size: int, loads: list[int], calls: list[int]) -> int | None:
+    def seat(self, size: int, loads: list[int], calls: list[int]) -> int | None:
         """The engine that would be done with `size` more rollouts first, if it has room."""
         most = HELD * self._slots
         room = [
@@ -95,7 +99,7 @@ class Dispatch:
         ]
         return min(room, key=lambda e: (loads[e] + size) / self.speeds[e], default=None)
 
-    def _learn(self, seconds: list[float]) -> None:
+    def learn(self, seconds: list[float]) -> None:
         """Who was done before the others gets more next time; who had nothing to do drifts back.
 
         Not tokens per second: an engine that is far from full makes them the slower, the fewer
@@ -111,6 +115,78 @@ class Dispatch:
         ]
         middle = math.exp(sum(map(math.log, learned)) / len(learned))
         self.speeds = [min(max(speed / middle, 1 / 16), 16.0) for speed in learned]
+
+
+class Streams(Protocol):
+    """The way of lots to engines and back (`launch.streams` through Ray)."""
+
+    def send(self, engine: int, number: int, jobs: list[Job]) -> None: ...
+    def take(self) -> list[tuple[int, Columns]]:
+        """Number and rollouts of lots that are done: waits for one."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Lots:
+    """Lots of jobs on several engines (`trainer.world.Flow`): each on one of them, in one piece.
+
+    An engine counts what it was given until it is back. So a lot that is asked for meanwhile goes
+    to who has most room at once, or waits here for whoever has room first.
+    """
+
+    def __init__(self, dispatch: Dispatch, streams: Streams) -> None:
+        self._dispatch, self._streams = dispatch, streams
+        self._waiting: deque[list[Job]] = deque()
+        self._at: dict[int, tuple[int, list[Job]]] = {}  # engine and jobs, by number
+        self._sent = 0
+        self._loads = [0] * len(dispatch.speeds)
+        self._seconds = [0.0] * len(dispatch.speeds)
+        self._started = time.monotonic()
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        if jobs:
+            self._waiting.append(list(jobs))
+            self._send()
+
+    def take(self) -> list[list[Rollout]]:
+        out = []
+        for number, packed in self._streams.take() if self._at else ():
+            engine, jobs = self._at.pop(number)
+            out.append(columns.unpack(packed, jobs))
+            self._loads[engine] -= len(jobs)
+            self._seconds[engine] = max(time.monotonic() - self._started, 1e-3)
+        self._send()
+        return out
+
+    def _send(self) -> None:
+        while self._waiting:
+            size, calls = len(self._waiting[0]), [min(load, 1) for load in self._loads]
+            engine = self._dispatch.seat(size, self._loads, calls)
+            if engine is None:
+                return
+            jobs = self._waiting.popleft()
+            self._at[self._sent] = engine, jobs
+            self._loads[engine] += size
+            self._streams.send(engine, self._sent, jobs)
+            self._sent += 1
+
+    def close(self) -> None:
+        if not len(self):  # else it says nothing of who is done early
+            self._dispatch.learn(self._seconds)
+        self._waiting.clear()
+        self._at.clear()
+        self._seconds = [0.0] * len(self._seconds)
+        self._streams.close()
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._at)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
 
 def outbound(jobs: Sequence[Job]) -> tuple[list[Job], Columns | None]:

@@ -1,4 +1,4 @@
-"""The one file that knows Ray: plain classes become actors, and together they are a World.
+"""Where Ray comes in: plain classes become actors, and together they are a World.
 
 Nothing here waits for ever: what cannot be scheduled is told within `SCHEDULE_S` seconds with
 the numbers asked for and available, and an actor that dies is an error that names it.
@@ -16,14 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
 from launch.actors import GraderActor, LearnerActor, RolloutActor
-from launch.dispatch import CALLS, Dispatch, outbound
-from launch.mistakes import told_remotely
+from launch.dispatch import CALLS, Dispatch, Lots, outbound
 from launch.placement import Cluster, Placement, Role, place
+from launch.streams import Streams, result
 from launch.transport import choose, names
 from rewards.verdict import Verdict
 from samplers import columns
@@ -49,7 +49,7 @@ class Fleet:
         self._groups: list[Any] = []
         self._sources: list[Source] = []
         self._order, self._ended = threading.Lock(), threading.Event()
-        self._dispatch: Dispatch | None = None
+        self._by_turns, self._flows = deterministic, count()
         self.opened: bool | None = None
         """Whether the chat template opens the thought; None where nothing is generated."""
         try:
@@ -57,9 +57,8 @@ class Fleet:
             self._spawn(self.placement)
             self._build(model)
             self.connect()
-            if not deterministic:
-                engines, slots = len(self.actors["rollout"]), stage.rollout.engine.slots
-                self._dispatch = Dispatch(engines, slots, self._send, self._take)
+            engines, slots = len(self.actors["rollout"]), stage.rollout.engine.slots
+            self._dispatch = Dispatch(engines, slots, self._send, self._take)
         except BaseException:
             self.close()
             raise
@@ -84,7 +83,7 @@ class Fleet:
                 )
             for i, bundle in enumerate(bundles):
                 # Rollouts beside each other and beside weights; all else on the main thread.
-                groups = {"rollout": 2 * CALLS, "abort": 1} if role == "rollout" else None
+                groups = {"rollout": 2 * CALLS, "control": 1} if role == "rollout" else None
                 variables = environment(self.stage.rollout.engine) if role == "rollout" else {}
                 remote = ray.remote(concurrency_groups=groups)(classes[role])
                 strategy = PlacementGroupSchedulingStrategy(group, i)
@@ -132,7 +131,7 @@ class Fleet:
     def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
         """Whole groups go to engines by turns, one ordered list each; or to who has room."""
         self._take_turns("wake")
-        if self._dispatch is not None:
+        if not self._by_turns:
             return self._dispatch.run(jobs)
         engines = self.actors["rollout"]
         turn = {
@@ -147,6 +146,13 @@ class Fleet:
             for r in columns.unpack(got, js)
         }
         return [made[j.group, j.index] for j in jobs]
+
+    def flow(self) -> Lots:
+        """Lots go to who has room, whatever the number of engines; asleep ones wake for them."""
+        wake = partial(self._take_turns, "wake")
+        return self._dispatch.flow(
+            Streams(self.actors["rollout"], next(self._flows), wake, self._ended)
+        )
 
     def _send(self, engine: int, jobs: list[Job]) -> Any:
         actor = self.actors["rollout"][engine]
@@ -165,7 +171,7 @@ class Fleet:
         """For a run that ends: what is being made is of no use to anybody."""
         self._ended.set()
         for actor in self.actors["rollout"]:
-            actor.abort.options(concurrency_group="abort").remote()
+            actor.abort.options(concurrency_group="control").remote()
 
     def probe(self, ids: Sequence[Ids]) -> list[Floats]:
         """By another engine at each version."""
@@ -341,15 +347,7 @@ def _wait(
             raise SyncError(f"weight sync: {silent} did not answer within {deadline:g} s")
         done, pending = ray.wait(pending, num_returns=1, timeout=min(5, left))
         for ref in done:
-            try:
-                ray.get(ref)
-            except ray.exceptions.RayTaskError as error:
-                cause = error.cause
-                users = isinstance(cause, ValueError) and told_remotely(error)
-                raise cause if users or isinstance(cause, SyncError) else error from None
-            except ray.exceptions.RayActorError as error:
-                who = names.get(ref, "a worker process")
-                raise RuntimeError(f"{who} died: {error}") from None
+            result(ref, names.get(ref, "a worker process"))
     return ray.get(refs)
 
 

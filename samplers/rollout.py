@@ -21,6 +21,7 @@ from typing import Any
 from samplers import render
 from samplers.check import check_plan
 from samplers.engines import base
+from samplers.flow import Flow
 from samplers.render import Renderer, ThinkingConfig
 from samplers.ring import Source
 from samplers.run import THOUGHT, Place, Run, sampled, split
@@ -42,8 +43,8 @@ class _Asked:
 
 
 @dataclass(eq=False)
-class _Call(_Asked):
-    """One `generate`: its rollouts on their way."""
+class Call(_Asked):
+    """Jobs that come back together: their rollouts on the way, and the list of them as `value`."""
 
     jobs: Sequence[Job] = ()
     number: int = -1
@@ -71,10 +72,11 @@ class RolloutWorker:
 
     def __init__(self, engine: base.Engine, renderer: Renderer) -> None:
         self.engine, self.renderer = engine, renderer
-        self._turn = threading.Condition()
+        self.turn = threading.Condition()
+        """Held by who changes what others wait for."""
         self._led = False
         self._line: deque[_Asked] = deque()
-        self._calls: dict[int, _Call] = {}  # in flight, by number
+        self._calls: dict[int, Call] = {}  # in flight, by number
         self._owners: dict[int, tuple[int, int, Place]] = {}  # request: call, rollout, place
         self._numbers, self._requests = 0, itertools.count()
         self._stats = dict.fromkeys(("rollouts", "thought", "answer", "forced"), 0)
@@ -102,8 +104,12 @@ class RolloutWorker:
         Raises:
             ValueError: a plan that this model, prompt or context cannot hold; nothing is generated.
         """
-        rollouts: list[Rollout] = self._wait(_Call(jobs=jobs))
+        rollouts: list[Rollout] = self._wait(Call(jobs=jobs))
         return rollouts
+
+    def flow(self) -> Flow:
+        """Several lists in flight in the one running batch, each of them back when it is done."""
+        return Flow(self)
 
     def between(self, do: Callable[[], Any], *, drained: bool = False) -> Any:
         """Run `do` between two engine steps and return what it returns.
@@ -141,31 +147,52 @@ class RolloutWorker:
     def abort(self, rollouts: Iterable[tuple[int, int]] | None = None) -> None:
         """End rollouts that were asked for, by (group, index), before the next step; None: all."""
         wanted = None if rollouts is None else frozenset(rollouts)
-        with self._turn:
-            waiting = [asked for asked in self._line if isinstance(asked, _Call)]
+        with self.turn:
+            waiting = [asked for asked in self._line if isinstance(asked, Call)]
             for call in (*self._calls.values(), *waiting):
                 every = frozenset((job.group, job.index) for job in call.jobs)
                 call.aborted |= every if wanted is None else every & wanted
 
+    def cancel(self, calls: Iterable[Call]) -> None:
+        """`abort` all rollouts of calls that were submitted."""
+        with self.turn:
+            for call in calls:
+                call.aborted = frozenset((job.group, job.index) for job in call.jobs)
+
     # One line, one leader
 
     def _wait(self, asked: _Asked) -> Any:
-        """Queue `asked` and come back when it has ended, leading where nobody does."""
-        with self._turn:
-            self._line.append(asked)
-            self._turn.wait_for(lambda: asked.ended or not self._led)
-            leads = not asked.ended
-            self._led = self._led or leads
-        if leads:
-            self._lead(asked)
+        """Queue `asked` and come back when it has ended."""
+        self._queue(asked)
+        self.until(lambda: asked.ended)
         if asked.error is not None:
             raise asked.error
         return asked.value
 
-    def _lead(self, asked: _Asked) -> None:
+    def _queue(self, asked: _Asked) -> None:
+        with self.turn:
+            self._line.append(asked)
+
+    def submit(self, jobs: Sequence[Job]) -> Call:
+        """`generate` without waiting: it ends while somebody waits `until` something."""
+        call = Call(jobs=jobs)
+        self._queue(call)
+        return call
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Wait for what is in the line or in flight to make `done` true, leading where nobody
+        does. An error of the engine ends all of it, and is not raised here."""
+        with self.turn:
+            self.turn.wait_for(lambda: done() or not self._led)
+            leads = not done()
+            self._led = self._led or leads
+        if leads:
+            self._lead(done)
+
+    def _lead(self, done: Callable[[], bool]) -> None:
         started = time.perf_counter()
         try:
-            while not asked.ended:
+            while not done():
                 while (due := self._due()) is not None:
                     self._begin(due)
                 if self._owners:
@@ -173,18 +200,18 @@ class RolloutWorker:
         except BaseException as error:
             self._fail(error)
         finally:
-            with self._turn:
+            with self.turn:
                 self._seconds += time.perf_counter() - started
                 self._led = False
-                self._turn.notify_all()
+                self.turn.notify_all()
 
     def _due(self) -> _Asked | None:
         """The next of the line, if it may begin."""
-        with self._turn:
+        with self.turn:
             first = self._line[0] if self._line else None
             if isinstance(first, _Errand) and first.drained and self._calls:
                 return None
-            if isinstance(first, _Call):
+            if isinstance(first, Call):
                 first.number, self._numbers = self._numbers, self._numbers + 1
                 self._calls[first.number] = first
             return self._line.popleft() if first is not None else None
@@ -194,14 +221,14 @@ class RolloutWorker:
         try:
             if isinstance(asked, _Errand):
                 self._end(asked, asked.do())
-            elif isinstance(asked, _Call):
+            elif isinstance(asked, Call):
                 asked.runs = self._runs(asked.jobs)
                 self._send(
                     (asked.number, r, x) for r, run in enumerate(asked.runs) for x in run.begin()
                 )
                 self._finish([asked])
         except BaseException as error:
-            if isinstance(asked, _Call):
+            if isinstance(asked, Call):
                 self._drop([asked])
             self._end(asked, error=error)
             if not isinstance(error, Exception):  # an interrupt is everybody's
@@ -230,7 +257,7 @@ class RolloutWorker:
             self._calls[call].open += 1
         self.engine.add(requests)
 
-    def _finish(self, calls: Iterable[_Call]) -> None:
+    def _finish(self, calls: Iterable[Call]) -> None:
         for call in calls:
             if not call.open:
                 rollouts = [run.finish() for run in call.runs]
@@ -238,25 +265,25 @@ class RolloutWorker:
                     self._count(rollout, 1)
                     if run.job.resume is not None:  # what it came with was counted before
                         self._count(run.job.resume, -1)
-                with self._turn:
+                with self.turn:
                     del self._calls[call.number]
                 self._end(call, rollouts)
 
     def _end(self, asked: _Asked, value: Any = None, error: BaseException | None = None) -> None:
-        with self._turn:
+        with self.turn:
             asked.end(value, error)
-            self._turn.notify_all()
+            self.turn.notify_all()
 
     def _fail(self, error: BaseException) -> None:
         """The engine failed: so did everything that waits for it."""
-        with self._turn:
+        with self.turn:
             waiting = [*self._calls.values(), *self._line]
             self._line.clear()
-        self._drop([asked for asked in waiting if isinstance(asked, _Call)])
+        self._drop([asked for asked in waiting if isinstance(asked, Call)])
         for asked in waiting:
             self._end(asked, error=error)
 
-    def _drop(self, calls: Sequence[_Call]) -> None:
+    def _drop(self, calls: Sequence[Call]) -> None:
         """Forget calls that failed; the engine may still hold requests of theirs."""
         numbers = {call.number for call in calls}
         lost = [i for i, (call, _, _) in self._owners.items() if call in numbers]
@@ -264,7 +291,7 @@ class RolloutWorker:
             self.engine.abort(lost)
         for i in lost:
             del self._owners[i]
-        with self._turn:
+        with self.turn:
             for number in numbers:
                 self._calls.pop(number, None)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from launch.inprocess import Workers
 from rewards.pool import VerifierPool
+from samplers.flow import Flow
 from samplers.rollout import RolloutWorker
 from samplers.types import Ids
 from trainer import preflight
@@ -61,6 +62,9 @@ class Here(Workers):
         in_flight = self.stage.rollout.in_flight_updates
         weights = chain.from_iterable(self.learner.buckets())
         self.worker.load_weights(weights, self.version, in_flight=in_flight)
+
+    def flow(self) -> Flow:
+        return self.worker.flow()
 
     def abort(self) -> None:
         self.worker.abort()

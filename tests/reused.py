@@ -9,6 +9,7 @@ from typing import Any
 
 from launch.inprocess import Workers
 from rewards.pool import VerifierPool
+from samplers.flow import Flow
 from samplers.rollout import RolloutWorker
 from samplers.types import Ids
 from trainer.config import Recipe, Stage
@@ -60,6 +61,9 @@ class Reused(Workers):
     def sync(self) -> None:
         self.version += 1
         self.worker.load_weights(chain.from_iterable(self.learner.buckets()), self.version)
+
+    def flow(self) -> Flow:
+        return self.worker.flow()
 
     def abort(self) -> None:
         self.worker.abort()

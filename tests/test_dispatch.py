@@ -125,6 +125,95 @@ def test_work_moves_to_the_faster_engine(slots: int, monkeypatch: pytest.MonkeyP
     assert slow > 2 * fast > 0
 
 
+class Lanes:
+    """`launch.dispatch.Streams` to engines on a clock."""
+
+    def __init__(self, engines: Clocked) -> None:
+        self.engines, self.numbers = engines, dict[int, int]()
+
+    def send(self, engine: int, number: int, jobs: list[Job]) -> None:
+        self.numbers[self.engines.send(engine, jobs)] = number
+
+    def take(self) -> list[tuple[int, Any]]:
+        ref, packed = self.engines.take(list(self.numbers))
+        return [(self.numbers.pop(ref), packed)]
+
+    def close(self) -> None:
+        self.numbers.clear()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lots_come_once_in_one_piece_and_wait_only_where_nobody_has_room(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(seed)
+    speeds = [rng.choice([1.0, 1.0, 3.0]) for _ in range(rng.randint(1, 5))]
+    engines = Clocked(monkeypatch, speeds, rng.choice([4, 32]))
+    sizes = [rng.choice([0, *range(1, 20)]) for _ in range(rng.randint(0, 60))]
+    lots = [[job(g, i) for i in range(size)] for g, size in enumerate(sizes)]
+    came: dict[int, list[Rollout]] = {}
+    with engines.dispatch.flow(Lanes(engines)) as flow:
+        left = list(lots)
+        while left or len(flow):
+            for _ in range(rng.randint(0, len(left))):
+                flow.add(left.pop())
+            if flow._waiting:
+                size, room = len(flow._waiting[0]), HELD * engines.slots
+                assert all(held and held + size > room for held in engines.held)
+            for rollouts in flow.take():
+                assert rollouts[0].group not in came
+                came[rollouts[0].group] = rollouts
+        assert flow.take() == []
+    for g, jobs in enumerate(lots):
+        assert [(r.group, r.index, r.seed) for r in came.get(g, [])] == [
+            (j.group, j.index, j.seed) for j in jobs
+        ]
+    assert len(engines.sent) == sum(size > 0 for size in sizes)
+    assert all(most <= max(HELD * engines.slots, 19) for most in engines.most)
+
+
+def test_lots_asked_for_meanwhile_go_to_who_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four rounds of each prompt on a slow and a fast engine: who is done asks again at once."""
+    lots = [[[job(g, 8 * n + i) for i in range(8)] for n in range(4)] for g in range(24)]
+    rounds = Clocked(monkeypatch, [1.0, 4.0], 16)
+    for n in range(4):
+        rounds.dispatch.run([j for rest in lots for j in rest[n]])
+
+    flowing = Clocked(monkeypatch, [1.0, 4.0], 16)
+    asked = dict.fromkeys(range(24), 1)
+    with flowing.dispatch.flow(Lanes(flowing)) as flow:
+        for rest in lots:
+            flow.add(rest[0])
+        while len(flow):
+            for rollouts in flow.take():
+                g = rollouts[0].group
+                if asked[g] < 4:
+                    flow.add(lots[g][asked[g]])
+                    asked[g] += 1
+    slow, fast = flowing.share()
+    assert slow + fast == sum(rounds.share()) == 24 * 4 * 8
+    assert fast > 2 * slow > 0
+    assert flowing.now < rounds.now
+
+
+def test_where_all_fits_a_flow_learns_from_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = Clocked(monkeypatch, [1.0, 4.0], 256)
+    for step in range(6):
+        since = len(engines.sent)
+        with engines.dispatch.flow(Lanes(engines)) as flow:
+            for g in range(64):
+                flow.add([job(g, i) for i in range(4)])
+            while len(flow):
+                flow.take()
+        slow, fast = engines.share(since)
+        assert step or slow == fast
+    assert fast > 2 * slow > 0
+    with engines.dispatch.flow(Lanes(engines)) as flow:
+        speeds = list(engines.dispatch.speeds)
+        flow.add([job(0, 0)])
+    assert engines.dispatch.speeds == speeds  # an end in the middle says nothing of them
+
+
 def test_a_really_slow_engine_gets_less(tmp_path: Path) -> None:
     model = str(fetch("base/find"))
     settings = (
