@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +18,7 @@ from samplers.allocation import dynamic
 from samplers.allocation.base import informative
 from samplers.types import Group, Job
 from tests.allocated import Says, Steps, at_rates
+from tests.test_run import _until, command, metrics, train, weights
 from trainer.collect import Collected
 
 rate_lists = st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]), min_size=1, max_size=6)
@@ -200,3 +204,27 @@ def test_it_goes_on_from_its_state() -> None:
 def test_only_what_is_kept_waits() -> None:
     waits = [dynamic.waits(dynamic.Config(surplus=s)) for s in ("keep", "train", "drop")]
     assert waits == [1, 0, 0]
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_equals_never_killed(tmp_path: Path) -> None:
+    """Real engines and learners: what was kept is in the checkpoint, and trains after it."""
+    settings = ("steps=5", "checkpoint={every: 1, keep: 9}")
+    whole = train(tmp_path / "whole", *settings, recipe="dynamic/find")
+    process = subprocess.Popen(
+        command(tmp_path / "killed", *settings, recipe="dynamic/find"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    folder = tmp_path / "killed" / "dynamic-find-seed0"
+    second = folder / "checkpoints" / "step-000002"
+    _until((second / "COMPLETE").exists, process)
+    process.kill()
+    process.wait()
+    train(tmp_path / "killed", *settings, recipe="dynamic/find")
+    steps = metrics(whole)
+    assert metrics(folder) == steps
+    for name, array in weights(whole).items():
+        np.testing.assert_array_equal(array, weights(folder)[name])
+    assert all(step["groups"] == 4 for step in steps), "enough were informative in every step"
+    assert all(step["allocation/surplus"] for step in steps[:-1]), "some wait at every checkpoint"
+    assert max(step["staleness/max"] for step in steps) == 1
