@@ -16,7 +16,7 @@ from trainer.components import COMPONENTS
 from trainer.config import Recipe, resolve
 from trainer.losses import Name
 
-KINDS = ("budget", "algorithm", "shaping", "loss")
+KINDS = ("budget", "allocation", "algorithm", "shaping", "loss")
 Component = tuple[str, str]
 """(kind, name)"""
 Pair = tuple[Component, Component]
@@ -42,10 +42,15 @@ SETTINGS: dict[str, list[Settings]] = {
     "chunked": [{"chunk": 24, "of": inner} for inner in _INNER],
     "soft_overlong": [{"cache": 8}],
     "memory": [{"explore_min_keys": 0}],
+    "dynamic": [{"surplus": "train", "max_rounds": 2}],
+    "gvm": [{"every": 2, "pilot": 2}],
+    "oversample": [{"samples": 8}],
+    "reinforce_ada": [{"rounds": 2, "per_round": 4}],
 }
 """Settings for the tiny model; several are tried one after the other. Else the defaults hold."""
 OPEN: dict[str, Sequence[str | None]] = {
     "budget": ("unlimited", "anytime", "hierarchical", "modes", "prompted"),
+    "allocation": ("uniform",),
     "algorithm": ("grpo", "brpo"),
     "loss": ("ppo_clip", "ce"),
     "shaping": (None, "hbpo", "repetition_dense"),
@@ -55,7 +60,7 @@ FIXED: Settings = {
     "name": "pair",
     "steps": 2,
     "model": {"path": "base/find"},
-    "data": {"task": "find"},
+    "data": {"task": "find", "limit": 16},
     "prompts_per_step": 2,
     "rollouts_per_prompt": 4,
     "tokens_per_micro_batch": 2048,
@@ -95,15 +100,17 @@ def outcome(pair: Pair) -> Recipe | str:
 def _choices(pair: dict[str, str]) -> Iterator[Settings]:
     """Recipes that hold the pair, the plainest first."""
     kinds = [
-        (pair[kind],) if kind in pair else OPEN[kind] for kind in ("budget", "algorithm", "loss")
+        (pair[kind],) if kind in pair else OPEN[kind]
+        for kind in ("budget", "allocation", "algorithm", "loss")
     ]
     own = pair.get("shaping")
     besides = [other for other in OPEN["shaping"] if other is None or other != own]
-    for budget, algorithm, loss, beside in product(*kinds, besides):
+    for budget, allocation, algorithm, loss, beside in product(*kinds, besides):
         for settings in SETTINGS.get(str(budget), [{}]):
             shaping = [{"name": s, **SETTINGS.get(s, [{}])[0]} for s in (own, beside) if s]
             yield {
                 "budget": {"name": budget, **settings},
+                "allocation": {"name": allocation, **SETTINGS.get(str(allocation), [{}])[0]},
                 "algorithm": algorithm,
                 "loss": {"name": loss, "kl": "k2"},
                 "shaping": shaping,

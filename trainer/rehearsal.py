@@ -105,8 +105,8 @@ def _plans(stage: Stage, prompt: Prompt, n: int, step: int) -> Sequence[Plan]:
             raise
         name, _ = seam.split(stage.allocation)
         raise ValueError(
-            f"allocation={name} asks for {n} rollouts of a prompt at a time, which the budget "
-            f"cannot plan: {error}"
+            f"allocation={name} may ask for {n} rollouts of a prompt at a time; change its bounds, "
+            f"or the budget: {error}"
         ) from None
 
 
