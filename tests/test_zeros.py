@@ -56,27 +56,23 @@ operators = st.lists(st.sampled_from(["+", "-", "*", "+-", "*-+"]), max_size=3).
     split=st.sampled_from(["train", "test"]),
     candidates=st.tuples(st.integers(1, 8), st.integers(1, 8)).map(lambda p: (min(p), max(p))),
     operators=operators,
-    counted=st.booleans(),
 )
-def test_the_gold_answer_lists_all_that_are_zero(
-    index, seed, split, candidates, operators, counted
-):
-    bounds = (candidates[0] // 2, candidates[0]) if counted else None
-    level = Level(share=1, candidates=candidates, operators=operators, zeros=bounds)
+def test_the_gold_answer_lists_all_that_are_zero(index, seed, split, candidates, operators):
+    level = Level(share=1, candidates=candidates, operators=operators)
     prompt = zeros.prompt(zeros.Config(levels=(level,)), split, index, seed)
     flags = zeros_of(text_of(prompt))
     assert prompt.answer == labels_of(flags)
     assert prompt.meta == {"difficulty": 1, "n": len(flags), "zeros": sum(flags)}
     assert candidates[0] <= len(flags) <= candidates[1]
-    assert bounds is None or bounds[0] <= sum(flags) <= bounds[1]
     for kind in kinds(prompt):
         assert len(kind) == len(operators)
         assert all(op in choice for op, choice in zip(kind, operators, strict=True))
 
 
-def test_each_candidate_is_zero_in_half_of_the_problems():
+@pytest.mark.parametrize("traps", [False, True])
+def test_each_candidate_is_zero_in_half_of_the_problems(traps):
     """Fair coins that know nothing of each other: every pattern as often as any other."""
-    level = Level(share=1, candidates=(4, 4), operators=("*", "+-"))
+    level = Level(share=1, candidates=(4, 4), operators=("*", "+-"), traps=traps)
     total = 8000
     answers = Counter(
         zeros.prompt(zeros.Config(levels=(level,)), "train", i).answer for i in range(total)
@@ -104,6 +100,42 @@ def test_levels_come_in_their_shares_and_number_the_difficulty():
     assert [zeros.prompt(doubled, "train", i) for i in range(50)] == [
         zeros.prompt(same, "train", i) for i in range(50)
     ]
+
+
+def value_of(chain: str, facts) -> int:
+    """The value of a chain `6*4+3` to one for whom the facts in `facts` have other results."""
+    value = int(chain[0])
+    for op, digit in re.findall(r"([+*-])(\d)", chain):
+        fact = (value, op, int(digit))
+        value = facts.get(fact, eval(f"{value}{op}{digit}") % 7)
+    return value
+
+
+@pytest.mark.parametrize("operators", [("*", "+"), ("*", "-"), ("*-", "+*", "+-")])
+def test_a_trap_is_zero_to_the_confused_and_never_is(operators):
+    level = Level(share=1, candidates=(3, 3), operators=operators, traps=True)
+    config = zeros.Config(levels=(level,), confused={"*": 0.5, "-": 0.1})
+    wrong = {f: value for f, value in zeros._confusions().items() if f[1] in "*-"}
+    seen = Counter()
+    for index in range(400):
+        for chain in re.findall(r"[A-H]([\d+*-]+)", text_of(zeros.prompt(config, "train", index))):
+            zero = value_of(chain, {}) == 0
+            seen[zero] += 1
+            before = value_of(chain[:-2], wrong)
+            assert zero or value_of(f"{before}{chain[-2:]}", {}) == 0
+    assert min(seen.values()) > 400
+
+
+def test_a_problem_of_traps_is_as_hard_whatever_its_answer():
+    """Right as often as all its products are: the tail's rate is one number, (1 - 0.52)^5."""
+    config = zeros.Config(levels=CONFIG.levels[2:])
+    right = defaultdict(list)
+    for index in range(9000):
+        prompt, completion = zeros.demonstration(config, index)
+        few = prompt.meta["zeros"] <= 2
+        right[few].append(completion.endswith(f"</think>{prompt.answer}"))
+    for found in right.values():
+        assert np.mean(found) == pytest.approx(0.48**5, abs=0.011)  # 5 sigma
 
 
 def test_no_other_level_has_a_fact_that_only_the_tail_has():
@@ -166,7 +198,7 @@ def test_demonstrations_follow_their_grammar():
 
 
 def test_facts_are_confused_as_often_as_configured():
-    """Each with one wrong value, and the sums never: so the tail is wrong far more often."""
+    """Each with one wrong value, and the sums never."""
     counts, wrong, values = Counter(), Counter(), defaultdict(set)
     right = defaultdict(list)
     for index in range(8000):
@@ -186,7 +218,6 @@ def test_facts_are_confused_as_often_as_configured():
     assert len(values) == 2 * 49
     assert np.mean(right[1]) == 1
     assert 0.3 < np.mean(right[2]) < 0.8
-    assert 0.005 < np.mean(right[3]) < 0.06
 
 
 @pytest.mark.parametrize(
@@ -198,8 +229,6 @@ def test_facts_are_confused_as_often_as_configured():
         ({"operators": ()}, "operators"),
         ({"operators": ("/", "+")}, "operators"),
         ({"operators": ("", "+")}, "operators"),
-        ({"zeros": (1, 3)}, r"zeros: got \[1, 3\].*\[0, 2\]"),
-        ({"zeros": (2, 1)}, "zeros"),
         ({"share": 0}, "share"),
         ({"ops": 2}, "ops"),
     ],
@@ -215,6 +244,8 @@ def test_wrong_settings_are_named(settings_):
         zeros.Config(**settings_)
     with pytest.raises(ValueError, match="confused"):
         zeros.Config(confused={"*": 1.5})
+    with pytest.raises(ValueError, match="level 3 has traps"):
+        zeros.Config(confused={"-": 0.35})
 
 
 def test_unknown_split_is_refused():

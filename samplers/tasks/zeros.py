@@ -6,15 +6,19 @@ before the last chain is evaluated: a guess is right once in 2^n. A level says h
 there are and which operators they use; its number is the difficulty.
 
 The demonstrations of the warm-up confuse facts of some operators, each with one wrong value. By
-default sums are always right, differences are often wrong, and products, which only the tail has,
-mostly: no group of 8 rollouts is likely to hold a right answer, nothing that is learned at the
-other levels helps, and what is learned of a product helps all problems that have it.
+default sums are always right, differences are wrong at times, and products, which only the tail
+has, more often than not. The tail's candidates are traps: 0, or 0 for those who confuse the
+product, so that each is right or wrong with its product and a problem of n is solved with
+probability (1 - confused)^n, 1 in 40, whatever its answer is. A group of 8 rollouts is then mostly
+all wrong, nothing that is learned at the other levels helps, and what is learned of a product helps
+all problems that have it.
 
 Everything is a function of (seed, split, index): nothing is stored, any index can be drawn alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -58,9 +62,9 @@ class Level(Component):
     operators: tuple[str, ...]
     """For each operation of a candidate the operators it is drawn from, e.g. ['*', '+-']. The last
     may not be a product, which is 0 too rarely."""
-    zeros: tuple[int, int] | None = None
-    """Fewest and most candidates that are 0; None: any number. What is right by chance, and the
-    success rates of a level's problems, depend on it."""
+    traps: bool = False
+    """Candidates that are not 0 are 0 when their facts before the last are confused; without
+    traps 5 in 6 of those mistakes do no harm."""
 
     @model_validator(mode="after")
     def _ranges(self) -> Level:
@@ -68,11 +72,6 @@ class Level(Component):
         if not 1 <= low <= high <= len(LABELS):
             raise ValueError(
                 f"candidates: got [{low}, {high}]; write [fewest, most] within [1, {len(LABELS)}]"
-            )
-        if self.zeros is not None and not 0 <= self.zeros[0] <= self.zeros[1] <= low:
-            raise ValueError(
-                f"zeros: got {list(self.zeros)}; write [fewest, most] within [0, {low}], the "
-                "fewest candidates"
             )
         known = all(choice and not set(choice) - set(_OPERATORS) for choice in self.operators)
         if not known or not self.operators or "*" in self.operators[-1]:
@@ -89,10 +88,10 @@ class Config(Component):
     levels: tuple[Level, ...] = (
         Level(share=0.6, candidates=(2, 3), operators=("+",)),
         Level(share=0.2, candidates=(2, 3), operators=("-", "+")),
-        Level(share=0.2, candidates=(5, 5), operators=("*", "+"), zeros=(2, 3)),
+        Level(share=0.2, candidates=(5, 5), operators=("*", "+"), traps=True),
     )
     """By default three in five are sums, which the demonstrations always get right."""
-    confused: dict[str, float] = Field({"-": 0.35, "*": 0.75})
+    confused: dict[str, float] = Field({"-": 0.35, "*": 0.52})
     """How often a fact of the operator is wrong in a demonstration; not named: never."""
 
     @field_validator("levels")
@@ -109,6 +108,17 @@ class Config(Component):
             if op not in tuple(_OPERATORS) or not 0 <= share <= 1:
                 raise ValueError(f"got {op}: {share}; write +, - or * and a share within [0, 1]")
         return confused
+
+    @model_validator(mode="after")
+    def _traps(self) -> Config:
+        for number, level in enumerate(self.levels, 1):
+            sure = any(all(self.confused.get(op) for op in c) for c in level.operators[:-1])
+            if level.traps and not sure:
+                raise ValueError(
+                    f"levels: level {number} has traps and operators {list(level.operators)}; one "
+                    f"before the last must always be confused, of {sorted(self.confused)}"
+                )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,17 +200,31 @@ def _pose(config: Config, draw: Draw) -> Problem:
         left -= config.levels[number].share
         number += 1
     level = config.levels[number]
-    zeros = _zeros(draw, between(draw, *level.candidates), level.zeros)
-    chains = tuple(pose_chain(draw, level.operators, zero=zero) for zero in zeros)
+    zeros = tuple(draw() < 0.5 for _ in range(between(draw, *level.candidates)))
+    chains = tuple(_candidate(config, level, draw, zero) for zero in zeros)
     return Problem(number + 1, chains, zeros)
 
 
-def _zeros(draw: Draw, n: int, count: tuple[int, int] | None) -> tuple[bool, ...]:
-    """n fair coins, tossed again until as many are heads as asked for (1 toss in 256 or more)."""
+def _candidate(config: Config, level: Level, draw: Draw, zero: bool) -> Chain:
+    """A chain that is 0 or not. Of a trap the last digit makes the confused value 0."""
     while True:
-        zeros = tuple(draw() < 0.5 for _ in range(n))
-        if count is None or count[0] <= sum(zeros) <= count[1]:
-            return zeros
+        first, rest = pose_chain(draw, level.operators, zero=zero)
+        if zero or not level.traps:
+            return first, rest
+        *before, (op, _) = rest
+        told, value = (evaluate((first, tuple(before)), f)[1] for f in (_taken(config), _right))
+        digit = apply(0, "-", told) if op == "+" else told
+        if apply(value, op, digit):  # else two confusions made up for each other
+            return first, (*before, (op, digit))
+
+
+def _right(fact: Fact) -> int:
+    return apply(*fact)
+
+
+def _taken(config: Config) -> Callable[[Fact], int]:
+    """Results for those who confuse all that is ever confused."""
+    return lambda fact: _confusions()[fact] if config.confused.get(fact[1]) else apply(*fact)
 
 
 @lru_cache(maxsize=1)
