@@ -11,11 +11,16 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
 
+from launch.dispatch import Dispatch, Lots
 from rewards.verdict import Verdict
+from samplers import columns
+from samplers.flow import Flow
+from samplers.flow import Flow
 from samplers.rollout import RolloutWorker
 from samplers.types import Completion, Group, Job, Rollout
 from tests.scripted import RENDERER, ScriptedEngine
@@ -55,6 +60,48 @@ class AgingEngine(ScriptedEngine):
         self.version = version
 
 
+class Lanes:
+    """`launch.dispatch.Streams` to the workers of `world`, with a thread that takes from each."""
+
+    def __init__(self, world: Aging) -> None:
+        self.world, self.flows = world, [worker.flow() for worker in world.workers]
+        self.done: Queue[tuple[int, dict[str, Any]] | Exception] = Queue()
+        self.taking = [world.pool.submit(self.forward, flow) for flow in self.flows]
+        self.making = 0
+
+    def forward(self, flow: Flow) -> None:
+        try:
+            while flow.awaits():
+                for number, rollouts in flow.finished():
+                    self.world.wait(20)
+                    self.done.put((number, columns.pack(rollouts)))
+        except Exception as error:
+            self.done.put(error)
+
+    def send(self, engine: int, number: int, jobs: list[Job]) -> None:
+        self.world.wait(5)
+        self.count(len(jobs))
+        self.flows[engine].add(jobs, number)
+
+    def take(self) -> list[tuple[int, dict[str, Any]]]:
+        lot = self.done.get()
+        if isinstance(lot, Exception):
+            raise lot
+        self.count(-len(lot[1]["rows"]))
+        return [lot]
+
+    def count(self, more: int) -> None:
+        self.making += more
+        self.world.making += more
+
+    def close(self) -> None:
+        for flow in self.flows:
+            flow.close()
+        for taking in self.taking:
+            taking.result()
+        self.count(-self.making)
+
+
 class Aging:
     """`trainer.world.World`; learners learn nothing and take their time."""
 
@@ -66,6 +113,7 @@ class Aging:
         self.workers = [
             RolloutWorker(AgingEngine(lambda: self.wait(1)), RENDERER) for _ in range(engines)
         ]
+        self.dispatch = Dispatch(engines, 3, *[lambda *_: None] * 2)
         self.pool = ThreadPoolExecutor(16)
         self.ended = threading.Event()
         self.making = 0  # one thread's: an evaluation comes between syncs
@@ -87,6 +135,13 @@ class Aging:
         self.making -= len(jobs)
         return [made[j.group, j.index] for j in jobs]
 
+    def flow(self) -> Lots:
+        return self.dispatch.flow(Lanes(self))
+
+    def flow(self) -> Any:
+        """Lots of one of the engines."""
+        return Counted(self.random.choice(self.workers), self)
+
     def abort(self) -> None:
         self.ended.set()
         for worker in self.workers:
@@ -105,6 +160,10 @@ class Aging:
     def score(self, batch: Batch, which: str) -> list[Floats]:
         micros = [micro for update in batch.updates for rank in update for micro in rank]
         return [np.zeros(len(micro.targets_N), np.float32) for micro in micros]
+
+    def norms(self, batch: Batch, scope: str) -> list[Floats]:
+        micros = [micro for update in batch.updates for rank in update for micro in rank]
+        return [np.ones(len(micro.rows_B), np.float32) for micro in micros]
 
     def step(self, batch: Batch) -> dict[str, Any]:
         self.wait(self.learning)
@@ -131,6 +190,24 @@ class Aging:
     def export(self, folder: Path) -> None: ...
 
     def profile(self, folder: Path | None) -> None: ...
+
+
+class Counted(Flow):
+    """A worker's flow whose lots are among what its world is making."""
+
+    def __init__(self, worker: RolloutWorker, world: Aging) -> None:
+        super().__init__(worker)
+        self.world = world
+
+    def add(self, jobs: Sequence[Job], key: Any = None) -> None:
+        self.world.making += 1
+        super().add(jobs, key)
+
+    def take(self) -> list[list[Rollout]]:
+        self.world.wait(20)
+        lots = super().take()
+        self.world.making -= len(lots)
+        return lots
 
 
 class Watched(StageRun):

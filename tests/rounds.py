@@ -13,6 +13,8 @@ class Allocator:
     """Samples each draw in two rounds and every third one in a third; draws one more prompt than it
     needs and puts it back."""
 
+    refills = True
+
     def __init__(self, config: Any, prompts: int, rollouts: int) -> None:
         self.prompts, self.rollouts = prompts, rollouts
         self.seen: list[int] = []
