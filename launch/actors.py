@@ -89,6 +89,12 @@ class LearnerActor(Actor):
     def score(self, micro_batches: Any, which: Any) -> Any:
         return self.learner.score(micro_batches, which)
 
+    def norms(self, micro_batches: Any, scope: Any) -> Any:
+        return self.learner.norms(micro_batches, scope)
+
+    def variance(self, groups: Any) -> tuple[float, float]:
+        return self.learner.variance(groups)
+
     def rest(self) -> None:
         """Give back what of a GPU's memory is only kept for the next step: engines wake."""
         import torch

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate, count
+from itertools import accumulate, chain, count
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,15 @@ from samplers.engines.base import environment
 from samplers.ring import Source, SyncError
 from samplers.types import Ids, Job, Rollout
 from trainer.config import Stage
-from trainer.types import Batch, Floats
+from trainer.types import Batch, Floats, MicroBatch
 from trainer.world import Item
 
 SCHEDULE_S = 30.0
 STORE_BYTES = 512 * 2**20
 """Shared memory that rollouts travel in; weights have their own (samplers/ring.py)."""
+THREADS = {"rollout": 2 * CALLS, "flow": 1, "abort": 1}
+"""Of an engine's actor, beside the main one: rollouts go on beside each other and beside weights;
+lots are added in the order of asking, and none between an engine's falling asleep and waking."""
 
 
 class Fleet:
@@ -82,8 +85,7 @@ class Fleet:
                     f"{_numbers(ray.available_resources())}; ask for fewer, or give Ray more"
                 )
             for i, bundle in enumerate(bundles):
-                # Rollouts beside each other and beside weights; all else on the main thread.
-                groups = {"rollout": 2 * CALLS, "control": 1} if role == "rollout" else None
+                groups = THREADS if role == "rollout" else None
                 variables = environment(self.stage.rollout.engine) if role == "rollout" else {}
                 remote = ray.remote(concurrency_groups=groups)(classes[role])
                 strategy = PlacementGroupSchedulingStrategy(group, i)
@@ -171,7 +173,7 @@ class Fleet:
         """For a run that ends: what is being made is of no use to anybody."""
         self._ended.set()
         for actor in self.actors["rollout"]:
-            actor.abort.options(concurrency_group="control").remote()
+            actor.abort.options(concurrency_group="abort").remote()
 
     def probe(self, ids: Sequence[Ids]) -> list[Floats]:
         """By another engine at each version."""
@@ -195,13 +197,28 @@ class Fleet:
         return text
 
     def score(self, batch: Batch, which: str) -> list[Floats]:
-        """Logprobs of each micro-batch's scored tokens: updates, then ranks, then micro-batches."""
+        """Logprobs of each micro-batch's scored tokens."""
+        scored = self._of_each(batch, lambda actor, share: actor.score.remote(share, which))
+        return [logprobs_N for logprobs_N, _ in scored]
+
+    def norms(self, batch: Batch, scope: str) -> list[Floats]:
+        return self._of_each(batch, lambda actor, share: actor.norms.remote(share, scope))
+
+    def _of_each(self, batch: Batch, ask: Callable[[Any, Any], Any]) -> list[Any]:
+        """The learners' answers to each micro-batch: updates, then ranks, then micro-batches."""
         self._take_turns("sleep")
-        out: list[Floats] = []
+        out: list[Any] = []
         for shares in batch.updates:
-            scored = _wait(self._learners(partial(_score, shares, which)))
-            out += [logprobs_N for rank in scored for logprobs_N, _ in rank]
+            answers = _wait(self._learners(partial(_asked, ask, shares)))
+            out += chain.from_iterable(answers)
         return out
+
+    def variance(self, shares: Sequence[Sequence[Sequence[MicroBatch]]]) -> tuple[float, float]:
+        self._take_turns("sleep")
+        sums: tuple[float, float] = _wait(
+            self._learners(lambda rank, actor: actor.variance.remote(shares[rank]))
+        )[0]
+        return sums
 
     def step(self, batch: Batch) -> dict[str, Any]:
         epochs = self.stage.epochs
@@ -244,7 +261,8 @@ class Fleet:
             return
         if what == "wake":
             _wait(self._learners(lambda _, actor: actor.rest.remote()))
-        _wait([getattr(actor, what).remote() for actor in self.actors["rollout"]])
+        turns = [getattr(actor, what) for actor in self.actors["rollout"]]
+        _wait([turn.options(concurrency_group="flow").remote() for turn in turns])
         self._turn = what
 
     def save(self, folder: Path) -> None:
@@ -351,8 +369,8 @@ def _wait(
     return ray.get(refs)
 
 
-def _score(shares: Sequence[Any], which: str, rank: int, actor: Any) -> Any:
-    return actor.score.remote(shares[rank], which)
+def _asked(ask: Callable[[Any, Any], Any], shares: Sequence[Any], rank: int, actor: Any) -> Any:
+    return ask(actor, shares[rank])
 
 
 def _gpus() -> Cluster:

@@ -53,6 +53,14 @@ class Here(Workers):
         with self.learning:
             return [s for (micro,) in batch.updates for s, _ in self.learner.score(micro, which)]
 
+    def norms(self, batch: Batch, scope: Any) -> list[Floats]:
+        with self.learning:
+            return [n for (micro,) in batch.updates for n in self.learner.norms(micro, scope)]
+
+    def variance(self, shares: Sequence[Any]) -> tuple[float, float]:
+        with self.learning:
+            return self.learner.variance(shares[0])
+
     def step(self, batch: Batch) -> dict[str, float]:
         with self.learning:
             return self.learner.step(batch.share(0), self.stage.epochs)

@@ -55,6 +55,12 @@ class Reused(Workers):
     def score(self, batch: Batch, which: Any) -> list[Floats]:
         return [s for (micro,) in batch.updates for s, _ in self.learner.score(micro, which)]
 
+    def norms(self, batch: Batch, scope: Any) -> list[Floats]:
+        return [n for (micro,) in batch.updates for n in self.learner.norms(micro, scope)]
+
+    def variance(self, shares: Sequence[Any]) -> tuple[float, float]:
+        return self.learner.variance(shares[0])
+
     def step(self, batch: Batch) -> dict[str, Any]:
         return self.learner.step(batch.share(0), self.stage.epochs)
 

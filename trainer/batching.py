@@ -47,16 +47,7 @@ def pack(
     """
     steps, rows, tokens = [], 0, 0
     for members_R in _split(np.array([s.group for s in sequences], dtype=np.int64), updates):
-        step = [sequences[i] for i in members_R]
-        weight_R = np.zeros(len(step))
-        scored = [s.mask_T for s in step]
-        if loss is not None:
-            weight_R = _weights(step, loss)
-            if loss.importance != "none" and loss.importance_normalize:
-                step = _with_importance(step, loss)
-            if loss.only_policy:
-                scored = [_with_advantage(s, loss) for s in step]
-        laid = [lay(s, scored_T) for s, scored_T in zip(step, scored, strict=True)]
+        laid, weight_R = _laid([sequences[i] for i in members_R], loss)
         length_R = np.array([len(row) for row in laid])
         plan = _plan(length_R, np.flatnonzero(length_R), tokens_per_micro_batch, packed)
         plan = _even(plan, length_R, ranks, packed)
@@ -76,6 +67,53 @@ def without_idle(batch: Batch) -> Batch:
     idle = [all((m.rows_B < 0).all() for hand in step for m in hand) for step in batch.updates]
     kept = tuple(step for step, nothing in zip(batch.updates, idle, strict=True) if not nothing)
     return replace(batch, updates=kept)
+
+
+def by_group(
+    sequences: Sequence[TrainSequence],
+    loss: LossConfig,
+    *,
+    tokens_per_micro_batch: int,
+    ranks: int = 1,
+    packed: bool = False,
+) -> list[list[list[MicroBatch]]]:
+    """Per rank its groups, and of each the micro-batches that hold its rows and no other's.
+
+    All are one optimiser step, whose denominators the weights hold. Groups that have no gradient
+    are left out. Ranks get about as many tokens, not as many groups.
+    """
+    laid, weight_R = _laid(sequences, loss)
+    length_R = np.array([len(row) for row in laid], dtype=np.intp)
+    groups = _split(np.array([s.group for s in sequences], dtype=np.int64), len(sequences))
+    groups = sorted(groups, key=lambda members_R: -int(length_R[members_R].sum()))
+    hands: list[list[list[MicroBatch]]] = [[] for _ in range(ranks)]
+    load = np.zeros(ranks, dtype=np.int64)
+    for members_R in groups:
+        computed = members_R[length_R[members_R] > 0]
+        plan = _plan(length_R, computed, tokens_per_micro_batch, packed)
+        if not plan:
+            continue
+        rank = int(load.argmin())
+        load[rank] += length_R[members_R].sum()
+        hands[rank].append(
+            [_micro_batch([laid[r] for r in rows], rows, weight_R[rows], packed) for rows in plan]
+        )
+    return hands
+
+
+def _laid(
+    step: Sequence[TrainSequence], loss: LossConfig | None
+) -> tuple[list[Laid], NDArray[np.float64]]:
+    """The rows of an optimiser step as they are fed, and the weight of each one's tokens."""
+    weight_R = np.zeros(len(step))
+    scored = [s.mask_T for s in step]
+    if loss is not None:
+        weight_R = _weights(step, loss)
+        if loss.importance != "none" and loss.importance_normalize:
+            step = _with_importance(step, loss)
+        if loss.only_policy:
+            scored = [_with_advantage(s, loss) for s in step]
+    return [lay(s, scored_T) for s, scored_T in zip(step, scored, strict=True)], weight_R
 
 
 def _weights(step: Sequence[TrainSequence], loss: LossConfig) -> NDArray[np.float64]:
@@ -163,7 +201,7 @@ def _split(groups_R: NDArray[np.int64], updates: int) -> list[Index]:
     return [np.flatnonzero(np.isin(order_R, share)) for share in shares]
 
 
-def _with_importance(step: list[TrainSequence], loss: LossConfig) -> list[TrainSequence]:
+def _with_importance(step: Sequence[TrainSequence], loss: LossConfig) -> list[TrainSequence]:
     """Multiply advantages by importance weights whose mean over the optimiser step is 1.
 
     Every policy loss is homogeneous in the advantage, so this is the weight of the loss.

@@ -28,6 +28,7 @@ from trainer.types import Floats, MicroBatch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainer.gradnorms import Scope
     from trainer.lora import LoraConfig
     from trainer.reference import Reference
     from trainer.tally import Tally
@@ -101,11 +102,8 @@ class Learner:
         self.total_steps, self.max_bad_steps = total_steps, max_bad_steps
         self.updates, self.bad_steps = 0, 0
         self._notes: list[str] = []
-        self._load: dict[str, Any] = {
-            "dtype": dtype,
-            "attention": attention,
-            "trust_remote_code": trust_remote_code,
-        }
+        self._load: dict[str, Any] = {"dtype": dtype, "attention": attention}
+        self._load["trust_remote_code"] = trust_remote_code
         self._joined = not torch.distributed.is_initialized()
         self.device = zero.connect(
             rank, config.ranks, local_rank, address, port or free_port(), config.timeout
@@ -233,8 +231,8 @@ class Learner:
         warnings.warn(self._notes[-1], stacklevel=2)
         return [*update[:at], first, second, *update[at + 1 :]]
 
-    def _forward(self, micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The micro-batch's part of the loss, and its metrics as the loss gives them."""
+    def _forward(self, micro: MicroBatch, module: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Its part of the loss, and its metrics; of the bare `module` if backward is our own."""
         import torch
 
         from trainer import policy
@@ -242,7 +240,8 @@ class Learner:
         def put(array: Any) -> Tensor | None:
             return None if array is None else policy.tensor(array, self.device)
 
-        current_N, entropy_N = policy.score(self.scorer, self.engine, micro, self.device)
+        module = module or self.engine
+        current_N, entropy_N = policy.score(self.scorer, module, micro, self.device)
         loss, metrics = policy_loss(
             self.loss,
             current_N,
@@ -263,14 +262,10 @@ class Learner:
 
     def _bad_step(self, update: Update, finite: list[bool]) -> list[int]:
         """Prompts of the micro-batches to blame, on any rank; raises after too many in a row."""
-        from trainer import zero
+        from trainer.tally import blamed
 
         self.bad_steps += 1
-        blamed = [micro for micro, fine in zip(update, finite, strict=True) if not fine]
-        everyone = zero.gather_objects([int(p) for m in blamed for p in m.prompts_B])
-        if not any(everyone):  # every loss was finite; some gradient was not
-            everyone = zero.gather_objects([int(p) for m in update for p in m.prompts_B])
-        prompts = sorted({p for rank in everyone for p in rank if p >= 0})
+        prompts = blamed(update, finite)
         if self.bad_steps >= self.max_bad_steps:
             raise FloatingPointError(
                 f"loss or gradient not finite in {self.bad_steps} optimiser steps in a row; the "
@@ -297,6 +292,19 @@ class Learner:
             scored = (policy.score(scorer, module, m, self.device) for m in micro_batches)
             return [(logp.cpu().numpy(), entropy.cpu().numpy()) for logp, entropy in scored]
 
+    def norms(self, micro_batches: Update, scope: Scope) -> list[Floats]:
+        """[B] of each micro-batch: see `trainer.gradnorms`."""
+        from trainer import gradnorms
+
+        return [gradnorms.norms(self, micro, scope) for micro in micro_batches]
+
+    def variance(self, groups: Sequence[Update]) -> tuple[float, float]:
+        """Of the gradients of `groups`, each in micro-batches of its own: see `trainer.measure`."""
+        from trainer import measure
+
+        filled = [update for group in groups for update in self._annotated([group], 1)]
+        return measure.sums(self.model, filled, lambda m: self._forward(m, self.model)[0])
+
     def _annotated(self, updates: Sequence[Update], epochs: int) -> Sequence[Update]:
         """Fill in the `old` and `ref` logprobs that the loss reads and the batch lacks."""
         wanted = needs(self.loss, len(updates) * epochs)
@@ -320,10 +328,8 @@ class Learner:
         from trainer.reference import Reference
 
         if self._reference is None:
-            elements = self.config.head_elements
-            self._reference = Reference(
-                self.path, self.device, self.temperature, elements, self._moving, **self._load
-            )
+            settings = (self.temperature, self.config.head_elements, self._moving)
+            self._reference = Reference(self.path, self.device, *settings, **self._load)
         return self._reference
 
     def save(self, folder: str | Path) -> None:

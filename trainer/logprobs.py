@@ -13,7 +13,7 @@ of a chunk; the last axis 2 is (logprob, entropy).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+AtHead = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(hidden_NH, weight_VH, bias_V) of chosen positions -> what the head returns instead of logits."""
 SMALLEST_LOGIT = -1e30
 """Stands in for -inf, so that 0 * log 0 is 0 in an entropy."""
 
@@ -179,7 +181,7 @@ class Scorer:
             / (getattr(config, "logits_scaling", None) or 1.0),
             getattr(config, "final_logit_softcapping", None),
         )
-        self._request: tuple[Tensor, Tensor] | None = None
+        self._request: tuple[Tensor, AtHead] | None = None
         head = model.get_output_embeddings()
         if head is None:
             raise ValueError(
@@ -193,10 +195,9 @@ class Scorer:
         if self._request is None:
             logits: Tensor = self._plain(hidden_BTH)
             return logits
-        index_N, targets_N = self._request
+        index_N, at_head = self._request
         hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1]).index_select(0, index_N)
-        weight_VH, bias_V = self._head.weight, getattr(self._head, "bias", None)
-        return score_tokens(hidden_NH, weight_VH, bias_V, targets_N, self.rule, self.max_elements)
+        return at_head(hidden_NH, self._head.weight, getattr(self._head, "bias", None))
 
     def __call__(
         self, module: Any, index_N: Tensor, targets_N: Tensor, **inputs: Any
@@ -205,17 +206,27 @@ class Scorer:
 
         `module` is the model itself or the engine that wraps it.
         """
-        with self._scoring(index_N, targets_N):
-            scores_N2 = module(**inputs, use_cache=False).logits
+
+        def scores(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+            rule, elements = self.rule, self.max_elements
+            return score_tokens(hidden_NH, weight_VH, bias_V, targets_N, rule, elements)
+
+        scores_N2 = self.run(module, index_N, scores, **inputs)
         assert scores_N2.shape == (len(targets_N), 2), "the head's output was reshaped after it"
         return scores_N2[:, 0], scores_N2[:, 1]
 
+    def run(self, module: Any, index_N: Tensor, at_head: AtHead, **inputs: Any) -> Tensor:
+        """The model with `at_head` in the place of its head; returns what that returned."""
+        with self._scoring(index_N, at_head):
+            out: Tensor = module(**inputs, use_cache=False).logits
+        return out
+
     @contextmanager
-    def _scoring(self, index_N: Tensor, targets_N: Tensor) -> Iterator[None]:
+    def _scoring(self, index_N: Tensor, at_head: AtHead) -> Iterator[None]:
         """Turn the head over to us, and off what the model does to logits after it."""
         model, config = self.model, self.model.config
         own = {name: vars(model)[name] for name in _AFTER_HEAD if name in vars(model)}
-        self._request = (index_N, targets_N)
+        self._request = (index_N, at_head)
         try:
             if self.rule.scale != 1.0 or self.rule.cap is not None:
                 model.config = copy.deepcopy(config)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from trainer.types import MicroBatch
 
 AT_START = ("engine_gap", "engine_gap_max")
 """Only meant for weights that sampled the tokens: counted in a batch's first optimiser step."""
@@ -72,6 +75,18 @@ class Tally:
             out |= dict(zip(maxima, largest_M.tolist(), strict=True))
         out["grad_norm"] = self.norms / self.steps
         return out
+
+
+def blamed(update: Sequence[MicroBatch], finite: Sequence[bool]) -> list[int]:
+    """Prompts of the micro-batches whose loss is not finite, on any rank; of all where every loss
+    is (then some gradient was not). Collective."""
+    from trainer import zero
+
+    guilty = [micro for micro, fine in zip(update, finite, strict=True) if not fine]
+    everyone = zero.gather_objects([int(p) for m in guilty for p in m.prompts_B])
+    if not any(everyone):
+        everyone = zero.gather_objects([int(p) for m in update for p in m.prompts_B])
+    return sorted({p for rank in everyone for p in rank if p >= 0})
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 
 from rewards.verdict import Verdict
 from samplers.types import Ids, Job, Rollout
-from trainer.types import Batch, Floats
+from trainer.types import Batch, Floats, MicroBatch
 
 Item = tuple[str | None, str, Mapping[str, Any]]
 """(answer text, gold, meta): what a verifier is asked."""
@@ -50,7 +50,8 @@ class Flow(Protocol):
 class World(Protocol):
     """Engines, graders and learners. Every call returns when it is done, or raises.
 
-    One thread may call `rollout`, `grade`, `score` or `probe` while another calls anything.
+    One thread may call `rollout`, `grade`, `score`, `norms` or `probe` while another calls
+    anything.
     """
 
     version: int
@@ -79,6 +80,15 @@ class World(Protocol):
     def score(self, batch: Batch, which: str) -> list[Floats]:
         """Logprobs of the scored tokens of every micro-batch, updates then ranks then
         micro-batches; `which`: policy or reference."""
+        ...
+
+    def norms(self, batch: Batch, scope: str) -> list[Floats]:
+        """Per row of every micro-batch, in the order of `score`, the norm of the gradient of its
+        log likelihood with respect to `scope` (`trainer/gradnorms.py`)."""
+        ...
+
+    def variance(self, shares: Sequence[Sequence[Sequence[MicroBatch]]]) -> tuple[float, float]:
+        """Of the gradients of groups; per rank, the micro-batches of each: `trainer/measure.py`."""
         ...
 
     def step(self, batch: Batch) -> dict[str, Any]:

@@ -156,6 +156,14 @@ def discard(engine: Any) -> None:
         torch.cuda.empty_cache()
 
 
+def release(engine: Any) -> None:
+    """After a backward pass that did not go through the engine: ZeRO-3 lets go of the weights of
+    modules that it went through only in part."""
+    offload = getattr(engine.optimizer, "parameter_offload", None)
+    if offload is not None:
+        offload.release_backward_leftovers()
+
+
 def out_of_memory(error: RuntimeError) -> bool:
     """Of the GPU, or of the host (which says it in words only)."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
