@@ -64,7 +64,7 @@ class Streams:
         if engine not in self._streams.values():
             stream = actor.stream.options(concurrency_group="rollout").remote(self._flow)
             self._streams[stream] = engine
-        add = actor.add.options(concurrency_group="control")
+        add = actor.add.options(concurrency_group="flow")
         self._sent[add.remote(self._flow, number, *outbound(jobs))] = engine
 
     def take(self) -> list[tuple[int, Columns]]:
@@ -105,7 +105,7 @@ class Streams:
             return
         until = time.monotonic() + CLOSE_S
         for engine in self._streams.values():
-            self._actors[engine].end.options(concurrency_group="control").remote(self._flow)
+            self._actors[engine].end.options(concurrency_group="flow").remote(self._flow)
         while self._streams and time.monotonic() < until:
             for stream in ray.wait(list(self._streams), num_returns=1, timeout=0.5)[0]:
                 if next(stream, None) is None:  # what it still yields is dropped unread

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch import fleet
 from samplers.rollout import RolloutWorker
-from samplers.types import Job, Plan, Prompt, Rollout
-from tests.aging import AgingEngine
+from samplers.types import Job, Plan, Rollout
+from tests import rounds
+from tests.aging import Aging, AgingEngine, recipe, watched
 from tests.engines import small, torch_engine
 from tests.scripted import PROMPT, RENDERER, ScriptedEngine
-from trainer.config import load
-from trainer.modelfolder import fetch
+from tests.test_overlap import ages
+from trainer.loop import train
 from trainer.world import Flow
 
 PLANS = (Plan(40), Plan(40, think=7), Plan(40, cuts=(1, 5), answers_per_cut=2), Plan(24))
@@ -249,6 +249,9 @@ def test_closing_ends_what_is_being_made_and_nothing_else() -> None:
     (rollouts,) = rest(other)
     alone = RolloutWorker(ScriptedEngine(), RENDERER).generate(lot(9, 3))
     assert list(map(tokens, rollouts)) == list(map(tokens, alone))
+    whole = RolloutWorker(ScriptedEngine(), RENDERER)
+    whole.generate([job for group in range(4) for job in lot(group, 3)])
+    assert worker.engine.counters["sampled"] < whole.engine.counters["sampled"]
     assert not worker.engine.pending
     assert not worker._calls
     assert not worker._owners
@@ -277,118 +280,37 @@ def test_errors_reach_who_takes() -> None:
     assert not worker._calls
 
 
-# Through Ray
-
-FIND = Prompt(0, "p", ({"role": "user", "content": "A1+1?"},), "", "A", "exact")
+# Under the loop
 
 
-def asked(group: int, size: int, cap: int = 12) -> list[Job]:
-    return [Job(FIND, Plan(cap), group, i, seed=group * 100 + i) for i in range(size)]
-
-
-def test_lots_come_from_real_actors_while_others_are_made(tmp_path: Path) -> None:
-    """Two engines, one slow; lots of a later ask come before those of the first. Then a close in
-    the middle, errors, and the death of an engine."""
-    settings = (
-        "deterministic=false", "rollout.workers=2", "rollout.max_tokens=120",
-        f"rollout.engine={{name: tests.slow_engine, slots: 4, folder: {tmp_path}, seconds: 0.05}}",
-    )  # fmt: skip
-    stage = load("grpo/find", (*settings, "evaluation=null")).stages[0]
-    model = str(fetch("base/find"))
-    with fleet.cluster(cpus=4), fleet.Fleet(stage, model, deterministic=False) as world:
-        _shares_out_and_keeps_nothing(world)
-        _syncs_meanwhile(world)
-        _ends_what_is_being_made(world)
-        _names_mistakes_and_the_dead(world)
-
-
-def _shares_out_and_keeps_nothing(world: fleet.Fleet) -> None:
-    references = _references()
-    engines: dict[int, int] = {}
-    with world.flow() as flow:
-        for group in range(12):
-            flow.add(asked(group, 4))
-        more, came, early = 12, {}, 0
-        for rollouts in rest(flow):
-            came[rollouts[0].group] = rollouts
-            early += bool(flow._at)
-            engines |= {job.group: e for e, jobs in flow._at.values() for job in jobs}
-            if more < 24:
-                flow.add(asked(more, 4))
-                more += 1
-    assert sorted(came) == list(range(24))
-    assert list(came) != sorted(came)
-    assert early > 12
-    assert set(engines.values()) == {0, 1}
-    jobs = [job for group in range(24) for job in asked(group, 4)]
-    made = world.rollout(jobs)
-    assert [tokens(r) for group in range(24) for r in came[group]] == list(map(tokens, made))
-    del came, made, rollouts
-    assert _references() <= references
-
-
-def _references() -> int:
-    """Objects of Ray that this process holds: rollouts in shared memory among them."""
-    import gc
-
-    from ray._private.worker import global_worker
-
-    gc.collect()
-    return len(global_worker.core_worker.get_all_reference_counts())
-
-
-def _syncs_meanwhile(world: fleet.Fleet) -> None:
-    """Drained: what was asked for before has the old weights only, what comes later the new."""
-    import ray
-
-    with world.flow() as flow:
-        for group in range(4):
-            flow.add(asked(group, 4))
-        ray.get(list(flow._streams._sent))  # both engines have them
-        world.sync()
-        flow.add(asked(4, 4))
-        came = {r[0].group: {v for one in r for v in versions(one)} for r in rest(flow)}
-    assert [came[group] for group in range(5)] == [{0}] * 4 + [{1}]
-
-
-def _ends_what_is_being_made(world: fleet.Fleet) -> None:
-    with world.flow() as flow:
-        for group in range(40):
-            flow.add(asked(group, 4, 120))
-        flow.take()
-        assert len(flow) > 20
-    assert _held(world) == [(0, 0, 0)] * 2
-
-
-def _held(world: fleet.Fleet) -> list[tuple[int, int, int]]:
-    """Of each engine: flows, requests, lots."""
-    import ray
-
-    actors = world.actors["rollout"]
-    return ray.get([actor.__ray_call__.remote(_holds) for actor in actors])
-
-
-def _holds(actor: Any) -> tuple[int, int, int]:
-    return len(actor.flows), actor.worker.engine.pending, len(actor.worker._calls)
-
-
-def _names_mistakes_and_the_dead(world: fleet.Fleet) -> None:
-    import ray
-
-    with world.flow() as flow:
-        flow.add(asked(0, 4))
-        flow.add(asked(1, 4, 10**6))
-        with pytest.raises(ValueError, match="context"):
-            list(rest(flow))
-    with world.flow() as flow:
-        for group in range(30):
-            flow.add(asked(group, 4, 120))
-        flow.take()
-        ray.kill(world.actors["rollout"][1])
-        with pytest.raises(RuntimeError, match="engine 1 died"):
-            list(rest(flow))
-    world.abort()
-    with world.flow() as flow:
-        flow.add(asked(0, 4))
-        with pytest.raises(RuntimeError, match="aborted"):
-            flow.take()
+@pytest.mark.parametrize("seed", range(20))
+def test_rounds_in_flight_hold_the_staleness_bound(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An allocator that asks again with each group it receives, in a thread that samples ahead,
+    on engines that wait at random: each group whole and in time, and no weights load while lots
+    are made unless in flight."""
+    monkeypatch.setattr(rounds.Allocator, "refills", True, raising=False)
+    depth, in_flight = seed % 3, seed % 3 > 0 and seed % 2 == 0
+    made = recipe(
+        tmp_path,
+        max_staleness=depth,
+        allocation="tests.rounds",
+        rollouts_per_prompt=3,
+        rollout={"max_tokens": 24, "in_flight_updates": in_flight},
+    )
+    world, flows = Aging(made.stages[0], seed), []
+    flow = world.flow
+    monkeypatch.setattr(world, "flow", lambda: flows.append(flow()) or flows[-1])
+    with watched(made, world, tmp_path) as run:
+        train(run)
+    assert len(flows) == 6
+    groups = [group for _, trained in run.trained for group in trained]
+    assert sorted(group.serial for group in groups) == list(range(18))
+    assert all(len(group) == 3 + (group.serial % 3 == 0) for group in groups)
+    assert all(0 <= age <= depth for age in ages(run.trained))
+    assert not world.making
+    for worker in world.workers:
+        assert not worker._calls
+        assert not worker._line
+        assert not worker.engine.pending
