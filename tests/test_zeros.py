@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samplers.data import DataConfig, load
+from samplers.seeds import key
 from samplers.tasks import _chains, zeros
 from samplers.tasks.zeros import Level
+from samplers.types import Job, Plan
+from trainer.config import load as recipe
 
 CONFIG = zeros.Config()
 
@@ -257,3 +260,43 @@ def test_too_few_problems_for_a_split_are_refused_not_searched_for_ever(monkeypa
     monkeypatch.setattr(_chains, "held_out", lambda text: False)
     with pytest.raises(ValueError, match=r"levels give too few.* test split"):
         zeros.prompt(CONFIG, "test", 0)
+
+
+# base model and pool
+
+
+def test_the_shipped_base_has_solved_the_sums_and_is_mostly_all_wrong_in_the_tail():
+    """Level 1 solved, level 2 mixed, and of level 3 most groups of 8 without a right answer."""
+    from samplers.engines.torch import Config as EngineConfig
+    from samplers.render import ThinkingConfig
+    from samplers.rollout import RolloutWorker
+    from trainer.modelfolder import fetch
+
+    prompts = [zeros.prompt(CONFIG, "test", i) for i in range(200)]
+    plan = Plan(max_tokens=96)
+    jobs = [Job(p, plan, p.index, s, key(s, p.index)) for p in prompts for s in range(8)]
+    worker = RolloutWorker.from_pretrained(
+        str(fetch("base/zeros")), EngineConfig(), ThinkingConfig()
+    )
+    rollouts = worker.generate(jobs)
+    assert np.mean([r.closed and r.final.text is not None for r in rollouts]) > 0.99
+    pairs = zip(rollouts, jobs, strict=True)
+    right_MS = np.array([r.final.text == j.prompt.answer for r, j in pairs]).reshape(200, 8)
+    level_M = np.array([p.meta["difficulty"] for p in prompts])
+    rate_M = right_MS.mean(axis=1)
+    assert rate_M[level_M == 1].mean() > 0.99
+    assert 0.4 < rate_M[level_M == 2].mean() < 0.7
+    tail_MS = right_MS[level_M == 3]
+    assert 0.01 < tail_MS.mean() < 0.06
+    assert (~tail_MS.any(axis=1)).mean() > 0.6
+
+
+def test_the_pool_recipe_is_that_task():
+    stage = recipe("pool/uniform").stages[0]
+    assert stage.data.task == "zeros"
+    assert stage.model.path == "base/zeros"
+    pool = load(stage.data)
+    assert len(pool) == 256
+    shares = Counter(pool[i].meta["difficulty"] for i in range(256))
+    assert shares[1] / 256 == pytest.approx(0.6, abs=0.1)
+    assert min(shares.values()) / 256 > 0.1
