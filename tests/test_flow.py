@@ -246,6 +246,7 @@ def test_closing_ends_what_is_being_made_and_nothing_else() -> None:
         flow.take()
         assert len(flow) > 0
     assert len(flow) == 0
+    assert set(worker._calls.values()) <= {call for _, call in other._lots}
     (rollouts,) = rest(other)
     alone = RolloutWorker(ScriptedEngine(), RENDERER).generate(lot(9, 3))
     assert list(map(tokens, rollouts)) == list(map(tokens, alone))

@@ -25,7 +25,7 @@ class Flow(Protocol):
         ...
 
     def take(self) -> list[list[Rollout]]:
-        """Lots that are done, in the order in which they were: waits for one where none is.
+        """All lots that are done, in any order: waits for one where none is.
 
         Each holds its rollouts in the order of their jobs. Nothing where no lot is left.
 
