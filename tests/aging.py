@@ -165,6 +165,9 @@ class Aging:
         micros = [micro for update in batch.updates for rank in update for micro in rank]
         return [np.ones(len(micro.rows_B), np.float32) for micro in micros]
 
+    def variance(self, shares: Any) -> tuple[float, float]:
+        return 2.0, 1.0
+
     def step(self, batch: Batch) -> dict[str, Any]:
         self.wait(self.learning)
         return {"engine_gap": 7.0 if self.stage.max_staleness else 0.0}  # drift is no gap

@@ -262,7 +262,8 @@ class _Stage:
         apart = self.free_gpus >= 0 if machine.gpus else machine.cores >= needed
         if self.overlaps or stage.kind != "rl" or not apart or self.spent[other] < WORTH:
             return
-        settings = ["max_staleness=1"]
+        # what chunks and waiting groups take of it, and one more
+        settings = [f"max_staleness={stage.max_staleness - staleness.depth(stage) + 1}"]
         if self.recipe.deterministic:
             settings.append("deterministic=false")
         for more in ([], ["loss.importance=token"]):

@@ -34,6 +34,7 @@ from trainer.eval.budgets import EvalConfig
 from trainer.learner import LearnerConfig
 from trainer.lora import LoraConfig
 from trainer.losses import LossConfig
+from trainer.measure import MeasureConfig
 from trainer.optim import OptimConfig
 from trainer.settings import merge, override
 from trainer.supervised import SupervisedConfig
@@ -162,6 +163,8 @@ class Stage(Component):
     grader: GraderConfig = GraderConfig()
     evaluation: EvalConfig | None = None
     guard: GuardConfig = GuardConfig()
+    measure: MeasureConfig = MeasureConfig()
+    """What costs time to know, and is only measured on request."""
     supervised: SupervisedConfig = SupervisedConfig()
     """How an sft stage makes batches of its data."""
 
@@ -208,6 +211,7 @@ class Stage(Component):
             )
         if self.model.add_markers and self.markers is None:
             warnings.warn("model.add_markers has no effect with thinking: none", stacklevel=2)
+        self.measure.suits(self.learner)
         if self.model.lora is not None:
             self.model.lora.suits(self.loss, self.optim)
         for kind, package in components.COMPONENTS.items():

@@ -18,7 +18,7 @@ from samplers import seam, seeds
 from samplers.data import PromptStream
 from samplers.data import load as load_data
 from samplers.types import Group, Job, Prompt, Rollout
-from trainer import checkpoint, guard, scoring, staleness
+from trainer import checkpoint, guard, measure, scoring, staleness
 from trainer.ahead import Ahead
 from trainer.batching import pack, without_idle
 from trainer.collect import Making, Rounds
@@ -181,8 +181,13 @@ class StageRun:
         return without_idle(batch)
 
     def learn(self, batch: Batch) -> dict[str, Any]:
+        every = self.stage.measure.gradient_variance
+        measured = {}
+        if every and self.step % every == 0:
+            with self.clock.phase("measure"):
+                measured = measure.variance(self.world, self._rows, self.stage)
         with self.clock.phase("train"):
-            return self.world.step(batch)
+            return {**self.world.step(batch), **measured}
 
     def sync(self) -> None:
         def load() -> None:
