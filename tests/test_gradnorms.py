@@ -1,6 +1,6 @@
 """Norms of per-row gradients: against plain autograd, one row after another, in float64.
 
-Shape suffixes: B rows, T tokens of a row, S positions, I inputs, O outputs, F features.
+Shape suffixes: B rows, T tokens of a row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from launch import fleet
+from tests import test_gradient_variance as gradient_variance
 from tests.ranks import on_ranks
 from tests.test_learner import Bench, weights
 from tests.test_learner_accumulation import sequences
 from tests.tiny import tiny_model, tiny_tokenizer
-from trainer import gradnorms, policy
+from trainer import gradnorms, measure, policy
 from trainer.batching import pack
-from trainer.captured import affine, matrix_squares, slopes, table_squares
+from trainer.config import load
 from trainer.logprobs import Scorer
 from trainer.lora import LoraConfig
+from trainer.modelfolder import fetch
 from trainer.rows import branches
 from trainer.types import TrainSequence
 
@@ -358,50 +359,24 @@ def test_what_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
         gradnorms.norms(learner, micro, "full")
 
 
-# -- parts ----------------------------------------------------------------------------------------
+# -- through Ray ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    shape=st.tuples(*(st.integers(1, 9) for _ in range(4))),
-    elements=st.sampled_from([1, 30, 10_000]),
-    seed=st.integers(0, 99),
-)
-def test_squares_of_a_matrix(shape: tuple[int, int, int, int], elements: int, seed: int) -> None:
-    b, s, i, o = shape
-    generator = torch.Generator().manual_seed(seed)
-    x_BSI = torch.randn(b, s, i, generator=generator, dtype=torch.float64)
-    g_BSO = torch.randn(b, s, o, generator=generator, dtype=torch.float64)
-    wanted_B = torch.einsum("bsi,bso->bio", x_BSI, g_BSO).square().sum((1, 2))
-    found_B = matrix_squares(x_BSI.float(), g_BSO.float(), elements)
-    np.testing.assert_allclose(found_B, wanted_B, rtol=1e-4, atol=1e-4)
-
-
-@settings(max_examples=50, deadline=None)
-@given(rows=st.integers(1, 4), tokens=st.integers(1, 9), seed=st.integers(0, 99))
-def test_squares_of_an_embedding(rows: int, tokens: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    ids_BT = torch.randint(0, 4, (rows, tokens), generator=generator)
-    grad_BTH = torch.randn(rows, tokens, 3, generator=generator)
-    hot_BTV = nn.functional.one_hot(ids_BT, 4).float()
-    wanted_B = torch.einsum("btv,bth->bvh", hot_BTV, grad_BTH).square().sum((1, 2))
-    np.testing.assert_allclose(table_squares(ids_BT, grad_BTH), wanted_B, rtol=1e-5, atol=1e-6)
-
-
-def test_norms_are_affine_in_their_weights_and_others_are_not() -> None:
-    x_BSF = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
-    norm = nn.LayerNorm(8)
-    assert affine(norm, x_BSF, ["weight", "bias"])
-    found = slopes(norm, x_BSF, ["weight", "bias"])
-    plain = nn.functional.layer_norm(x_BSF, (8,))
-    torch.testing.assert_close(found["weight"], plain)
-    torch.testing.assert_close(found["bias"], torch.ones_like(plain))
-    assert not affine(Odd(8), x_BSF, ["weight"])
-    assert not affine(Rolled(8), x_BSF, ["weight"])
-
-
-class Rolled(Odd):
-    """Linear in its weight, which works on another feature."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x * self.weight).roll(1, -1)
+def test_a_fleet_measures_as_one_learner_does(tmp_path: Path) -> None:
+    """Two ranks: norms in the order of scores; the variance that of the groups."""
+    settings = ("learner.ranks=2", "loss={name: ce, aggregation: token_mean}")
+    stage = load("warmup/find", (f"output={tmp_path}", *settings, "evaluation=null")).stages[0]
+    path, rows = fetch("base/find"), gradient_variance.rows()
+    batch = pack(rows, None, tokens_per_micro_batch=40, ranks=2)
+    micros = [micro for update in batch.updates for rank in update for micro in rank]
+    with fleet.cluster(cpus=4), fleet.Fleet(stage, str(path)) as world:
+        scores, found = world.score(batch, "policy"), world.norms(batch, "full")
+        figures = measure.variance(world, rows, stage)
+    assert len({micro.rows_B.tobytes() for micro in micros}) > 3
+    assert [len(s) for s in scores] == [len(micro.targets_N) for micro in micros]
+    learner = stand_in(policy.load(str(path), dtype="float32", attention="sdpa"))
+    for micro, norms_B in zip(micros, found, strict=True):
+        np.testing.assert_allclose(norms_B, gradnorms.norms(learner, micro, "full"), rtol=CLOSE)
+    variance, norm2 = gradient_variance.brute(path, rows)
+    assert figures["gradient/variance"] == pytest.approx(variance, rel=CLOSE)
+    assert figures["gradient/norm2"] == pytest.approx(norm2, rel=CLOSE)
