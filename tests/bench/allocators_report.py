@@ -141,6 +141,18 @@ def _share(one: Result, axis: str) -> str:
     return f"{'> ' if bound else ''}{estimate.value:.2f} +- {estimate.half_width:.2f}"
 
 
+def summary(rows: Sequence[dict[str, Any]], sgd: bool) -> str:
+    """Per arm and regime: rollouts / tokens to uniform's final success, over what uniform paid."""
+    shown = {name: {r.arm: r for r in results(rows, name, sgd)} for name in REGIMES}
+    lines = [f"| to uniform's | {' | '.join(regime.title for regime in REGIMES.values())} |"]
+    lines.append(f"|{'---|' * (1 + len(REGIMES))}")
+    for arm in list(arms(8))[1:]:
+        found = [shown[name].get(arm) for name in REGIMES]
+        cells = [" / ".join(_share(one, k) for k in PAID) if one else "" for one in found]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def figure(rows: Sequence[dict[str, Any]]) -> style.Figure:
     return style.Figure(
         "allocators",
@@ -194,4 +206,5 @@ def write(rows: Sequence[dict[str, Any]], folder: Path) -> None:
                 seeds = len({r["seed"] for r in rows if (r["regime"], r["sgd"]) == (name, sgd)})
                 steps = "plain steps" if sgd else "Adam"
                 print(f"\n### {regime.title} ({steps}, {seeds} seeds)\n\n{table(found)}")
+        print(f"\n### {'plain steps' if sgd else 'Adam'}\n\n{summary(rows, sgd)}")
     style.files(figure(rows), folder)
