@@ -80,12 +80,13 @@ def train(
                     traces.supply(run, path)
                     if newest and index == state["stage"]:
                         run.restore(newest, state)
-                    elif before is not None:
+                    elif before is not None and stage.kind == "rl":
                         run.follow(before)
                     tracker.console.advise(Adviser(recipe, index, _machine(address)))
                     profiled.watch(run)
                     LOOPS[stage.kind](run)
-                first, before = first + stage.steps, run
+                    before = run.sampling if stage.kind == "rl" else before
+                first += stage.steps
                 _point(folder / "model", checkpoint.complete(folder / "checkpoints")[-1] / "model")
         (folder / runfolder.DONE).touch()
     return folder

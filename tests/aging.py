@@ -20,7 +20,6 @@ from launch.dispatch import Dispatch, Lots
 from rewards.verdict import Verdict
 from samplers import columns
 from samplers.flow import Flow
-from samplers.flow import Flow
 from samplers.rollout import RolloutWorker
 from samplers.types import Completion, Group, Job, Rollout
 from tests.scripted import RENDERER, ScriptedEngine
@@ -138,10 +137,6 @@ class Aging:
     def flow(self) -> Lots:
         return self.dispatch.flow(Lanes(self))
 
-    def flow(self) -> Any:
-        """Lots of one of the engines."""
-        return Counted(self.random.choice(self.workers), self)
-
     def abort(self) -> None:
         self.ended.set()
         for worker in self.workers:
@@ -193,24 +188,6 @@ class Aging:
     def export(self, folder: Path) -> None: ...
 
     def profile(self, folder: Path | None) -> None: ...
-
-
-class Counted(Flow):
-    """A worker's flow whose lots are among what its world is making."""
-
-    def __init__(self, worker: RolloutWorker, world: Aging) -> None:
-        super().__init__(worker)
-        self.world = world
-
-    def add(self, jobs: Sequence[Job], key: Any = None) -> None:
-        self.world.making += 1
-        super().add(jobs, key)
-
-    def take(self) -> list[list[Rollout]]:
-        self.world.wait(20)
-        lots = super().take()
-        self.world.making -= len(lots)
-        return lots
 
 
 class Watched(StageRun):

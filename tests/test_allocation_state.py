@@ -113,7 +113,7 @@ def in_turn(made: Any, folder: Path) -> tuple[list[Watched], list[str]]:
             if index + 1 < len(made.stages):
                 train(run)
         runs.append(run)
-        first, before = first + stage.steps, run
+        first, before = first + stage.steps, run.sampling
     return runs, [line for line in said if line.startswith("allocation")]
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from samplers import seam
-from samplers.facts import FINITE, MARKERS
+from samplers.facts import FINITE, MARKERS, UPDATES
 
 if TYPE_CHECKING:
     from trainer.config import Stage
@@ -47,7 +47,9 @@ def facts(stage: Stage) -> set[str]:
         found.add("importance normalized")
     if stage.model.attention == "flash_attention_2":
         found.add("packed rows")
-    if sizes(stage)[0] == 1:
+    if stage.updates_per_batch > 1:
+        found.add(UPDATES)
+    if trains(stage) == 1:
         found.add("one rollout a prompt")
     for name, module, config in components(stage):
         found |= {name, *_said(module, "provides", config)}
@@ -72,12 +74,21 @@ def allocator(stage: Stage) -> Any:
 
 
 def sizes(stage: Stage) -> tuple[int, int]:
-    """Fewest and most rollouts of a prompt that the allocator asks for at once, or trains."""
+    """Fewest and most rollouts of a prompt that the allocator asks for at once."""
     module, config = seam.resolve("samplers.allocation", stage.allocation)
     n = stage.rollouts_per_prompt
     own = getattr(module, "sizes", None)
     fewest, most = own(config, stage.prompts_per_step, n) if own else (n, n)
     return fewest, most
+
+
+def trains(stage: Stage) -> int:
+    """Fewest rollouts of a group that trains."""
+    module, config = seam.resolve("samplers.allocation", stage.allocation)
+    own = getattr(module, "trains", None)
+    if own is None:
+        return sizes(stage)[0]
+    return int(own(config, stage.prompts_per_step, stage.rollouts_per_prompt))
 
 
 def waits(stage: Stage) -> int:

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rewards.verdict import UNKNOWN
-from samplers.allocation.base import informative
+from samplers.allocation.base import mixed, units
 from samplers.types import Group, Rollout
+from trainer.rows import trainable
 
 MACHINE = ("time/", "memory/")
 """Prefixes of the metrics that differ between two runs of one recipe and seed."""
@@ -92,6 +93,7 @@ def summarise(
     batch: Mapping[str, Number] | None = None,
     timings: Mapping[str, float] | None = None,
     discarded: Sequence[Group] = (),
+    apart: bool = False,
 ) -> dict[str, Number]:
     """One step as flat figures.
 
@@ -103,13 +105,15 @@ def summarise(
             they pass through under their own names. `tokens` among them gives training tokens/s.
         timings: `Clock.lap()`.
         discarded: what an allocator sampled, and does not train.
+        apart: only rollouts of a mode are compared with each other.
     """
     out: dict[str, Number] = {}
     every = [*groups, *discarded]
     if every:
         rollouts = [r for group in every for r in group.rollouts]
-        out |= _outcomes(every) | _rewards(groups) | _lengths(rollouts) | _finishes(rollouts)
-        out |= _apart(every) | _spent(groups, every) | _given(every)
+        out |= _outcomes(every) | _gradient(groups, every, apart) | _rewards(groups)
+        out |= _lengths(rollouts) | _finishes(rollouts) | _apart(every)
+        out |= _spent(groups, every) | _given(every)
     out |= dict(batch or {})
     if timings:
         out |= _times(timings, out)
@@ -123,20 +127,20 @@ def effective_gradient_ratio(outcomes: Sequence[ArrayLike]) -> dict[str, float]:
     `outcomes`: per group an array [G] or [G, C, A] of 0 and 1, NaN where unknown. Nested budgets
     are mixed where any cut is. (Knapsack RL, Li et al. 2025.)
     """
-    sizes, mixed, right, wrong = [], [], [], []
+    sizes, teach, right, wrong = [], [], [], []
     for outcome in outcomes:
         scores = np.asarray(outcome, dtype=np.float64)
         scores = scores.reshape(len(scores), scores.shape[1] if scores.ndim > 1 else 1, -1)
         known = ~np.isnan(scores)
-        some = np.where(known, scores > 0, False).any(axis=(0, 2))
-        none = np.where(known, scores <= 0, False).any(axis=(0, 2))
+        some, none = (known & (scores > 0)).any(), (known & (scores <= 0)).any()
+        rights_GC = np.where(known.any(axis=2), _share(scores > 0, known), np.nan)
         sizes.append(len(scores))
-        mixed.append(bool((some & none).any()))
-        right.append(bool(some.any() and not none.any()))
-        wrong.append(bool(none.any() and not some.any()))
+        teach.append(mixed(rights_GC))
+        right.append(bool(some and not none))
+        wrong.append(bool(none and not some))
     return {
-        "prompt_level": float(np.mean(mixed)),
-        "response_level": float(np.average(mixed, weights=sizes)),
+        "prompt_level": float(np.mean(teach)),
+        "response_level": float(np.average(teach, weights=sizes)),
         "all_positive_ratio": float(np.mean(right)),
         "all_negative_ratio": float(np.mean(wrong)),
     }
@@ -160,21 +164,45 @@ def _outcomes(groups: Sequence[Group]) -> dict[str, Number]:
     out["accuracy/prompts"] = _mean(np.array([_mean(o[:, -1].ravel()) for o in outcomes]))
     if any(len(r.plan.cuts) > 1 for g in groups for r in g.rollouts):
         out["accuracy/cuts"] = _mean(np.concatenate([o.ravel() for o in outcomes]))
-    gradient = effective_gradient_ratio(outcomes)
-    tokens = [sum(r.sampled_tokens for r in g.rollouts) for g in groups]
-    mixed = [informative(g) for g in groups]
-    out |= {
-        "gradient/effective_prompts": gradient["prompt_level"],
-        "gradient/effective_responses": gradient["response_level"],
-        "gradient/effective_tokens": float(np.dot(mixed, tokens) / max(sum(tokens), 1)),
-        "gradient/all_right": gradient["all_positive_ratio"],
-        "gradient/all_wrong": gradient["all_negative_ratio"],
-    }
     verdicts = [v for g in groups for r in g.verdicts for cut in r for v in cut]
     statuses = Counter(v.status for v in verdicts)
     for status in ("no_answer", "unparseable"):
         out[status] = statuses[status] / len(verdicts)
     return out | {f"unknown/{status}": statuses[status] for status in sorted(UNKNOWN)}
+
+
+def _gradient(groups: Sequence[Group], every: Sequence[Group], apart: bool) -> dict[str, Number]:
+    """How much of what was sampled lay where right and wrong ones are compared (Knapsack RL's
+    effective gradient ratio; with `apart` each mode of a prompt counts as one), and how much of it
+    trains there: what was selected away or discarded teaches at most by a baseline."""
+    outcomes, tokens, kept = [], [], []
+    trained = {group.key: trainable(group) for group in groups}
+    for group in every:
+        outcome_GCA = np.where(group.known_GCA, group.correct_GCA, np.nan)
+        sampled_G = np.array([r.sampled_tokens for r in group.rollouts])
+        kept_G = trained.get(group.key, np.zeros(len(group), dtype=bool))
+        for mine in units(group, apart).values():
+            outcomes.append(outcome_GCA[mine])
+            tokens.append(sampled_G[mine])
+            kept.append(kept_G[mine])
+    ratio = effective_gradient_ratio(outcomes)
+    teach = [effective_gradient_ratio([outcome])["prompt_level"] for outcome in outcomes]
+    sizes, sums = [len(k) for k in kept], [int(t.sum()) for t in tokens]
+    used = [int(k.sum()) for k in kept]
+    paid = [int(t[k].sum()) for t, k in zip(tokens, kept, strict=True)]
+    return {
+        "gradient/effective_prompts": ratio["prompt_level"],
+        "gradient/effective_responses": ratio["response_level"],
+        "gradient/effective_tokens": float(np.dot(teach, sums) / max(sum(sums), 1)),
+        "gradient/trained_responses": float(np.dot(teach, used) / sum(sizes)),
+        "gradient/trained_tokens": float(np.dot(teach, paid) / max(sum(sums), 1)),
+        "gradient/all_right": ratio["all_positive_ratio"],
+        "gradient/all_wrong": ratio["all_negative_ratio"],
+    }
+
+
+def _share(right_GCA: NDArray[np.bool_], known_GCA: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return (right_GCA & known_GCA).sum(axis=2) / np.maximum(known_GCA.sum(axis=2), 1)
 
 
 def _rewards(groups: Sequence[Group]) -> dict[str, Number]:
@@ -194,9 +222,10 @@ def _rewards(groups: Sequence[Group]) -> dict[str, Number]:
 def _spent(groups: Sequence[Group], every: Sequence[Group]) -> dict[str, Number]:
     """Rollouts and tokens that were sampled for this step, and how many of them train.
 
-    A rollout that is selected away counts in its group's statistics all the same.
+    A rollout that is selected away counts in its group's statistics all the same; one whose
+    verdict is unknown does not train.
     """
-    used = [r for g in groups for r, kept in zip(g.rollouts, _kept(g), strict=True) if kept]
+    used = [r for g in groups for r, k in zip(g.rollouts, trainable(g), strict=True) if k]
     sampled = sum(r.sampled_tokens for g in every for r in g.rollouts)
     rollouts, tokens = sum(map(len, every)), sum(r.sampled_tokens for r in used)
     return {
@@ -216,8 +245,9 @@ def _given(every: Sequence[Group]) -> dict[str, Number]:
     levels: dict[Any, dict[int, int]] = {}
     for group in every:
         draws[group.serial] += len(group)
-        if "difficulty" in group.prompt.meta:
-            at = levels.setdefault(group.prompt.meta["difficulty"], {})
+        difficulty = group.prompt.meta.get("difficulty")
+        if isinstance(difficulty, int | str):
+            at = levels.setdefault(difficulty, {})
             at[group.serial] = at.get(group.serial, 0) + len(group)
     counts = list(draws.values())
     out: dict[str, Number] = dict(spread("rollouts_per_prompt", counts))
@@ -280,10 +310,6 @@ def _memory() -> dict[str, Number]:
     import psutil
 
     return {"memory/driver_gb": psutil.Process().memory_info().rss / 2**30}
-
-
-def _kept(group: Group) -> NDArray[np.bool_]:
-    return np.ones(len(group), dtype=bool) if group.kept_G is None else group.kept_G
 
 
 def _mean(values: NDArray[np.float64]) -> float:

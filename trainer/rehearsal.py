@@ -89,7 +89,9 @@ def check(stage: Stage, prompt: Prompt, model: ModelFolder | None) -> None:
     if most != fewest:
         rehearse(stage, prompt, _plans(stage, prompt, min(most, LARGE), 0))
     # where tokens are rewarded, a made-up rollout may have none that is
-    alone = fewest == 1 and TOKEN_REWARDS not in compatibility.facts(stage)
+    alone = compatibility.trains(stage) == 1 and TOKEN_REWARDS not in compatibility.facts(stage)
+    if alone and fewest > 1:
+        rows = rehearse(stage, prompt, _plans(stage, prompt, 1, 0))
     if alone and not any(row.advantages_T.any() for row in rows):
         raise ValueError(_alone(stage))
 
@@ -117,7 +119,7 @@ def _alone(stage: Stage) -> str:
     field, fix = "rollouts_per_prompt=1", "set rollouts_per_prompt=2 or more"
     if stage.rollouts_per_prompt > 1:
         field = f"allocation={allocation} may give a prompt 1 rollout"
-        fix = "raise the allocator's lower bound to 2"
+        fix = "let it give 2 or more to all that it trains (knapsack: low, gvm: least)"
     return (
         f"{field}: {algorithm} compares the rollouts of a prompt with each other, so a single one "
         f"has advantage 0; {fix}, or an algorithm without a group baseline (raft)"

@@ -7,7 +7,6 @@ checkpoints.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import threading
@@ -33,6 +32,13 @@ class Sampled:
     discarded: list[Group]
     """Verified, and not to train."""
     figures: dict[str, float]
+
+
+def _frozen(state: Any) -> Any:
+    """The state as it is now. Arrays of allocators, which may be large, are snapshots already."""
+    if isinstance(state, Mapping):
+        return {name: _frozen(value) for name, value in state.items()}
+    return [_frozen(value) for value in state] if isinstance(state, list) else state
 
 
 class Sampling:
@@ -130,13 +136,13 @@ class Sampling:
 
     def _drawn(self) -> dict[str, Any]:
         """What the next draws depend on."""
-        words = {
+        return {
             "stream": self.stream.state_dict(),
-            "allocation": self.allocation.state_dict(),
-            "memory": self.memory,
+            "allocation": _frozen(self.allocation.state_dict()),
+            "memory": _frozen(self.memory),
             "made": {str(draw): n for draw, n in self.made.items()},
+            "carried": self.carried,
         }
-        return {**copy.deepcopy(words), "carried": self.carried}
 
     def state_dict(self, step: int) -> dict[str, Any]:
         """What to go on from at `step`: what was begun since and not trained is sampled again.
@@ -169,7 +175,7 @@ class Sampling:
             self.carried = carried.unpack(state["carried"], self.stream.dataset.__getitem__)
 
     def inherit(self, before: Sampling) -> str:
-        """Begin with what the stage before learned of the same prompts: a note for people."""
+        """Begin with what an earlier stage learned of the same prompts: a note for people."""
         name, _ = seam.split(self.stage.allocation)
         other, _ = seam.split(before.stage.allocation)
         known = before.allocation.state_dict().get("statistics")
@@ -186,7 +192,7 @@ class Sampling:
             )
         state = self.allocation.state_dict()
         self.allocation.load_state_dict({**state, "statistics": known})
-        return f"{what} go on from the stage before: the prompts are the same"
+        return f"{what} go on from an earlier stage: the prompts are the same"
 
     def forget(self, step: int) -> None:
         """The checkpoint was made that `keep` was for."""

@@ -48,8 +48,15 @@ class Scoring:
                     f"and of allocators {GRAD_NORM}SCOPE"
                 )
             name, whose = LOGPROBS[need]
-            every = [row for group in out for row in rows.rows(replace(group, kept_G=None))]
-            out = rows.annotate(out, name, self.logprobs(every, whose))
+            trained = [row for group in out for row in rows.rows(group)]
+            scores = iter(self.logprobs(trained, whose))
+            none = np.empty(0, np.float32)  # of what was selected away
+            each = [
+                next(scores) if kept else none
+                for group in out
+                for kept in rows.trainable(group)[rows.known(group)]
+            ]
+            out = rows.annotate(out, name, each)
         return out
 
     def logprobs(self, sequences: Sequence[TrainSequence], whose: str) -> list[Floats]:

@@ -75,6 +75,7 @@ class StageRun:
             self.needs.add("old_logprobs")  # its mean is over the whole step: needed to pack
         self.scoring = scoring.Scoring(stage, world, self.clock)
         self.held_out = self._held_out()
+        self._began = 0  # the step that this process began with: nobody makes its checkpoint
         self._begun = False  # a step has trained groups: with chunks the first ones may have none
         self._sampled = Sampled([], [], {})
         self._rows: list[TrainSequence] = []
@@ -94,9 +95,9 @@ class StageRun:
     def unfinished(self) -> bool:
         return self.step < self.stage.steps
 
-    def follow(self, before: StageRun) -> None:
-        """Begin with what the stage before learned of the same prompts."""
-        if note := self.sampling.inherit(before.sampling):
+    def follow(self, before: Sampling) -> None:
+        """Begin with what an earlier stage learned of the same prompts."""
+        if note := self.sampling.inherit(before):
             self.tracker.say(note)
 
     # one line of the loop each
@@ -131,7 +132,8 @@ class StageRun:
             assert what.startswith(scoring.GRAD_NORM) or self.ahead is None, what
             return self.scoring.annotate(groups, {what})
 
-        keep = self.ahead is not None and self._due(self.recipe.checkpoint, step)
+        keep = step > self._began and self._due(self.recipe.checkpoint, step)
+        keep = keep and self.ahead is not None
         with self._making() as making:
             return self.sampling.step(step, making, judge, enrich, keep=keep)
 
@@ -210,9 +212,11 @@ class StageRun:
             figures = self._of_stale(figures)
         for note in figures.pop("notes", ()):
             self.tracker.say(f"step {self.at}: {note}")
-        if self.stage.kind == "rl" and groups and not figures.get("steps"):
+        discarded = self._sampled.discarded
+        if (groups or discarded) and not figures.get("steps"):
             self.tracker.say(f"step {self.at}: nothing to learn from; no optimiser step was taken")
-        metrics = summarise(groups, figures, self.clock.lap(), self._sampled.discarded)
+        apart = getattr(self.sampling.allocation, "apart", False)
+        metrics = summarise(groups, figures, self.clock.lap(), discarded, apart)
         metrics |= self._sampled.figures | evaluated
         self.tracker.log(self.at, metrics)
         guard.check(self.stage, first, metrics)
@@ -266,7 +270,7 @@ class StageRun:
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of this stage: driver's state, learners, then the engines."""
-        self.step = state["step"]
+        self.step = self._began = state["step"]
         self._begun = self.step > 0
         self.sampling.load_state_dict(state)
         self.shaping.load_state_dict(state["shaping"])

@@ -76,10 +76,12 @@ def depth(stage: Any) -> int:
         )
     if most < needed:
         name, _ = seam.split(stage.allocation)
+        _, config = seam.resolve("samplers.allocation", stage.allocation)
+        other = ", or allocation.surplus=train" if hasattr(config, "surplus") else ""
         raise ValueError(
             f"max_staleness={most}: allocation={name} keeps complete groups for the next step, "
             f"when their tokens are {waits} version older; set max_staleness={needed} (beyond "
-            "that engines sample ahead), or allocation.surplus=train"
+            f"that engines sample ahead){other}"
         )
     left: int = most - needed
     return left

@@ -107,6 +107,9 @@ class Allocation(Protocol):
         apart: attribute, False; set to True where statistics are within a mode (subgroup)
         sizes(config, prompts, rollouts) -> (fewest, most) rollouts of one prompt that are asked
             for at once or trained, in the module; without it rollouts_per_prompt
+        trains(config, prompts, rollouts) -> the fewest rollouts of a group that trains, in the
+            module, where that is not the fewest of `sizes`: one alone may have nothing to be
+            compared with
         waits(config) -> steps that a complete group may wait until it trains, in the module: so
             many versions of max_staleness are set aside
         provides / requires / refuses(config), in the module: see trainer/compatibility.py
@@ -120,8 +123,9 @@ class Allocation(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON and numpy arrays. Under `statistics` what is known of each prompt by its index: a
-        later stage on the same data begins with it."""
+        """JSON and numpy arrays, these as they are now, whatever is learned later. Under
+        `statistics` what is known of each prompt by its index: a later stage on the same data
+        begins with it."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...

@@ -13,6 +13,7 @@ Shape suffixes: N prompts of a block, G rollouts of a group.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +34,7 @@ from samplers.allocation.base import (
     Stream,
     units,
 )
-from samplers.facts import CHUNKS, ROUNDS
+from samplers.facts import CHUNKS, UPDATES
 from samplers.seam import Component
 from samplers.types import Group, Prompt
 
@@ -93,6 +94,14 @@ class Config(Component):
                 f"reuse=true with every={self.every}: the pilot of later steps would train on "
                 "weights that did not sample it; set every=1, or reuse=false"
             )
+        for name in ("weights", "count_pilot"):
+            value = getattr(self, name)
+            if self.reuse and value != Config.model_fields[name].default:
+                warnings.warn(
+                    f"{name}={value} has no effect with reuse=true, which weighs prompts alike and "
+                    "counts the pilot",
+                    stacklevel=2,
+                )
         return self
 
     def later(self, rollouts: int) -> int:
@@ -203,7 +212,7 @@ class Allocator:
             draws = block[: self.prompts]
             for one in block[self.prompts :]:
                 yield PutBack(*one)
-        sizes = {draw: self.sizes.pop(draw, self.rollouts) for draw, _ in draws}
+        sizes = {draw: self.sizes.pop(draw) for draw, _ in draws}
         asked = [n for n in sizes.values() if n]
         self._figures["allocation/zero"] = float(len(sizes) - len(asked))
         for draw, prompt in draws:
@@ -217,12 +226,8 @@ class Allocator:
         for draw, prompt in draws:
             yield Sample(draw, prompt, self.config.pilot)
         pilots: dict[int, Group] = {}
-        mine = {draw for draw, _ in draws}
-        while (group := (yield Receive())) is not None:
-            if group.serial in mine:
-                pilots[group.serial] = group
-            else:  # an earlier step asked for it, to train it
-                yield Finish(group)
+        while (group := (yield Receive())) is not None:  # no earlier step leaves any: no chunks
+            pilots[group.serial] = group
         # by draw: the order in which they came is not to change what is measured together
         with_right = tuple(g for _, g in sorted(pilots.items()) if _verdicts(g)[0].any())
         if with_right:
@@ -348,9 +353,18 @@ def sizes(config: Config, prompts: int, rollouts: int) -> tuple[int, int]:
     return min(config.pilot, config.least), max(config.pilot, most)
 
 
-def provides(config: Config) -> set[str]:
-    return {ROUNDS}
+def trains(config: Config, prompts: int, rollouts: int) -> int:
+    """Fewest rollouts of a group that trains: a pilot does only with `reuse`."""
+    return min(config.pilot, config.least) if config.reuse else config.least
 
 
 def refuses(config: Config) -> dict[str, str]:
-    return {CHUNKS: "a block is shared out when all of its pilot has been judged"}
+    found = {CHUNKS: "a block is shared out when all of its pilot has been judged"}
+    if config.reuse or config.weights == "prompts":
+        names = ("reuse", "true", "false") if config.reuse else ("weights", "prompts", "rollouts")
+        field, value, other = names
+        found[UPDATES] = (
+            f"{field}={value} makes the prompts of a step count alike under one denominator, and "
+            f"each update has its own; set updates_per_batch=1, or {field}={other}"
+        )
+    return found

@@ -17,7 +17,6 @@ from pydantic import Field
 
 from samplers import selection
 from samplers.allocation.base import Ask, Discard, Finish, Receive, Sample, Stream, informative
-from samplers.facts import ROUNDS
 from samplers.seam import Component
 from samplers.types import Group
 
@@ -116,5 +115,7 @@ def sizes(config: Config, prompts: int, rollouts: int) -> tuple[int, int]:
     return min(rollouts, config.per_round), max(rollouts, config.per_round)
 
 
-def provides(config: Config) -> set[str]:
-    return {ROUNDS} if config.rounds > 1 else set()
+def trains(config: Config, prompts: int, rollouts: int) -> int:
+    """Fewest rollouts of a group that trains, where verdicts are known: a prompt that is to be
+    balanced stays until there are enough, and for `positive_focused` its first lot may do."""
+    return rollouts if config.exit == "balanced" else min(rollouts, config.per_round)

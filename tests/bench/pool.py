@@ -1,7 +1,7 @@
 """Allocators on a pool of mixed difficulty, at equal rollouts and at equal generated tokens.
 
     laconic sweep pool/uniform pool/knapsack ... --seeds 0-4 output=FOLDER
-    python -m tests.bench.pool FOLDER [--base pool-uniform] [--arms pool-knapsack ...] [--figure F.svg]
+    python -m tests.bench.pool FOLDER [--base pool-uniform] [--arms ARM ...] [--figure FILE]
 
 Reads the runs' metrics. Everything that was sampled counts as spent, pilots and discarded groups
 too. Between evaluations accuracy is interpolated, and read where every run has spent as much.
