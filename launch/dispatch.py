@@ -1,9 +1,11 @@
 """Which engine makes which rollouts where load decides: work moves to whoever will be done first.
 
-Whole groups travel, a few of them a call, and an engine holds a few times what it has slots for: a
-call keeps its place until its longest rollout ends, and slots must not run dry meanwhile. What is
-left waits here for the next one with room. How early each engine was done is remembered,
-so that also a step that fits into the slots of all is shared out by it.
+A few groups travel a call, whole as far as they fit: rollouts of a prompt share its prefill. An
+allocator may give a prompt more than that; its rollouts are jobs of their own, and travel apart.
+An engine holds a few times what it has slots for: a call keeps its place until its longest rollout
+ends, and slots must not run dry meanwhile. What is left waits here for the next one with room. How
+early each engine was done is remembered, so that also a step that fits into the slots of all is
+shared out by it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count, pairwise
 from typing import Any, Protocol, Self
 
 from samplers import columns
@@ -46,6 +49,8 @@ class Dispatch:
         take: Callable[[list[Any]], tuple[Any, Columns]],
     ) -> None:
         self._slots, self._send, self._take = slots, send, take
+        self.call = math.ceil(slots / PARTS)
+        """Rollouts of a call, where engines get many."""
         self.speeds = [1.0] * engines
         """What each engine gets done in a given time, relative to the others."""
 
@@ -76,17 +81,18 @@ class Dispatch:
         return Lots(self, streams)
 
     def chunks(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """Whole groups in order, so many a call that an engine gets a few calls a step."""
+        """Groups in order, so many a call that an engine gets a few calls a step; what of a group
+        is more than a call is cut."""
         groups: dict[int, list[Job]] = {}
         for job in jobs:
             groups.setdefault(job.group, []).append(job)
         share = len(jobs) / len(self.speeds)
-        size = math.ceil(share / SHARE if share <= HELD * self._slots else self._slots / PARTS)
+        size = math.ceil(share / SHARE) if share <= HELD * self._slots else self.call
         out: list[list[Job]] = [[]]
-        for group in groups.values():
-            if out[-1] and len(out[-1]) + len(group) > size:
+        for piece in (piece for group in groups.values() for piece in cut(group, size)):
+            if out[-1] and len(out[-1]) + len(piece) > size:
                 out.append([])
-            out[-1] += group
+            out[-1] += piece
         return out if jobs else []
 
     def seat(self, size: int, loads: list[int], calls: list[int]) -> int | None:
@@ -117,8 +123,15 @@ class Dispatch:
         self.speeds = [min(max(speed / middle, 1 / 16), 16.0) for speed in learned]
 
 
+def cut(jobs: Sequence[Job], size: int) -> list[list[Job]]:
+    """Pieces of at most `size`, in order and as even as can be."""
+    pieces = math.ceil(len(jobs) / size)
+    ends = [len(jobs) * i // pieces for i in range(pieces + 1)]
+    return [list(jobs[start:end]) for start, end in pairwise(ends)]
+
+
 class Streams(Protocol):
-    """The way of lots to engines and back (`launch.streams` through Ray)."""
+    """The way of jobs to engines and back (`launch.streams` through Ray), in numbered lots."""
 
     def send(self, engine: int, number: int, jobs: list[Job]) -> None: ...
     def take(self) -> list[tuple[int, Columns]]:
@@ -129,58 +142,71 @@ class Streams(Protocol):
 
 
 class Lots:
-    """Lots of jobs on several engines (`trainer.world.Flow`): each on one of them, in one piece.
+    """Lots of jobs on several engines (`trainer.world.Flow`).
 
-    An engine counts what it was given until it is back. So a lot that is asked for meanwhile goes
-    to who has most room at once, or waits here for whoever has room first.
+    A large lot travels in parts, each a lot to its engine, and comes back when the last of them is
+    done. An engine counts what it was given until it is back. So a lot that is asked for meanwhile
+    goes to who has most room at once, or waits here for whoever has room first.
     """
 
     def __init__(self, dispatch: Dispatch, streams: Streams) -> None:
         self._dispatch, self._streams = dispatch, streams
-        self._waiting: deque[list[Job]] = deque()
+        self._waiting: deque[tuple[int, list[Job]]] = deque()
         self._at: dict[int, tuple[int, list[Job]]] = {}  # engine and jobs, by number
-        self._sent = 0
+        self._parts: dict[int, dict[int, list[Rollout]]] = {}  # of its lot, by number
+        self._numbers, self._left = count(), 0
         self._loads = [0] * len(dispatch.speeds)
         self._seconds = [0.0] * len(dispatch.speeds)
         self._started = time.monotonic()
 
     def add(self, jobs: Sequence[Job]) -> None:
         if jobs:
-            self._waiting.append(list(jobs))
+            parts = [(next(self._numbers), part) for part in cut(jobs, self._dispatch.call)]
+            lot: dict[int, list[Rollout]] = {number: [] for number, _ in parts}
+            self._parts |= dict.fromkeys(lot, lot)
+            self._waiting += parts
+            self._left += 1
             self._send()
 
     def take(self) -> list[list[Rollout]]:
-        out = []
-        for number, packed in self._streams.take() if self._at else ():
-            engine, jobs = self._at.pop(number)
-            out.append(columns.unpack(packed, jobs))
-            self._loads[engine] -= len(jobs)
-            self._seconds[engine] = max(time.monotonic() - self._started, 1e-3)
-        self._send()
+        out: list[list[Rollout]] = []
+        while self._at and not out:
+            for number, packed in self._streams.take():
+                engine, jobs = self._at.pop(number)
+                lot = self._parts.pop(number)
+                lot[number] = columns.unpack(packed, jobs)
+                if all(lot.values()):
+                    out.append([rollout for part in lot.values() for rollout in part])
+                self._loads[engine] -= len(jobs)
+                self._seconds[engine] = max(time.monotonic() - self._started, 1e-3)
+            self._send()
+        self._left -= len(out)
         return out
 
     def _send(self) -> None:
         while self._waiting:
-            size, calls = len(self._waiting[0]), [min(load, 1) for load in self._loads]
-            engine = self._dispatch.seat(size, self._loads, calls)
+            number, jobs = self._waiting[0]
+            calls = [min(load, 1) for load in self._loads]
+            engine = self._dispatch.seat(len(jobs), self._loads, calls)
             if engine is None:
                 return
-            jobs = self._waiting.popleft()
-            self._at[self._sent] = engine, jobs
-            self._loads[engine] += size
-            self._streams.send(engine, self._sent, jobs)
-            self._sent += 1
+            self._waiting.popleft()
+            self._at[number] = engine, jobs
+            self._loads[engine] += len(jobs)
+            self._streams.send(engine, number, jobs)
 
     def close(self) -> None:
         if not len(self):  # else it says nothing of who is done early
             self._dispatch.learn(self._seconds)
         self._waiting.clear()
         self._at.clear()
+        self._parts.clear()
+        self._left = 0
         self._seconds = [0.0] * len(self._seconds)
         self._streams.close()
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._at)
+        return self._left
 
     def __enter__(self) -> Self:
         return self

@@ -1,10 +1,12 @@
-"""Several engines: whole groups, in order, and more of them for whoever is faster."""
+"""Several engines: groups whole as far as they fit, and more of them for whoever is faster."""
 
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from launch import fleet
-from launch.dispatch import HELD, SHARE, Dispatch
+from launch.dispatch import HELD, PARTS, SHARE, Dispatch
 from samplers import columns
 from samplers.types import Answer, Job, Plan, Prompt, Rollout, Tokens
 from tests.scripted import PROMPT
@@ -74,14 +76,14 @@ class Clocked:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_rollout_comes_once_in_order_and_groups_stay_whole(
+def test_every_rollout_comes_once_in_order_and_groups_that_fit_a_call_stay_whole(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(seed)
     speeds = [rng.choice([1.0, 1.0, 3.0]) for _ in range(rng.randint(1, 5))]
     engines = Clocked(monkeypatch, speeds, rng.choice([4, 32, 256]))
     for _ in range(3):
-        sizes = [rng.randint(1, 12) for _ in range(rng.randint(0, 60))]
+        sizes = [rng.choice([*range(1, 13), 300]) for _ in range(rng.randint(0, 60))]
         jobs = [job(g, i) for g, size in enumerate(sizes) for i in range(size)]
         if rng.random() < 0.5:
             rng.shuffle(jobs)
@@ -90,13 +92,39 @@ def test_every_rollout_comes_once_in_order_and_groups_stay_whole(
         assert [(r.group, r.index, r.seed) for r in got] == [
             (j.group, j.index, j.seed) for j in jobs
         ]
-        where: dict[int, set[int]] = {}
-        for call, (_, sent) in enumerate(engines.sent[since:]):
-            for one in sent:
-                where.setdefault(one.group, set()).add(call)
-        assert all(len(calls) == 1 for calls in where.values())
-        biggest = max(sizes, default=0)
-        assert all(most <= max(HELD * engines.slots, biggest) for most in engines.most)
+        calls = [Counter(one.group for one in sent) for _, sent in engines.sent[since:]]
+        fits = size_of_a_call(len(jobs), len(speeds), engines.slots)
+        assert all(call.total() <= fits for call in calls)
+        for g, size in enumerate(sizes):
+            pieces = [call[g] for call in calls if g in call]
+            assert sum(pieces) == size
+            assert len(pieces) == math.ceil(size / fits), "no more pieces than it takes"
+            assert max(pieces) - min(pieces) <= 1
+        assert all(most <= max(HELD * engines.slots, fits) for most in engines.most)
+
+
+def size_of_a_call(jobs: int, engines: int, slots: int) -> int:
+    """As it is written above `dispatch.PARTS` and `dispatch.SHARE`."""
+    if jobs / engines <= HELD * slots:
+        return math.ceil(jobs / engines / SHARE)
+    return math.ceil(slots / PARTS)
+
+
+def test_the_rollouts_of_a_large_group_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt with nearly all of a step: its engine would be the last by far."""
+    engines = Clocked(monkeypatch, [1.0] * 8, 32)
+    sizes = [2000, *[8] * 31]
+    engines.dispatch.run([job(g, i) for g, size in enumerate(sizes) for i in range(size)])
+    assert sum(engines.share()) == sum(sizes)
+    assert max(engines.share()) <= sum(sizes) / 8 + 2 * 32 / PARTS
+    assert max(len(jobs) for _, jobs in engines.sent) == 32 / PARTS
+    assert all(len(calls(engines.sent, g)) == 1 for g in range(1, 32))
+
+
+def calls(sent: list[tuple[int, list[Job]]], group: int) -> list[int]:
+    """Rollouts of a group in each call that has some."""
+    found = (sum(one.group == group for one in jobs) for _, jobs in sent)
+    return [n for n in found if n]
 
 
 def test_a_step_is_a_few_calls_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,13 +171,13 @@ class Lanes:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_lots_come_once_in_one_piece_and_wait_only_where_nobody_has_room(
+def test_lots_come_once_in_one_piece_and_parts_wait_only_where_nobody_has_room(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(seed)
     speeds = [rng.choice([1.0, 1.0, 3.0]) for _ in range(rng.randint(1, 5))]
     engines = Clocked(monkeypatch, speeds, rng.choice([4, 32]))
-    sizes = [rng.choice([0, *range(1, 20)]) for _ in range(rng.randint(0, 60))]
+    sizes = [rng.choice([0, *range(1, 20), 200]) for _ in range(rng.randint(0, 60))]
     lots = [[job(g, i) for i in range(size)] for g, size in enumerate(sizes)]
     came: dict[int, list[Rollout]] = {}
     with engines.dispatch.flow(Lanes(engines)) as flow:
@@ -158,7 +186,7 @@ def test_lots_come_once_in_one_piece_and_wait_only_where_nobody_has_room(
             for _ in range(rng.randint(0, len(left))):
                 flow.add(left.pop())
             if flow._waiting:
-                size, room = len(flow._waiting[0]), HELD * engines.slots
+                size, room = len(flow._waiting[0][1]), HELD * engines.slots
                 assert all(held and held + size > room for held in engines.held)
             for rollouts in flow.take():
                 assert rollouts[0].group not in came
@@ -168,8 +196,28 @@ def test_lots_come_once_in_one_piece_and_wait_only_where_nobody_has_room(
         assert [(r.group, r.index, r.seed) for r in came.get(g, [])] == [
             (j.group, j.index, j.seed) for j in jobs
         ]
-    assert len(engines.sent) == sum(size > 0 for size in sizes)
-    assert all(most <= max(HELD * engines.slots, 19) for most in engines.most)
+    part = engines.slots // PARTS
+    assert len(engines.sent) == sum(math.ceil(size / part) for size in sizes)
+    assert all(len(jobs) <= part for _, jobs in engines.sent)
+    assert all(most <= HELD * engines.slots for most in engines.most)
+
+
+def test_parts_of_a_lot_travel_apart_and_it_comes_when_the_last_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engines = Clocked(monkeypatch, [1.0, 3.0], 32)
+    with engines.dispatch.flow(Lanes(engines)) as flow:
+        flow.add([job(0, i) for i in range(100)])
+        flow.add([job(1, i) for i in range(8)])
+        assert len(flow) == 2
+        assert {engine for engine, _ in engines.sent} == {0, 1}
+        (small,) = flow.take()
+        assert [(r.group, r.index) for r in small] == [(1, i) for i in range(8)]
+        assert len(flow) == 1
+        (large,) = flow.take()
+        assert [(r.group, r.index) for r in large] == [(0, i) for i in range(100)]
+        assert not engines.due, "nothing of it was still being made"
+        assert len(flow) == 0
 
 
 def test_lots_asked_for_meanwhile_go_to_who_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
