@@ -118,8 +118,8 @@ def test_unknown_verdicts_are_no_visit() -> None:
 def test_modes_have_rates_of_their_own() -> None:
     rates = SuccessRates(Estimates())
     rates.update([group(3, [1, 0, 1, 1], ["low", "low", "high", "high"])], apart=True)
-    rates.update([group(5, [0, 0], ["low", "low"])], apart=True)
     assert sorted(rates.units(apart=True)) == ["high", "low"]
+    rates.update([group(5, [0, 0], ["low", "low"])], apart=True)
     np.testing.assert_array_equal(rates.rates([3, 5], "low"), [0.5, 0.0])
     np.testing.assert_array_equal(rates.rates([3, 5], "high"), [1.0, NAN])
     np.testing.assert_array_equal(rates.rates([3, 5]), [NAN, NAN])
@@ -138,10 +138,28 @@ def test_units_of_long_ago_are_forgotten() -> None:
     rates, many = SuccessRates(Estimates()), _estimates.MOST_UNITS + 5
     for i in range(many):
         rates.update([group(0, [1, 0, 1], [str(i), str(i), "always"])], apart=True)
-    assert len(rates.units(apart=True)) == _estimates.MOST_UNITS
-    assert "always" in rates.units(apart=True)
-    assert str(many - 1) in rates.units(apart=True)
-    assert "0" not in rates.units(apart=True)
+    kept = rates.state_dict()["units"]
+    assert len(kept) == _estimates.MOST_UNITS
+    assert {"always", str(many - 1)} < set(kept)
+    assert "0" not in kept
+    modes = [f"mode {i}" for i in range(many)]
+    rates.update([group(0, [1] * many, modes)], apart=True)
+    assert rates.state_dict()["units"] == modes, "all in use are kept, however many"
+
+
+def test_units_in_use_are_those_of_the_last_update_that_had_any() -> None:
+    rates = SuccessRates(Estimates())
+    rates.update([group(0, [1, 0], ["512", "1024"])], apart=True)
+    rates.update([group(0, [1], ["256"]), group(1, [0, NAN], ["512", "1024"])], apart=True)
+    assert rates.units(apart=True) == ["256", "512"]
+    rates.update([group(0, [NAN], ["128"])], apart=True)
+    rates.update([], apart=True)
+    assert rates.units(apart=True) == ["256", "512"]
+    np.testing.assert_array_equal(rates.rates([0, 1], "1024"), [0.0, NAN])  # still known
+    rates.update([group(1, [1, 1, 0], ["1024"] * 3)], apart=True)
+    assert rates.units(apart=True) == ["1024"]
+    rates.update([group(1, [1, 1, 0])])  # another stage's, not apart
+    assert rates.units(apart=True) == rates.units() == [""]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,9 @@ from samplers.types import Group, Prompt
 from tests import vectors
 from tests.allocated import Says, Steps, Streaming, at_rates
 from tests.made import group as made_group
+from trainer import rehearsal
 from trainer.collect import Collected, Rounds, collect
+from trainer.config import Stage, resolve
 
 
 def allocator(prompts: int, n: int, **fields: Any) -> gvm.Allocator:
@@ -315,3 +318,62 @@ def test_sizes_are_those_that_can_be_asked_for() -> None:
     assert gvm.sizes(gvm.Config(every=2, least=3), 4, 8) == (3, 64)
     assert gvm.sizes(gvm.Config(every=2, most=20, pilot=1), 4, 8) == (1, 20)
     assert gvm.sizes(gvm.Config(every=1, pilot=4, reuse=True), 4, 8) == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fewest"),
+    [
+        ({"every": 2, "pilot": 1, "least": 2}, 2),
+        ({"every": 2, "pilot": 4, "least": 1}, 1),
+        ({"every": 1, "pilot": 1, "least": 3, "reuse": True}, 1),
+        ({"every": 1, "pilot": 5, "least": 2, "reuse": True}, 2),
+    ],
+)
+def test_the_smallest_group_that_trains(fields: dict[str, Any], fewest: int) -> None:
+    assert gvm.trains(gvm.Config(**fields), 6, 8) == fewest
+    steps = Blocks(allocator(6, 8, **fields), at_rates(RATES, 0), lambda d, i: 10.0 ** (d % 5))
+    trained = [len(g) for _ in range(6) for g in steps.step().groups]
+    assert min(trained) == fewest
+
+
+def stage(updates: int, **fields: Any) -> Stage:
+    made = resolve({
+        "name": "x", "model": {"path": "base/find"}, "data": {"task": "find"},
+        "prompts_per_step": 4, "rollouts_per_prompt": 8, "updates_per_batch": updates,
+        "allocation": {"name": "gvm", "pilot": 4, **fields},
+    })  # fmt: skip
+    return made.stages[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"reuse": True, "every": 1}, r"reuse=true .*updates_per_batch=1, or reuse=false"),
+        ({"weights": "prompts"}, r"weights=prompts .*updates_per_batch=1, or weights=rollouts"),
+    ],
+)
+def test_prompts_do_not_count_alike_over_several_updates(fields: dict[str, Any], says: str) -> None:
+    stage(1, **fields)
+    with pytest.raises(ValueError, match=f"several updates a batch: {says}"):
+        stage(2, **fields)
+    stage(2)
+
+
+def test_a_group_of_one_is_only_what_trains() -> None:
+    prompt = made_group([1.0]).prompt
+    rehearsal.check(stage(1, pilot=1), prompt, None)
+    for fields in ({"least": 1}, {"pilot": 1, "every": 1, "reuse": True}):
+        with pytest.raises(ValueError, match="may give a prompt 1 rollout"):
+            rehearsal.check(stage(1, **fields), prompt, None)
+
+
+def test_settings_that_reuse_does_not_read_are_told() -> None:
+    reuse: dict[str, Any] = {"every": 1, "pilot": 4, "reuse": True}
+    with pytest.warns(UserWarning, match="weights=prompts has no effect with reuse=true"):
+        gvm.Config(**reuse, weights="prompts")
+    with pytest.warns(UserWarning, match="count_pilot=True has no effect with reuse=true"):
+        gvm.Config(**reuse, count_pilot=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gvm.Config(**gvm.Config(**reuse).model_dump())
+        gvm.Config(weights="prompts", count_pilot=True, pilot=4)

@@ -89,14 +89,14 @@ def test_as_good_as_exhaustive(data: st.DataObject) -> None:
     count, modes = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3))
     low = data.draw(st.integers(modes, 4))
     up = low + data.draw(st.integers(0, 12))
-    rate = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 0.5, 0.125, 1e-9]))
+    rate = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 0.5, 0.125, 1e-9, NAN]))
     rates = np.array(data.draw(st.lists(st.lists(rate, min_size=modes, max_size=modes),
                                         min_size=count, max_size=count)))  # fmt: skip
     total = data.draw(st.integers(low * count, up * count))
     value = data.draw(st.sampled_from([information, mixed_chance]))
 
     def of(n: Any) -> Any:  # of one prompt: its modes share n
-        return sum(value(n / modes, p_N[:, None]) for p_N in rates.T)
+        return sum(np.nan_to_num(value(n / modes, p_N[:, None])) for p_N in rates.T)
 
     best, _ = dynamic_programme(of(np.arange(low, up + 1)), low, total)
     got = solve(rates, total, low, up, value)
@@ -180,6 +180,59 @@ def test_modes_add_up() -> None:
     assert never.tolist() == [14, 2]
     thin = sizes_of(Config(low=1, up=64), np.array([[0.5, NAN, NAN], [1.0, 1.0, 1.0]]), 8)
     assert thin.tolist() == [13, 3]  # each mode is sampled
+    once = sizes_of(Config(low=1, up=64), np.array([[0.5, NAN, NAN], [NAN] * 3]), 8)
+    assert once.tolist() == [8, 8]
+
+
+def by_mode(index: int, rates: dict[str, float], n: int = 8) -> Group:
+    """`n` rollouts of each mode, of which that share is right."""
+    right = [float(i < rate * n) for rate in rates.values() for i in range(n)]
+    modes = [mode for mode in rates for _ in range(n)]
+    group = made.group(right)
+    rollouts = tuple(
+        replace(r, plan=replace(r.plan, subgroup=mode))
+        for r, mode in zip(group.rollouts, modes, strict=True)
+    )
+    prompt = Prompt(index, str(index), (), "", "", "exact")
+    return replace(group, prompt=prompt, rollouts=rollouts)
+
+
+def test_budgets_that_are_no_longer_in_use_change_nothing() -> None:
+    """A curriculum of two budgets, changed three times before: eight subgroups were seen."""
+    live = [{"64": i / 8, "128": (8 - i) / 16} for i in range(8)]
+
+    def fresh() -> Allocator:
+        allocator = Allocator(Config(), 8, 8)
+        allocator.apart = True
+        return allocator
+
+    def sizes(allocator: Allocator) -> dict[int, int]:
+        again = fresh()  # as after a resume, or in a later stage
+        again.load_state_dict(allocator.state_dict())
+        found = []
+        for one in (allocator, again):
+            asks = [ask for ask in one.allocate(pool([0.5] * 8)) if isinstance(ask, Sample)]
+            found.append({ask.prompt.index: ask.n for ask in asks})
+        assert found[0] == found[1]
+        return found[0]
+
+    changed, plain = fresh(), fresh()
+    for budget in (1024, 512, 256):
+        old = {str(budget): 0.25, str(2 * budget + 1): 0.75}
+        changed.observe([by_mode(i, old) for i in range(8)])
+        assert set(sizes(changed).values()) == {8}  # all alike
+    for one in (changed, plain):
+        one.observe([by_mode(i, rates, 16) for i, rates in enumerate(live)])
+    assert len(changed.state_dict()["statistics"]["units"]) == 8
+    found = sizes(changed)
+    assert found == sizes(plain)
+    rates_NM = np.array([list(live[i].values()) for i in found])
+    assert list(found.values()) == sizes_of(Config(), rates_NM, 8).tolist()
+    assert len(set(found.values())) > 2
+    for one in (changed, plain):  # the next change: it is all that is known of prompt 0 alone
+        one.observe([by_mode(0, {"16": 0.5, "32": 0.5})])
+    assert sizes(changed) == sizes(plain)
+    assert changed.metrics()["allocation/unvisited"] == 7 / 8
 
 
 def falling(n: Any, p: Any) -> Any:
@@ -242,6 +295,17 @@ def test_it_needs_a_finite_pool() -> None:
     with pytest.raises(ValueError, match=r"knapsack needs a finite pool.*data\.limit"):
         resolve(raw)
     resolve(raw | {"data": {"task": "find", "limit": 64}})
+
+
+def test_prompts_do_not_count_alike_over_several_updates() -> None:
+    raw: dict[str, Any] = {
+        "name": "x", "model": {"path": "base/find"}, "data": {"task": "find", "limit": 64},
+        "prompts_per_step": 4, "allocation": {"name": "knapsack", "weights": "prompts"},
+    }  # fmt: skip
+    resolve(raw)
+    with pytest.raises(ValueError, match=r"several updates a batch: weights=prompts.*_batch=1"):
+        resolve(raw | {"updates_per_batch": 2})
+    resolve(raw | {"updates_per_batch": 2, "allocation": "knapsack"})
 
 
 def pool(rates: list[float]) -> PromptStream:

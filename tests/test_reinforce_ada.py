@@ -233,5 +233,16 @@ def test_sizes() -> None:
     config = reinforce_ada.Config(per_round=8)
     assert reinforce_ada.sizes(config, 32, 4) == (4, 8)
     assert reinforce_ada.sizes(config, 32, 16) == (8, 16)
-    assert "rounds" in reinforce_ada.provides(config)
-    assert not reinforce_ada.provides(reinforce_ada.Config(rounds=1))
+
+
+@pytest.mark.parametrize("per_round", [1, 3, 8])
+@pytest.mark.parametrize("exits", ["balanced", "positive_focused"])
+def test_the_smallest_group_that_trains(exits: Any, per_round: int) -> None:
+    fields: dict[str, Any] = {"exit": exits, "per_round": per_round, "rounds": 8}
+    ours = allocator(30, 5, **fields)
+    steps = Steps(ours, at_rates([0.0, 0.2, 0.5, 0.9, 1.0], 3))
+    trained = [len(finished(g)[2]) for _ in range(3) for g in steps.step().groups]
+    assert min(trained) == reinforce_ada.trains(ours.config, 30, 5)
+    assert reinforce_ada.trains(ours.config, 30, 5) == (
+        5 if exits == "balanced" else min(per_round, 5)
+    )

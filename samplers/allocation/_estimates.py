@@ -74,6 +74,7 @@ class SuccessRates:
         self._count: dict[str, Singles] = {}
         self._visits = np.zeros(0, np.int32)
         self._size = 0  # one more than the largest index that was visited
+        self._live: list[str] = []  # units of the last update that had any
 
     def update(self, groups: Iterable[Group], apart: bool = False) -> None:
         """One more visit to each prompt. Groups of one prompt are one visit, whatever their order.
@@ -97,7 +98,9 @@ class SuccessRates:
         for unit, found in seen.items():
             right_N, count_N = np.array(list(found.values())).T
             self._fold(unit, np.array(list(found), np.intp), right_N, count_N)
-        for unit in list(self._count)[: max(0, len(self._count) - MOST_UNITS)]:
+        self._live = list(seen)
+        most = max(MOST_UNITS, len(seen))
+        for unit in list(self._count)[: max(0, len(self._count) - most)]:
             del self._right[unit], self._count[unit]
 
     def _fold(self, unit: str, indices_N: NDArray[np.intp], right_N: Floats, n_N: Floats) -> None:
@@ -118,8 +121,12 @@ class SuccessRates:
         right[indices_N], count[indices_N] = right_N, n_N
 
     def units(self, apart: bool = False) -> list[str]:
-        """Names of the units to ask for, those seen longest ago first: '' where there is one."""
-        return [unit for unit in self._count if apart and unit] or [""]
+        """Names of the units that are in use: '' where there is one.
+
+        With `apart` those of the last update that had a known verdict. Others that are remembered,
+        budgets of a curriculum's earlier steps or of an earlier stage, are no part of a group now.
+        """
+        return list(self._live) if apart and self._live else [""]
 
     def rates(self, indices: ArrayLike, unit: str = "") -> Floats:
         """[N] estimated success rates; NaN where the prompt was never visited in this unit."""
@@ -135,7 +142,8 @@ class SuccessRates:
         return _at(self._visits, indices)
 
     def state_dict(self) -> dict[str, Any]:
-        """A snapshot: names of the units, right and count [U, N] float32, visits [N] int32."""
+        """A snapshot: names of all units and of those in use, right and count [U, N] float32,
+        visits [N] int32."""
 
         def whole(sums: dict[str, Singles]) -> Singles:
             out_UN = np.zeros((len(sums), self._size), np.float32)
@@ -146,6 +154,7 @@ class SuccessRates:
 
         return {
             "units": list(self._count),
+            "live": list(self._live),
             "right": whole(self._right),
             "count": whole(self._count),
             "visits": self._visits[: self._size].copy(),
@@ -155,6 +164,7 @@ class SuccessRates:
         """Go on from `state`, whichever way of estimating it was made with."""
         self._visits = np.array(state["visits"], np.int32)
         self._size = len(self._visits)
+        self._live = list(state["live"])
         for name, sums in (("right", self._right), ("count", self._count)):
             sums.clear()
             for unit, row_N in zip(state["units"], state[name], strict=True):

@@ -11,9 +11,12 @@ What the estimate says of a prompt decides its rule:
     never solved    `low`, and what the others no longer need (`enough`): they are explored
     else            the knapsack, between `low` and `up`
 
-What is left when these are full is divided evenly, over never solved prompts first. Changed from
-the paper's code, whose procedure this follows: the knapsack is solved exactly, bounds hold for
-every prompt, and a prompt that was not visited is not taken for one that is never solved.
+What is left when these are full is divided evenly, over never solved prompts first. Where modes or
+budgets are compared apart, those in use share a prompt's rollouts: the ones with a known verdict in
+the last observed step that had any. What was seen of a prompt in others alone is no visit.
+
+Changed from the paper's code, whose procedure this follows: the knapsack is solved exactly, bounds
+hold for every prompt, and a prompt that was not visited is not taken for one that is never solved.
 
 Shape suffixes: N prompts, M modes, K rollouts above the lower bound.
 """
@@ -30,7 +33,7 @@ from pydantic import Field, model_validator
 from samplers import seam
 from samplers.allocation._estimates import Estimates, SuccessRates, even_cut
 from samplers.allocation.base import Ask, Finish, Receive, Sample, Stream, rights, units
-from samplers.facts import FINITE
+from samplers.facts import FINITE, UPDATES
 from samplers.types import Group
 
 Floats = NDArray[np.float64]
@@ -114,10 +117,10 @@ class Allocator:
         indices_N = np.array([prompt.index for _, prompt in draws])
         rates_NM = self._rates(indices_N)
         sizes_N = sizes_of(self.config, rates_NM, self.rollouts)
-        never_N = outcomes(rates_NM)[2]
+        _, visited_N, never_N = outcomes(rates_NM)
         self._asked = {
             "allocation/unspent": float(self.prompts * self.rollouts - sizes_N.sum()),
-            "allocation/unvisited": float((self.estimates.visits(indices_N) == 0).mean()),
+            "allocation/unvisited": float((~visited_N).mean()),
             "allocation/explored": float(sizes_N[never_N].sum() / sizes_N.sum()),
         }
         for (draw, prompt), n in zip(draws, sizes_N, strict=True):
@@ -129,7 +132,7 @@ class Allocator:
             yield Finish(group, weights_G=weight)
 
     def _rates(self, indices_N: NDArray[np.intp]) -> Floats:
-        """[N, M]: one column, or those of the modes; NaN where never visited."""
+        """[N, M]: one column, or those of the modes in use; NaN where never visited."""
         units_M = self.estimates.units(self.apart)
         return np.stack([self.estimates.rates(indices_N, unit) for unit in units_M], axis=1)
 
@@ -165,19 +168,28 @@ def requires(config: Config) -> dict[str, str]:
     return {FINITE: "rollouts go by what earlier visits to a prompt showed; set data.limit"}
 
 
+def refuses(config: Config) -> dict[str, str]:
+    why = (
+        "weights=prompts makes the prompts of a step count alike under one denominator, and each "
+        "update has its own; set updates_per_batch=1, or weights=rollouts"
+    )
+    return {UPDATES: why} if config.weights == "prompts" else {}
+
+
 def sizes_of(config: Config, rates_NM: Floats, rollouts: int) -> Sizes:
     """[N] rollouts of each prompt, N * rollouts in all, by the rules above.
 
     Args:
-        rates_NM: estimated success rates, one column or one per mode; NaN where never visited.
+        rates_NM: estimated success rates, one column or one per mode in use; NaN where never
+            visited.
         rollouts: of a prompt on average, and of a prompt never visited; within the bounds.
     """
     inner_N, visited_N, never_N = outcomes(rates_NM)
     # each mode of a prompt needs a rollout at least
-    low_N = np.clip((~np.isnan(rates_NM)).sum(axis=1), config.low, rollouts)
-    sizes_N = np.where(visited_N, low_N, rollouts).astype(np.intp)
+    low = int(np.clip(rates_NM.shape[1], config.low, rollouts))
+    sizes_N = np.where(visited_N, low, rollouts).astype(np.intp)
     left = len(rates_NM) * rollouts - int(sizes_N.sum())
-    needs_N = np.minimum(_needs(rates_NM[inner_N], config.enough), config.up - low_N[inner_N])
+    needs_N = np.minimum(_needs(rates_NM[inner_N], config.enough), config.up - low)
     sizes_N += evenly(
         np.where(never_N, config.up - sizes_N, 0), min(left, max(0, int(left - needs_N.sum())))
     )
@@ -205,8 +217,8 @@ def solve(
     Ties are shared evenly. Where `total` is more than all upper bounds together, these.
 
     Args:
-        rates: [N] success rates, or [N, M] of a prompt's modes (NaN: none), which share its
-            rollouts evenly and add their values.
+        rates: [N] success rates, or [N, M] of a prompt's modes, all of which share its rollouts
+            evenly and add their values (NaN: not known, adds nothing).
         total: rollouts to divide.
         low, up: bounds of each prompt, one for all or [N].
 
@@ -234,15 +246,14 @@ def solve(
 
 def _gains(rates_NM: Floats, low_N: Sizes, room_N: Sizes, value: Value) -> Floats:
     """[N, K]: what the k-th rollout above the lower bound adds; -1 above the upper one."""
-    most = int(room_N.max())
+    most, modes = int(room_N.max()), rates_NM.shape[1]
     gains_NK = np.empty((len(rates_NM), most))
     for start in range(0, len(rates_NM), _ROWS):
         rows = slice(start, start + _ROWS)
         n_NK = low_N[rows, None] + np.arange(most + 1)
-        modes_N1 = np.maximum((~np.isnan(rates_NM[rows])).sum(axis=1), 1)[:, None]
         values_NK = np.zeros(n_NK.shape)
         for p_N in rates_NM[rows].T:
-            worth_NK = value(n_NK / modes_N1, np.nan_to_num(p_N)[:, None])
+            worth_NK = value(n_NK / modes, np.nan_to_num(p_N)[:, None])
             values_NK += np.where(np.isnan(p_N)[:, None], 0.0, worth_NK)
         gains_NK[rows] = np.diff(values_NK, axis=1)
     np.minimum.accumulate(gains_NK, axis=1, out=gains_NK)  # they fall, but for rounding
@@ -276,11 +287,10 @@ def outcomes(rates_NM: Floats) -> tuple[Flags, Flags, Flags]:
 def _needs(rates_NM: Floats, enough: float) -> Floats:
     """[N] rollouts until the rarer verdict shows up with chance `enough`, in every mode."""
     likelier_NM = np.maximum(rates_NM, 1 - rates_NM)
-    modes_N = (~np.isnan(rates_NM)).sum(axis=1)
     with np.errstate(divide="ignore"):
         needs_NM = np.log(1 - enough) / np.log(likelier_NM)
     teaches_NM = likelier_NM < 1  # False for NaN
-    return np.where(teaches_NM, needs_NM, 0.0).max(axis=1, initial=0.0) * modes_N
+    return np.where(teaches_NM, needs_NM, 0.0).max(axis=1, initial=0.0) * rates_NM.shape[1]
 
 
 def _errors(estimates: SuccessRates, groups: Sequence[Group], apart: bool) -> dict[str, float]:
