@@ -70,13 +70,17 @@ def test_every_draw_ends_once_and_every_step_ends(
         ends.update([*serials(out.groups), *serials(out.discarded)])
         assert tried <= rounds * prompts
         assert all(informative(g) or n == 1 for g in out.groups)
-        assert len(out.groups) <= prompts or surplus == "train"
+        assert len(out.groups) <= prompts or surplus == "train" or len(ours.kept) == prompts
+        assert ours.metrics()["allocation/missing"] == max(0, prompts - len(out.groups))
         assert set(kept) <= set(serials(out.groups)), "what was kept trains in the next step"
         assert len(ours.kept) <= prompts
         waited += len(ours.kept)
         assert ours.going + len(ours.kept) == len(out.carried) + (step == 5) * len(ours.kept)
-        if len(out.groups) < prompts and not out.carried:
-            assert tried == rounds * prompts, "no step gives up before its tries are used"
+        vain = sum(g.serial >= drawn and n > 1 and not informative(g) for g in out.discarded)
+        enough = tried - vain >= prompts - len(kept)
+        assert enough or tried == rounds * prompts, "no step gives up before its tries are used"
+        if not unfinished:
+            assert len(out.groups) >= prompts or tried == rounds * prompts
     assert ends == Counter(range(steps.stream.drawn))
     assert not waited or surplus == "keep"
 
@@ -116,6 +120,18 @@ def test_a_surplus(surplus: str, trained: list[int], dropped: list[int], then: l
     assert serials(steps.step().groups) == then
 
 
+def test_what_is_dropped_does_not_depend_on_the_order_of_arrival() -> None:
+    """Short rollouts come first, and are not preferred: of those that teach the first drawn do."""
+    says = at_rates([0.1, 0.5, 0.9, 0.3], 7)
+    teach = [d for d in range(60) if len({says(d, i) for i in range(4)}) == 2]
+    dropped = 0
+    for order in [None, *range(20)]:
+        out = Steps(allocator(6, 4, surplus="drop"), says, order).step()
+        assert serials(out.groups) == teach[:6]
+        dropped += sum(map(informative, out.discarded))
+    assert dropped, "the case is about a choice"
+
+
 def test_nothing_informative_ends_and_says_so() -> None:
     ours = allocator(3, 2, max_rounds=4)
     out = Steps(ours, lambda d, i: True).step()
@@ -129,15 +145,50 @@ def test_nothing_informative_ends_and_says_so() -> None:
     }
 
 
-def test_what_is_under_way_of_earlier_steps_is_counted_on() -> None:
-    """All four go on: nothing more is asked for, and the next step has them."""
+def test_a_step_begins_its_own_whatever_is_under_way() -> None:
+    """All go on over a step: each begins four, and has the four of the step before."""
     ours = allocator(4, 2)
-    steps = Steps(ours, lambda d, i: i == 0, goes_on=lambda job: steps.taken == 0)
+    steps = Steps(ours, lambda d, i: i == 0, goes_on=lambda job: steps.taken == job.group // 4)
     out = steps.step()
     assert (serials(out.groups), serials(out.carried)) == ([], [0, 1, 2, 3])
     assert ours.metrics()["allocation/missing"] == 4
-    assert serials(steps.step().groups) == [0, 1, 2, 3]
-    assert steps.stream.drawn == 4
+    for step in range(1, 5):
+        assert serials(steps.step().groups) == list(range(4 * step - 4, 4 * step))
+        assert ours.metrics()["allocation/missing"] == 0
+
+
+@pytest.mark.parametrize("order", [None, 3])
+@pytest.mark.parametrize(("chunks", "most"), [(1, 8), (2, 9), (4, 9)])
+def test_steps_are_full_however_many_chunks_a_rollout_takes(
+    chunks: int, most: float, order: int | None
+) -> None:
+    """Half of the draws are informative: once the first came in, a step trains about eight."""
+    ours = allocator(8, 2)
+    begun: dict[int, int] = {}
+
+    def goes_on(job: Job) -> bool:
+        return steps.taken < begun.setdefault(job.group, steps.taken) + chunks - 1
+
+    halves = np.random.default_rng(0).random(3000) < 0.5
+    steps = Steps(ours, lambda d, i: bool(halves[d]) and i == 0, order, goes_on)
+    trained = [len(steps.step().groups) for _ in range(60)][3 * chunks :]
+    assert 7 <= np.mean(trained) <= most
+    assert np.mean([n >= 4 for n in trained]) > 0.9, "no step waits for another's"
+
+
+def test_what_would_wait_twice_trains_at_once() -> None:
+    """Three steps' draws, two each, end in the fourth: two train, two wait, two are too many."""
+    ours = allocator(2, 2)
+    steps = Steps(
+        ours, lambda d, i: i == 0, goes_on=lambda job: steps.taken < 3 or job.group // 2 == 3
+    )
+    for _ in range(3):
+        assert not steps.step().groups
+    out = steps.step()
+    assert serials(out.groups) == [0, 1, 4, 5]
+    assert ours.kept == [2, 3]
+    assert sorted(serials(out.carried)) == [2, 3, 6, 7]
+    assert {2, 3} <= set(serials(steps.step().groups))
 
 
 def test_how_many_are_asked_for_follows_the_share_that_teaches() -> None:

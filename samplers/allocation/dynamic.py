@@ -37,7 +37,7 @@ class Config(Component):
     is."""
     surplus: Literal["keep", "train", "drop"] = "keep"
     """Informative groups beyond prompts_per_step: `keep` them for the next step (one version of
-    max_staleness), `train` them in this one, or `drop` them [verl]."""
+    max_staleness), `train` them in this one, or `drop` those that were drawn last [verl]."""
     momentum: float = Field(0.5, ge=0, lt=1)
     """Weight of earlier steps in the informative share, by which it is told how many to ask for."""
 
@@ -45,9 +45,11 @@ class Config(Component):
 class Allocator:
     """Draws prompts until `prompts` groups are informative; `rollouts` of each.
 
-    At most `prompts` draws are under way at any time: so no more can be kept than one step trains,
-    and none waits twice. What is under way of earlier steps (chunks) is counted on. A group of one
-    rollout has nothing to be compared with and trains as it is, as in verl.
+    Of its own draws each step wants as many informative groups as it trains, less those kept for
+    it. With chunks they may come in later steps, as others come in this one that were begun before:
+    in the mean a step has what it needs, and one that has less does not begin still more. Never are
+    more kept than one step trains, so none waits twice: what is beyond that trains at once. A group
+    of one rollout has nothing to be compared with and trains as it is, as in verl.
 
     Metrics of the step: allocation/rounds (prompts tried / prompts_per_step),
     allocation/informative_share (of the groups that came), allocation/surplus (informative groups
@@ -71,29 +73,44 @@ class Allocator:
     def allocate(self, stream: Stream) -> Generator[Ask, Group | None, None]:
         waiting, self.kept = self.kept, []
         self.seen = [self.config.momentum * n for n in self.seen]
+        before, own = self.going, set[int]()
+        # With chunks what is begun now comes later, and until then as many are kept in each step:
+        # they count in all of these together, or the steps after would have too few.
+        needed = self.prompts - math.ceil(len(waiting) * self.prompts / (self.prompts + before))
         tried, trained, surplus, came, taught = 0, 0, 0, 0, 0
+        held: list[Group] = []
         while True:
-            for _ in range(self._wanted(self.prompts - trained - len(waiting), tried)):
+            for _ in range(self._wanted(needed, len(own), before, tried)):
+                draw, prompt = stream.next()
+                own.add(draw)
                 self.going, tried = self.going + 1, tried + 1
-                yield Sample(*stream.next(), self.rollouts)
+                yield Sample(draw, prompt, self.rollouts)
             if (group := (yield Receive())) is None:
-                if not self._wanted(self.prompts - trained - len(waiting), tried):
-                    break
-            elif group.serial in waiting:
+                break
+            if group.serial in waiting:
                 waiting.remove(group.serial)
                 trained += 1
                 yield Finish(group)
+                continue
+            teaches = self._came(group)
+            came, taught = came + 1, taught + teaches
+            needed -= teaches and group.serial in own
+            own.discard(group.serial)
+            if not teaches:
+                yield Discard(group)
+            elif self.config.surplus == "drop":
+                held.append(group)
+            elif trained + len(waiting) < self.prompts:
+                trained += 1
+                yield Finish(group)
             else:
-                teaches = self._came(group)
-                came, taught = came + 1, taught + teaches
-                if not teaches:
-                    yield Discard(group)
-                elif trained + len(waiting) < self.prompts:
-                    trained += 1
-                    yield Finish(group)
-                else:
-                    surplus += 1
-                    yield self._beyond(group)
+                surplus += 1
+                yield self._beyond(group)
+        # The first to come are the short ones: which are dropped is decided when all are there.
+        for group in sorted(held, key=lambda group: group.serial):
+            drop = trained == self.prompts
+            trained, surplus = trained + (not drop), surplus + drop
+            yield Discard(group) if drop else Finish(group)
         self._figures = {
             "allocation/rounds": tried / self.prompts,
             "allocation/surplus": float(surplus),
@@ -101,14 +118,18 @@ class Allocator:
             **({"allocation/informative_share": taught / came} if came else {}),
         }
 
-    def _wanted(self, missing: int, tried: int) -> int:
-        """Draws to ask for now, where `missing` groups are yet to be informative: as many as make
-        up for those that will not be, less what is under way."""
-        if missing <= 0:
+    def _wanted(self, needed: int, going: int, before: int, tried: int) -> int:
+        """Draws to ask for now, where `needed` of the step's own are yet to be informative: as many
+        as make up for those that will not be, less the `going` that are under way.
+
+        At most `prompts` at a time, lest much be kept; and as many more as were under way `before`
+        the step, since so many of its own will not come in it either.
+        """
+        if needed <= 0:
             return 0
         share = (self.seen[0] + _PRIOR) / (self.seen[1] + _PRIOR)
-        together = min(math.ceil(missing / share), self.prompts)
-        return max(0, min(together - self.going, self.config.max_rounds * self.prompts - tried))
+        together = min(math.ceil(needed / share), self.prompts + before)
+        return max(0, min(together - going, self.config.max_rounds * self.prompts - tried))
 
     def _came(self, group: Group) -> bool:
         """Whether a group that was asked for can teach."""
@@ -120,10 +141,10 @@ class Allocator:
 
     def _beyond(self, group: Group) -> Ask:
         """An informative group that the step does not need."""
-        if self.config.surplus == "keep":
-            self.kept.append(group.serial)
-            return Keep(group)
-        return Finish(group) if self.config.surplus == "train" else Discard(group)
+        if self.config.surplus == "train" or len(self.kept) == self.prompts:
+            return Finish(group)
+        self.kept.append(group.serial)
+        return Keep(group)
 
     def observe(self, groups: list[Group]) -> None:
         """What counts is noted when a group comes."""
