@@ -223,3 +223,28 @@ def test_informative_within_modes() -> None:
     assert informative(of_modes([1, 0, 0, 0], "aabb"), apart=True)
     assert {k: v.tolist() for k, v in units(apart, True).items()} == {"h": [0, 1], "l": [2, 3]}
     assert not informative(of_modes([1, np.nan, 1], "aaa"))
+
+
+def named_twice(group: Group) -> Any:
+    yield Finish(group)
+    yield Finish(group)
+
+
+@pytest.mark.parametrize(
+    ("asks", "match"),
+    [
+        (lambda group: iter([group]), "Group is nothing that can be asked for"),
+        (named_twice, "draw 0 was finished, kept or discarded twice"),
+        (lambda group: iter([Finish(group, np.ones(2, bool))]), r"kept_G of \(2,\) for 3 rollouts"),
+        (lambda group: iter([Finish(group, weights_G=np.ones((3, 1)))]), r"weights_G of \(3, 1\)"),
+        (lambda group: iter([Sample(0, group.prompt, 0)]), "0 rollouts of draw 0; ask for 1"),
+    ],
+)
+def test_what_cannot_be_asked_is_told(asks: Any, match: str) -> None:
+    def allocate(stream: Any) -> Any:
+        yield Sample(*stream.next(), 3)
+        yield from asks((yield Receive()))
+
+    with pytest.raises(ValueError, match=match) as told:
+        step(allocate, Returning())
+    assert "\n" not in str(told.value)

@@ -363,7 +363,7 @@ def test_a_group_of_one_is_only_what_trains() -> None:
     prompt = made_group([1.0]).prompt
     rehearsal.check(stage(1, pilot=1), prompt, None)
     for fields in ({"least": 1}, {"pilot": 1, "every": 1, "reuse": True}):
-        with pytest.raises(ValueError, match="may give a prompt 1 rollout"):
+        with pytest.raises(ValueError, match="may train 1 rollouts of a prompt"):
             rehearsal.check(stage(1, **fields), prompt, None)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from samplers import seeds
 from samplers.allocation.base import (
     Allocation,
@@ -111,6 +113,12 @@ def collect(
                 reply = tuple(annotate(groups, what))
             case Finish(group, kept_G, weights_G):
                 desk.let_go(group.serial)
+                for name, values in (("kept_G", kept_G), ("weights_G", weights_G)):
+                    if values is not None and np.shape(values) != (len(group),):
+                        raise ValueError(
+                            f"allocation: {name} of {np.shape(values)} for {len(group)} rollouts; "
+                            "give one entry to each"
+                        )
                 out.groups.append(replace(group, kept_G=kept_G, weights_G=weights_G))
             case Keep(group):
                 desk.let_go(group.serial)
@@ -121,6 +129,11 @@ def collect(
             case PutBack(draw, prompt):
                 out.made.update(desk.made_of(draw))
                 stream.put_back(draw, prompt)
+            case _:
+                raise ValueError(
+                    f"allocation: {type(ask).__name__} is nothing that can be asked for; yield one "
+                    "of those in samplers/allocation/base.py"
+                )
     out.discarded.extend(desk.clear())
     out.carried.extend(desk.unfinished)
     out.groups.sort(key=_order)  # they came as they were done, the short ones first
@@ -169,6 +182,8 @@ class _Desk:
     def begin(self, ask: Sample) -> None:
         """More rollouts of a draw: in chunks only the first ones, since a draw's first tokens
         would otherwise be too old before its last ones are made."""
+        if ask.n < 1:
+            raise ValueError(f"allocation: {ask.n} rollouts of draw {ask.draw}; ask for 1 or more")
         first = self.made.get(ask.draw, 0)
         self.made[ask.draw] = first + ask.n
         plans_key = seeds.key(self.seed, _PLANS, ask.draw, first)
@@ -233,8 +248,15 @@ class _Desk:
             self.ready.append(self.held[draw])
 
     def let_go(self, draw: int) -> None:
-        """What comes of this draw from now on is another group."""
-        self.held.pop(draw, None)
+        """What comes of this draw from now on is another group.
+
+        Raises:
+            ValueError: nothing of it was received, or not since it was named.
+        """
+        if self.held.pop(draw, None) is None:
+            raise ValueError(
+                f"allocation: draw {draw} was finished, kept or discarded twice, or never received"
+            )
         self.parts[draw] = self.parts.get(draw, 0) + 1
 
     def made_of(self, draw: int) -> dict[int, int]:

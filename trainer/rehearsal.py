@@ -88,12 +88,14 @@ def check(stage: Stage, prompt: Prompt, model: ModelFolder | None) -> None:
         rows += rehearse(stage, prompt, plans)
     if most != fewest:
         rehearse(stage, prompt, _plans(stage, prompt, min(most, LARGE), 0))
+    trained = compatibility.trains(stage)
+    alone = trained == 1 or getattr(compatibility.allocator(stage), "apart", False)
     # where tokens are rewarded, a made-up rollout may have none that is
-    alone = compatibility.trains(stage) == 1 and TOKEN_REWARDS not in compatibility.facts(stage)
-    if alone and fewest > 1:
-        rows = rehearse(stage, prompt, _plans(stage, prompt, 1, 0))
-    if alone and not any(row.advantages_T.any() for row in rows):
-        raise ValueError(_alone(stage))
+    if alone and TOKEN_REWARDS not in compatibility.facts(stage):
+        if trained != fewest:
+            rows = rehearse(stage, prompt, _plans(stage, prompt, trained, 0))
+        if not any(row.advantages_T.any() for row in rows):
+            raise ValueError(_alone(stage, trained))
 
 
 def _plans(stage: Stage, prompt: Prompt, n: int, step: int) -> Sequence[Plan]:
@@ -107,21 +109,22 @@ def _plans(stage: Stage, prompt: Prompt, n: int, step: int) -> Sequence[Plan]:
             raise
         name, _ = seam.split(stage.allocation)
         raise ValueError(
-            f"allocation={name} may ask for {n} rollouts of a prompt at a time; change its bounds, "
-            f"or the budget: {error}"
+            f"allocation={name} may ask for {n} rollouts of a prompt at a time, and "
+            f"{str(error).split(';')[0]}; raise the allocator's lower bounds, or change the budget"
         ) from None
 
 
-def _alone(stage: Stage) -> str:
+def _alone(stage: Stage, trained: int) -> str:
     """Nothing to compare a single rollout with."""
     algorithm, _ = seam.split(stage.algorithm)
     allocation, _ = seam.split(stage.allocation)
-    field, fix = "rollouts_per_prompt=1", "set rollouts_per_prompt=2 or more"
-    if stage.rollouts_per_prompt > 1:
-        field = f"allocation={allocation} may give a prompt 1 rollout"
-        fix = "let it give 2 or more to all that it trains (knapsack: low, gvm: least)"
+    what = "a prompt" if trained == 1 else "a mode of a prompt"
+    field, fix = f"rollouts_per_prompt={trained}", f"set rollouts_per_prompt={2 * trained} or more"
+    if stage.rollouts_per_prompt != trained:
+        field = f"allocation={allocation} may train {trained} rollouts of a prompt"
+        fix = f"let it train {2 * trained} or more (knapsack: low; gvm: least)"
     return (
-        f"{field}: {algorithm} compares the rollouts of a prompt with each other, so a single one "
+        f"{field}: {algorithm} compares the rollouts of {what} with each other, so a single one "
         f"has advantage 0; {fix}, or an algorithm without a group baseline (raft)"
     )
 

@@ -63,7 +63,9 @@ class StageRun:
         if stage.kind == "sft":
             self.stream = _demonstrations(stage, model, self.seed)
         else:
-            dataset = load_data(stage.data, "train", self.seed)
+            # but from the same pool, where there is one
+            pool = stage.data.limit is not None
+            dataset = load_data(stage.data, "train", recipe.seed if pool else self.seed)
             self.stream = PromptStream(dataset, self.seed, stage.data.shuffle)
         self.sampling = Sampling(stage, self.stream, self.seed)
         self.plans = self.sampling.plans
@@ -212,8 +214,8 @@ class StageRun:
             figures = self._of_stale(figures)
         for note in figures.pop("notes", ()):
             self.tracker.say(f"step {self.at}: {note}")
-        discarded = self._sampled.discarded
-        if (groups or discarded) and not figures.get("steps"):
+        discarded, waiting = self._sampled.discarded, bool(self.sampling.carried)
+        if self.stage.kind == "rl" and not figures.get("steps") and not waiting:
             self.tracker.say(f"step {self.at}: nothing to learn from; no optimiser step was taken")
         apart = getattr(self.sampling.allocation, "apart", False)
         metrics = summarise(groups, figures, self.clock.lap(), discarded, apart)

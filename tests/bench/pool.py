@@ -96,27 +96,24 @@ def table(found: Mapping[str, Mapping[int, Curve]], base: str) -> str:
     budget = {name: min(c.spent[name][-1] for c in every) for name in SPENT}
     head = (
         f"At {budget['rollouts']:.0f} rollouts, and at {budget['tokens']:.0f} generated tokens:\n\n"
-        "| arm | seeds | effective rollouts | tail, equal rollouts | difference | p | all, equal "
-        "rollouts | tail, equal tokens | difference | p | rollouts, tokens, seconds to the base's "
-        "end | s a step |\n|" + "---|" * 12
+        "| arm | in mixed groups | all, equal rollouts | tail, equal rollouts | less the base's | "
+        "tail, equal tokens | less the base's | rollouts, tokens, seconds to the base's end | s a "
+        "step |\n|" + "---|" * 9
     )
     lines = []
     for arm, runs in found.items():
         seeds = sorted(set(runs) & set(found[base]))
         ours, theirs = [runs[s] for s in seeds], [found[base][s] for s in seeds]
-        cells = [arm.removeprefix("pool-"), str(len(seeds))]
-        cells.append(told(mean([c.effective for c in ours])))
+        cells = [arm.removeprefix("pool-"), told(mean([c.effective for c in ours]))]
+        cells.append(told(mean(at(ours, "rollouts", "all", budget["rollouts"]))))
         for what in ("rollouts", "tokens"):
             a, b = (at(side, what, "tail", budget[what]) for side in (ours, theirs))
-            cells.append(told(mean(a)))
-            cells += ["", ""] if arm == base else compared(a, b)
-            if what == "rollouts":
-                cells.append(told(mean(at(ours, what, "all", budget[what]))))
-        goal = float(at(theirs, "rollouts", "tail", budget["rollouts"]).mean())
+            cells += [told(mean(a)), "" if arm == base else compared(a, b)]
+        goal = float(np.mean([c.accuracy["tail"][-1] for c in theirs]))
         shares = []
         for what in SPENT:
-            whole = np.mean([needed_by_mean(theirs, what, goal)])
-            shares.append(f"{needed_by_mean(ours, what, goal) / whole:.2f}")
+            share = needed_by_mean(ours, what, goal) / needed_by_mean(theirs, what, goal)
+            shares.append(f"{share:.2f}" if np.isfinite(share) else "-")
         cells.append(", ".join(shares))
         cells.append(f"{np.mean([c.spent['seconds'][-1] / c.steps for c in ours]):.2f}")
         lines.append(f"| {' | '.join(cells)} |")
@@ -125,19 +122,18 @@ def table(found: Mapping[str, Mapping[int, Curve]], base: str) -> str:
 
 def needed_by_mean(runs: Sequence[Curve], what: str, goal: float) -> float:
     """What the mean over seeds needs to be as good: single runs may never be, by noise."""
-    end = min(c.spent[what][-1] for c in runs)
+    end = max(c.spent[what][-1] for c in runs)
     grid = np.linspace(0, end, 601)
     level = np.mean([at(runs, what, "tail", amount) for amount in grid], axis=1)
     one = Curve({what: grid}, {"tail": level}, 0.0, 0)
-    return needed(one, what, "tail", goal)
+    return needed(one, what, "tail", goal - 1e-9)
 
 
-def compared(a: Floats, b: Floats) -> list[str]:
-    if len(a) < 2:
-        return [f"{float((a - b).mean()):+.3f}", ""]
+def compared(a: Floats, b: Floats) -> str:
+    """Difference of the pairs, its interval and the p of a paired t test."""
     found = paired(a, b)
     low, high = found.difference.low, found.difference.high
-    return [f"{found.difference.value:+.3f} [{low:+.3f}, {high:+.3f}]", f"{found.p_t:.3f}"]
+    return f"{found.difference.value:+.3f} [{low:+.3f}, {high:+.3f}], p {found.p_t:.3f}"
 
 
 def told(estimate: Estimate) -> str:
