@@ -20,7 +20,7 @@ from launch import transport
 from launch.fits import Fit, Load, deficits, fit, human, ranges
 from launch.hardware import Hardware
 from launch.placement import Placement, width
-from trainer import memory, preflight, runfolder
+from trainer import compatibility, memory, preflight, runfolder
 from trainer.config import Recipe, Stage, load
 from trainer.modelfolder import ModelFolder, facts, locate
 
@@ -210,10 +210,13 @@ def _sizes(part: StagePlan) -> Iterator[str]:
     yield "a step:"
     yield f"  prompts          {stage.prompts_per_step}"
     if stage.kind == "rl":
-        rollouts = stage.prompts_per_step * stage.rollouts_per_prompt
+        rollouts, trained = compatibility.spends(stage), stage.rollouts_per_prompt
+        each = f"{rollouts} ({trained} per prompt)"
+        if rollouts > stage.prompts_per_step * trained:
+            each = f"up to {rollouts} ({trained} per prompt train)"
         cap = stage.rollout.max_tokens
         known = "assumed: data or tokenizer are not here" if part.guessed else "the longest"
-        yield f"  rollouts         {rollouts} ({stage.rollouts_per_prompt} per prompt)"
+        yield f"  rollouts         {each}"
         yield f"  prompt tokens    {part.prompt} ({known})"
         yield f"  response tokens  at most {rollouts * cap:,} ({cap} per rollout)"
     updates = stage.updates_per_batch * stage.epochs
@@ -267,7 +270,7 @@ def _memory(part: StagePlan) -> Iterator[str]:
 
 def _data(part: StagePlan) -> dict[str, Any]:
     stage, fitted = part.stage, part.fit
-    rollouts = stage.prompts_per_step * stage.rollouts_per_prompt
+    rollouts = compatibility.spends(stage)
     return {
         "kind": stage.kind,
         "steps": stage.steps,

@@ -120,6 +120,23 @@ def test_a_group_has_one_engine() -> None:
     assert not changes(found(recipe("prompts_per_step=1"), Machine(16), generate=9))
 
 
+def test_rows_are_those_that_an_allocator_has_at_once() -> None:
+    """More slots help who samples many of a prompt together, not who tries one after another."""
+    more = "rollout.engine.slots=512"
+
+    def advised(*assignments: str) -> bool:
+        mine = recipe("rollout.engine.slots=256", *assignments)
+        return more in changes(found(mine, Machine(32, gpus=4), generate=9))
+
+    assert not advised()
+    assert not advised("data.limit=64", "allocation=knapsack")
+    assert not advised("allocation=dynamic", "max_staleness=1")
+    assert advised("allocation={name: oversample, samples: 32}")
+    assert not advised("allocation={name: reinforce_ada, rounds: 4, per_round: 8}")
+    assert advised("allocation={name: reinforce_ada, rounds: 2, per_round: 16}")
+    assert advised("allocation={name: gvm, pilot: 8}")
+
+
 def test_training_on_gpus() -> None:
     slow = recipe("learner.gradient_checkpointing=true")
     told = bound(figures(train=9, generate=0.5) | {"tokens": 10**6}, slow, 0, Machine(32, gpus=4))

@@ -59,6 +59,40 @@ def test_sizes_of_a_step() -> None:
     assert line(text, "optimiser steps") == "optimiser steps 6"
 
 
+@pytest.mark.parametrize(
+    ("settings", "most", "left"),
+    [
+        ("{name: oversample, samples: 32}", 6 * 32, None),
+        ("{name: reinforce_ada, rounds: 3, per_round: 8}", 6 * 24, None),
+        ("dynamic max_staleness=1", 10 * 24, None),
+        (
+            "{name: gvm, every: 5, pilot: 2}",
+            5 * 6 * 2 + 5 * 24,
+            "all of the block in its first step",
+        ),
+        ("{name: gvm, every: 5, pilot: 2, most: 6}", 5 * 6 * 2 + 6 * 6, "a bound of each prompt"),
+        ("{name: gvm, every: 5, pilot: 2, count_pilot: true}", 5 * 6 * 2 + 5 * 12, "taken out"),
+    ],
+)
+def test_the_most_that_an_allocator_may_sample(settings: str, most: int, left: str | None) -> None:
+    allocation, *more = settings.rsplit(" ", 1) if settings.startswith("dynamic") else [settings]
+    made = make("grpo/find", [*GRPO, f"allocation={allocation}", *more])
+    text = str(made)
+    assert line(text, "rollouts ") == f"rollouts up to {most} (4 per prompt train)"
+    tokens = f"response tokens at most {most * 150:,} (150 per rollout)"
+    assert line(text, "response tokens") == tokens
+    step = json.loads(made.json())["stages"][0]["step"]
+    assert (step["rollouts"], step["response_tokens"]) == (most, most * 150)
+
+
+@pytest.mark.parametrize(
+    "allocation", ["uniform", "knapsack", "{name: gvm, every: 1, pilot: 2, reuse: true}"]
+)
+def test_as_many_as_train_is_not_up_to(allocation: str) -> None:
+    settings = [*GRPO, f"allocation={allocation}", "data.limit=64"]
+    assert line(plan("grpo/find", settings), "rollouts ") == "rollouts 24 (4 per prompt)"
+
+
 def test_processes_and_logical_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["learner.ranks=2", "rollout.workers=3", "grader.workers=1"]
     text = plan("grpo/find", settings)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer import staleness
+from trainer import compatibility, staleness
 from trainer.config import Recipe, Stage, resolve
 from trainer.settings import override
 
@@ -216,7 +216,9 @@ class _Stage:
         rollout, gpus = self.stage.rollout, self.machine.gpus
         engine = rollout.engine
         room = self.free_gpus // self.width if gpus else self._spare("rollout", self._threads)
-        room = min(room, self.stage.prompts_per_step - rollout.workers)  # a group has one engine
+        room = min(
+            room, self.stage.prompts_per_step - rollout.workers
+        )  # a small group has one engine
         if gpus and engine.name == "torch" and self.machine.vllm:
             yield self._set("is made for GPUs", "rollout.engine=vllm")
         yield from self._more("rollout.workers", rollout.workers, room)
@@ -224,7 +226,9 @@ class _Stage:
     def _rows(self) -> Iterator[Change]:
         rollout, gpus = self.stage.rollout, self.machine.gpus
         engine = rollout.engine
-        rows = self.stage.prompts_per_step * self.stage.rollouts_per_prompt / rollout.workers
+        # no more than a step may ask for, nor at once than each of its prompts may
+        once = self.stage.prompts_per_step * compatibility.sizes(self.stage)[1]
+        rows = min(compatibility.spends(self.stage), once) / rollout.workers
         if gpus and rows > engine.slots:
             slots = f"rollout.engine.slots={2 * engine.slots}"
             yield self._set("decodes more rows at once, if they fit", slots)

@@ -91,6 +91,14 @@ def trains(stage: Stage) -> int:
     return int(own(config, stage.prompts_per_step, stage.rollouts_per_prompt))
 
 
+def spends(stage: Stage) -> int:
+    """The most rollouts that the allocator may ask for in a step."""
+    module, config = seam.resolve("samplers.allocation", stage.allocation)
+    prompts, n = stage.prompts_per_step, stage.rollouts_per_prompt
+    own = getattr(module, "spends", None)
+    return int(own(config, prompts, n)) if own else prompts * n
+
+
 def waits(stage: Stage) -> int:
     """Steps that a complete group may wait in the allocator until it trains."""
     module, config = seam.resolve("samplers.allocation", stage.allocation)

@@ -110,6 +110,8 @@ class Allocation(Protocol):
         trains(config, prompts, rollouts) -> the fewest rollouts of a group that trains, in the
             module, where that is not the fewest of `sizes`: one alone may have nothing to be
             compared with
+        spends(config, prompts, rollouts) -> the most rollouts that a step may ask for, in the
+            module; without it prompts * rollouts
         waits(config) -> steps that a complete group may wait until it trains, in the module: so
             many versions of max_staleness are set aside
         provides / requires / refuses(config), in the module: see trainer/compatibility.py

@@ -160,6 +160,11 @@ class Allocator:
         return dict(self._figures)
 
 
+def spends(config: Config, prompts: int, rollouts: int) -> int:
+    """The most rollouts of a step: of all the prompts that it may try."""
+    return config.max_rounds * prompts * rollouts
+
+
 def waits(config: Config) -> int:
     """Steps that a complete group may wait until it trains."""
     return 1 if config.surplus == "keep" else 0

@@ -353,6 +353,13 @@ def sizes(config: Config, prompts: int, rollouts: int) -> tuple[int, int]:
     return min(config.pilot, config.least), max(config.pilot, most)
 
 
+def spends(config: Config, prompts: int, rollouts: int) -> int:
+    """The most rollouts of a step: a block's first, with its pilot, if its own prompts get all."""
+    total = config.every * prompts * config.later(rollouts)
+    own = total if config.most is None else min(config.most * prompts, total)
+    return config.every * prompts * config.pilot + own
+
+
 def trains(config: Config, prompts: int, rollouts: int) -> int:
     """Fewest rollouts of a group that trains: a pilot does only with `reuse`."""
     return min(config.pilot, config.least) if config.reuse else config.least

@@ -89,3 +89,8 @@ class Allocator:
 def sizes(config: Config, prompts: int, rollouts: int) -> tuple[int, int]:
     """Rollouts of a prompt that train, and that are asked for."""
     return rollouts, config.samples
+
+
+def spends(config: Config, prompts: int, rollouts: int) -> int:
+    """The most rollouts of a step."""
+    return prompts * config.samples

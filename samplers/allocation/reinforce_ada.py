@@ -115,6 +115,11 @@ def sizes(config: Config, prompts: int, rollouts: int) -> tuple[int, int]:
     return min(rollouts, config.per_round), max(rollouts, config.per_round)
 
 
+def spends(config: Config, prompts: int, rollouts: int) -> int:
+    """The most rollouts of a step, if no prompt leaves early."""
+    return prompts * config.most
+
+
 def trains(config: Config, prompts: int, rollouts: int) -> int:
     """Fewest rollouts of a group that trains, where verdicts are known: a prompt that is to be
     balanced stays until there are enough, and for `positive_focused` its first lot may do."""
