@@ -64,14 +64,14 @@ def test_sizes_of_a_step() -> None:
     [
         ("{name: oversample, samples: 32}", 6 * 32),
         ("{name: reinforce_ada, rounds: 3, per_round: 8}", 6 * 24),
-        ("dynamic", 10 * 24),
+        ("{name: dynamic, surplus: drop}", 10 * 24),
         ("{name: gvm, every: 5, pilot: 2}", 5 * 6 * 2 + 5 * 24),
         ("{name: gvm, every: 5, pilot: 2, most: 6}", 5 * 6 * 2 + 6 * 6),
         ("{name: gvm, every: 5, pilot: 2, count_pilot: true}", 5 * 6 * 2 + 5 * 12),
     ],
 )
 def test_the_most_that_an_allocator_may_sample(allocation: str, most: int) -> None:
-    made = make("grpo/find", [*GRPO, f"allocation={allocation}", "max_staleness=1"])
+    made = make("grpo/find", [*GRPO, f"allocation={allocation}"])
     text = str(made)
     assert line(text, "rollouts ") == f"rollouts up to {most} (4 per prompt train)"
     tokens = f"response tokens at most {most * 150:,} (150 per rollout)"
