@@ -1,4 +1,4 @@
-"""Where no group can teach, it is said, no optimiser step is taken, and the run goes on and ends."""
+"""Where no group can teach: it is said, no step is taken, and the run goes on to its end."""
 
 from __future__ import annotations
 

@@ -42,3 +42,17 @@ def test_the_recipe_shown_resolves(
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "mine.yaml", "model.path=base/find", "rollout.max_tokens=512"]) == 0
     assert "prompts          64" in capsys.readouterr().out
+
+
+def test_the_allocator_shown_works() -> None:
+    """Asked twice where it was not solved."""
+    from tests.test_asks import Returning, step
+
+    text = (ROOT / "samplers" / "allocation" / "README.md").read_text()
+    (shown,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    scope: dict[str, object] = {}
+    exec(shown, scope)
+    allocator = scope["Allocator"](None, 3, 8)  # type: ignore[operator]
+    out = step(allocator.allocate, Returning())
+    assert [len(group) for group in out.groups] == [8, 8, 8]  # only a prompt's sixth is right
+    assert not out.discarded

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from trainer.config import Stage
 
 
+ASKED = ("allocate", "observe", "state_dict", "load_state_dict", "metrics")
+"""What an allocator is asked for (`samplers.allocation.base.Allocation`)."""
+
+
 def components(stage: Stage) -> Iterator[tuple[str, Any, Any]]:
     """('budget fixed', module, config) of everything in a stage that may have a say."""
     for kind, package, spec in (
@@ -65,8 +69,14 @@ def allocator(stage: Stage) -> Any:
     module, config = seam.resolve("samplers.allocation", stage.allocation)
     try:
         made = module.Allocator(config, stage.prompts_per_step, stage.rollouts_per_prompt)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"allocation: {error}") from None
+    lacking = [name for name in ASKED if not callable(getattr(made, name, None))]
+    if lacking:
+        raise ValueError(
+            f"allocation: the Allocator of '{module.__name__}' has no {', '.join(lacking)}; write "
+            "it as in samplers/allocation/base.py"
+        )
     _, algorithm = seam.resolve("trainer.algorithms", stage.algorithm)
     if getattr(algorithm, "within", None) == "subgroup":
         made.apart = True
