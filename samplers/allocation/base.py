@@ -134,6 +134,26 @@ class Allocation(Protocol):
     def metrics(self) -> dict[str, float]: ...
 
 
+class Forgetful:
+    """What an allocator is asked for that takes nothing along from one step to the next."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+        """Metrics of the step."""
+
+    def observe(self, groups: list[Group]) -> None:
+        """It learns nothing from what it saw."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        assert not state
+
+    def metrics(self) -> dict[str, float]:
+        return dict(self.figures)
+
+
 def units(group: Group, apart: bool) -> dict[str, NDArray[np.intp]]:
     """Indices of the rollouts that are compared with each other: all, or those of each mode."""
     if not apart:

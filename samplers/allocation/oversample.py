@@ -7,14 +7,22 @@ sampled.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from typing import Any
+from collections.abc import Generator
 
 import numpy as np
 from pydantic import Field
 
 from samplers import selection
-from samplers.allocation.base import Ask, Discard, Finish, Receive, Sample, Stream, informative
+from samplers.allocation.base import (
+    Ask,
+    Discard,
+    Finish,
+    Forgetful,
+    Receive,
+    Sample,
+    Stream,
+    informative,
+)
 from samplers.seam import Component
 from samplers.types import Group
 
@@ -26,7 +34,7 @@ class Config(Component):
     """With several answers at a cut a rollout counts as right where a larger share of them is."""
 
 
-class Allocator:
+class Allocator(Forgetful):
     """`samples` rollouts of `prompts` prompts a step; `rollouts` of each train. Remembers nothing.
 
     Metrics: allocation/informative_share (of the groups sampled), allocation/balance (share of
@@ -48,9 +56,9 @@ class Allocator:
                 "rollouts_per_prompt=1: oversample trains right and wrong rollouts of a prompt; "
                 "set rollouts_per_prompt=2 or more"
             )
+        super().__init__()
         self.config, self.prompts, self.rollouts = config, prompts, rollouts
         self.apart = False
-        self._figures: dict[str, float] = {}
 
     def allocate(self, stream: Stream) -> Generator[Ask, Group | None, None]:
         config = self.config
@@ -67,23 +75,11 @@ class Allocator:
             for unit in selection.split(group, self.rollouts, self.apart, config.positive):
                 right.extend(unit.right_U[kept_G[unit.index_U]])
             yield Finish(group, kept_G)
-        self._figures = {}
+        self.figures = {}
         if mixed:
-            self._figures["allocation/informative_share"] = float(np.mean(mixed))
+            self.figures["allocation/informative_share"] = float(np.mean(mixed))
         if right:
-            self._figures["allocation/balance"] = float(np.mean(right))
-
-    def observe(self, groups: list[Group]) -> None:
-        """Every prompt is sampled alike, whatever was seen."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        assert not state
-
-    def metrics(self) -> dict[str, float]:
-        return dict(self._figures)
+            self.figures["allocation/balance"] = float(np.mean(right))
 
 
 def sizes(config: Config, prompts: int, rollouts: int) -> tuple[int, int]:

@@ -9,14 +9,23 @@ paper's advantage is not divided by a deviation: `algorithm: {name: grpo, std: n
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from typing import Any, Literal
+from collections.abc import Generator
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from samplers import selection
-from samplers.allocation.base import Ask, Discard, Finish, Receive, Sample, Stream, informative
+from samplers.allocation.base import (
+    Ask,
+    Discard,
+    Finish,
+    Forgetful,
+    Receive,
+    Sample,
+    Stream,
+    informative,
+)
 from samplers.seam import Component
 from samplers.types import Group
 
@@ -39,7 +48,7 @@ class Config(Component):
         return self.rounds * self.per_round
 
 
-class Allocator:
+class Allocator(Forgetful):
     """`prompts` prompts a step, each of which trains `rollouts` rollouts. Remembers nothing: how
     far a prompt has come is the size of its group, also of one that an earlier step began.
 
@@ -65,9 +74,9 @@ class Allocator:
                 "rollouts_per_prompt=1: reinforce_ada trains right and wrong rollouts of a prompt; "
                 "set rollouts_per_prompt=2 or more"
             )
+        super().__init__()
         self.config, self.prompts, self.rollouts = config, prompts, rollouts
         self.apart = False
-        self._figures: dict[str, float] = {}
 
     def allocate(self, stream: Stream) -> Generator[Ask, Group | None, None]:
         config, left = self.config, []
@@ -84,7 +93,7 @@ class Allocator:
             yield Finish(group, kept_G) if kept_G.any() else Discard(group)
         names = ("rounds", "exited", "informative_share")
         means = np.mean(left, axis=0) if left else ()
-        self._figures = {f"allocation/{k}": float(v) for k, v in zip(names, means, strict=False)}
+        self.figures = {f"allocation/{k}": float(v) for k, v in zip(names, means, strict=False)}
 
     def exits(self, group: Group) -> bool:
         """Its exit condition holds for all that was sampled of it so far. An unknown verdict is
@@ -96,18 +105,6 @@ class Allocator:
             if not (balanced if self.config.exit == "balanced" else right):
                 return False
         return True
-
-    def observe(self, groups: list[Group]) -> None:
-        """What counts of a prompt is its group."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        assert not state
-
-    def metrics(self) -> dict[str, float]:
-        return dict(self._figures)
 
 
 def sizes(config: Config, prompts: int, rollouts: int) -> tuple[int, int]:

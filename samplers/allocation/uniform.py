@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from typing import Any
+from collections.abc import Generator
 
-from samplers.allocation.base import Ask, Finish, Receive, Sample, Stream
+from samplers.allocation.base import Ask, Finish, Forgetful, Receive, Sample, Stream
 from samplers.seam import Component
 from samplers.types import Group
 
@@ -14,10 +13,11 @@ class Config(Component):
     """Nothing to set."""
 
 
-class Allocator:
+class Allocator(Forgetful):
     """Draws `prompts` prompts a step and samples `rollouts` of each. Remembers nothing."""
 
     def __init__(self, config: Config, prompts: int, rollouts: int) -> None:
+        super().__init__()
         self.prompts, self.rollouts = prompts, rollouts
 
     def allocate(self, stream: Stream) -> Generator[Ask, Group | None, None]:
@@ -25,15 +25,3 @@ class Allocator:
             yield Sample(*stream.next(), self.rollouts)
         while (group := (yield Receive())) is not None:
             yield Finish(group)
-
-    def observe(self, groups: list[Group]) -> None:
-        """Uniform learns nothing from what it saw."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        assert not state
-
-    def metrics(self) -> dict[str, float]:
-        return {}
