@@ -85,7 +85,7 @@ def train(
                     tracker.console.advise(Adviser(recipe, index, _machine(address)))
                     profiled.watch(run)
                     LOOPS[stage.kind](run)
-                    before = run.sampling if stage.kind == "rl" else before
+                    before = run.sampling if stage.kind == "rl" else None
                 first += stage.steps
                 _point(folder / "model", checkpoint.complete(folder / "checkpoints")[-1] / "model")
         (folder / runfolder.DONE).touch()

@@ -104,11 +104,15 @@ class Streams:
         if not ray.is_initialized():
             return
         until = time.monotonic() + CLOSE_S
-        for engine in self._streams.values():
+        ends = [
             self._actors[engine].end.options(concurrency_group="flow").remote(self._flow)
+            for engine in self._streams.values()
+        ]
         while self._streams and time.monotonic() < until:
             for stream in ray.wait(list(self._streams), num_returns=1, timeout=0.5)[0]:
                 if next(stream, None) is None:  # what it still yields is dropped unread
                     del self._streams[stream]
+        if ends:  # a stream ends before what its engine was making does
+            ray.wait(ends, num_returns=len(ends), timeout=max(0.0, until - time.monotonic()))
         self._streams.clear()
         self._sent.clear()

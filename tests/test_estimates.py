@@ -96,7 +96,6 @@ def test_each_kind_is_its_definition(
                 visits[index].append((sum(seen), len(seen)))
     want = [expected(settings, visits[i]) for i in range(4)]
     np.testing.assert_allclose(rates.rates(range(4)), want, rtol=1e-5)
-    assert rates.visits(range(4)).tolist() == [len(visits[i]) for i in range(4)]
 
 
 def test_a_beta_estimate_is_never_certain() -> None:
@@ -112,7 +111,6 @@ def test_unknown_verdicts_are_no_visit() -> None:
     rates = SuccessRates(Estimates())
     rates.update([group(0, [NAN, NAN]), group(1, [1.0, NAN])])
     np.testing.assert_array_equal(rates.rates([0, 1, 10**9]), [NAN, 1.0, NAN])
-    assert rates.visits([0, 1, 10**9]).tolist() == [0, 1, 0]
 
 
 def test_modes_have_rates_of_their_own() -> None:
@@ -124,7 +122,6 @@ def test_modes_have_rates_of_their_own() -> None:
     np.testing.assert_array_equal(rates.rates([3, 5], "high"), [1.0, NAN])
     np.testing.assert_array_equal(rates.rates([3, 5]), [NAN, NAN])
     assert rates.units() == [""]
-    assert rates.visits([3, 5]).tolist() == [1, 1]
 
 
 def test_without_subgroups_apart_changes_nothing() -> None:
@@ -201,7 +198,6 @@ def test_state_is_exact_and_a_snapshot() -> None:
         for unit in rates.units(apart):
             ours, theirs = rates.rates(range(4000), unit), again.rates(range(4000), unit)
             np.testing.assert_array_equal(ours, theirs)
-        np.testing.assert_array_equal(rates.visits(range(4000)), again.visits(range(4000)))
         loaded = SuccessRates(Estimates(**settings))
         loaded.load_state_dict(state)  # what was learned since has not moved it
         np.testing.assert_array_equal(loaded.rates(range(3000), loaded.units(apart)[0]), before)
@@ -216,17 +212,13 @@ def test_another_kind_goes_on_from_a_state() -> None:
     assert ema.rates([2])[0] == pytest.approx(0.625)
 
 
-def test_memory_is_twelve_bytes_a_prompt_and_eight_for_each_further_unit() -> None:
+def test_memory_is_eight_bytes_a_prompt_for_each_unit() -> None:
     size = 10**6
     rates = SuccessRates(Estimates())
     rates.update([group(size - 1, [1, 0])])
-    assert (
-        sum(rates.state_dict()[name].nbytes for name in ("right", "count", "visits")) == 12 * size
-    )
+    assert sum(rates.state_dict()[name].nbytes for name in ("right", "count")) == 8 * size
     rates.update([group(0, [1, 0], ["low", "high"])], apart=True)
-    assert (
-        sum(rates.state_dict()[name].nbytes for name in ("right", "count", "visits")) == 28 * size
-    )
+    assert sum(rates.state_dict()[name].nbytes for name in ("right", "count")) == 24 * size
 
 
 def test_settings_without_sense_are_refused_or_told() -> None:

@@ -216,9 +216,8 @@ class _Stage:
         rollout, gpus = self.stage.rollout, self.machine.gpus
         engine = rollout.engine
         room = self.free_gpus // self.width if gpus else self._spare("rollout", self._threads)
-        room = min(
-            room, self.stage.prompts_per_step - rollout.workers
-        )  # a small group has one engine
+        # a small group has one engine
+        room = min(room, self.stage.prompts_per_step - rollout.workers)
         if gpus and engine.name == "torch" and self.machine.vllm:
             yield self._set("is made for GPUs", "rollout.engine=vllm")
         yield from self._more("rollout.workers", rollout.workers, room)

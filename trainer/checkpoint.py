@@ -42,7 +42,7 @@ def save(
     partial.mkdir()
     write(partial)
     arrays: dict[str, NDArray[Any]] = {}
-    (partial / "driver.json").write_text(json.dumps(_apart(driver, "", arrays), indent=1))
+    (partial / "driver.json").write_text(json.dumps(apart(driver, "", arrays), indent=1))
     if arrays:
         np.savez(partial / "driver.npz", **arrays)  # type: ignore[arg-type]  # not its allow_pickle
     for file in partial.rglob("*"):
@@ -80,13 +80,13 @@ def driver_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _apart(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
-    """`value` with each array in it moved to `arrays`, under its path."""
+def apart(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
+    """`value` with each array in its mappings moved to `arrays`, under its path."""
     if isinstance(value, np.ndarray):
         arrays[name] = value
         return {_ARRAY: name}
     if isinstance(value, Mapping):
-        return {k: _apart(v, f"{name}.{k}" if name else str(k), arrays) for k, v in value.items()}
+        return {k: apart(v, f"{name}.{k}" if name else str(k), arrays) for k, v in value.items()}
     return value
 
 

@@ -97,7 +97,7 @@ def summarise(
 ) -> dict[str, Number]:
     """One step as flat figures.
 
-    Of everything that was sampled for it, whether it trains or not; rewards, of what trains.
+    Of everything that was sampled for it, whether it trains or not; rewards, of groups that train.
 
     Args:
         groups: what trains, verified and rewarded.

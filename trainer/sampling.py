@@ -17,7 +17,7 @@ from typing import Any
 from samplers import seam
 from samplers.data import PromptStream
 from samplers.types import Group, Plan, Prompt
-from trainer import carried, compatibility, staleness
+from trainer import carried, checkpoint, compatibility, staleness
 from trainer.collect import Enrich, Making, Verify, collect
 from trainer.config import Stage
 from trainer.supervised import SupervisedStream
@@ -89,8 +89,9 @@ class Sampling:
             self.allocation.observe(seen)
             if hasattr(self.budget, "observe"):
                 self.budget.observe(self.budget_config, seen, self.memory)
-                if not step:  # not only when the first checkpoint is due
-                    self._check(self.memory)
+            if not step:  # not only when the first checkpoint is due
+                self._check(self.memory)
+                self._check_allocation()
         return Sampled(groups, discarded, {**self.allocation.metrics(), **self._chunks()})
 
     def _still_back(self, made: Mapping[int, int]) -> dict[int, int]:
@@ -154,6 +155,16 @@ class Sampling:
             drawn = self._before.get(step) or self._drawn()
         self._check(drawn["memory"])
         return {**drawn, "carried": carried.pack(drawn["carried"])}
+
+    def _check_allocation(self) -> None:
+        state = self.allocation.state_dict()
+        try:
+            json.dumps(checkpoint.apart(state, "", {}))
+        except TypeError as error:
+            raise ValueError(
+                f"allocation: the state of {type(self.allocation).__module__} cannot be written "
+                f"({error}); keep texts, numbers, lists, dicts, and arrays as values of dicts in it"
+            ) from None
 
     def _check(self, memory: dict[str, Any]) -> None:
         try:

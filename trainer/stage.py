@@ -130,8 +130,11 @@ class StageRun:
                 return verify(groups, self.world.grade)
 
         def enrich(groups: Sequence[Group], what: str) -> list[Group]:
-            # of old logprobs: the learners' weights are not those that sample ahead
-            assert what.startswith(scoring.GRAD_NORM) or self.ahead is None, what
+            if self.ahead is not None and not what.startswith(scoring.GRAD_NORM):
+                raise ValueError(
+                    f"allocation: {what} cannot be had while engines sample ahead, by weights that "
+                    f"learners no longer hold; set max_staleness=0, or ask for {scoring.GRAD_NORM}"
+                )
             return self.scoring.annotate(groups, {what})
 
         keep = step > self._began and self._due(self.recipe.checkpoint, step)
@@ -214,8 +217,9 @@ class StageRun:
             figures = self._of_stale(figures)
         for note in figures.pop("notes", ()):
             self.tracker.say(f"step {self.at}: {note}")
-        discarded, waiting = self._sampled.discarded, bool(self.sampling.carried)
-        if self.stage.kind == "rl" and not figures.get("steps") and not waiting:
+        discarded = self._sampled.discarded
+        came = groups or discarded or not self.sampling.carried  # of chunks none may be whole yet
+        if self.stage.kind == "rl" and came and not figures.get("steps"):
             self.tracker.say(f"step {self.at}: nothing to learn from; no optimiser step was taken")
         apart = getattr(self.sampling.allocation, "apart", False)
         metrics = summarise(groups, figures, self.clock.lap(), discarded, apart)

@@ -77,7 +77,11 @@ def depth(stage: Any) -> int:
     if most < needed:
         name, _ = seam.split(stage.allocation)
         _, config = seam.resolve("samplers.allocation", stage.allocation)
-        other = ", or allocation.surplus=train" if hasattr(config, "surplus") else ""
+        other = (
+            ", or allocation.surplus=train (or drop, as verl does)"
+            if hasattr(config, "surplus")
+            else ""
+        )
         raise ValueError(
             f"max_staleness={most}: allocation={name} keeps complete groups for the next step, "
             f"when their tokens are {waits} version older; set max_staleness={needed} (beyond "

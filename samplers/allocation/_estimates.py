@@ -1,9 +1,8 @@
 """Success rates per prompt, estimated from raw verdicts: what allocators remember of a finite pool.
 
-Arrays over `Prompt.index`, so they survive a reshuffled order. 4 bytes for visits and 8 for each
-unit (1, or the modes where statistics are within a mode) per prompt: 120 MB resident for all of 10
-million prompts with one unit (measured), 80 MB more per further unit; while arrays are doubled, and
-in a snapshot, one of them or all of them twice.
+Arrays over `Prompt.index`, so they survive a reshuffled order: 8 bytes a prompt for each unit (1,
+or the modes where statistics are within a mode), so 80 MB for 10 million prompts with one (85 MB of
+resident memory, measured); while arrays are doubled, and in a snapshot, one or all of them twice.
 
 Shape suffixes: G rollouts of a group, C cuts, N prompts, U units.
 """
@@ -72,7 +71,6 @@ class SuccessRates:
         self.config = config
         self._right: dict[str, Singles] = {}
         self._count: dict[str, Singles] = {}
-        self._visits = np.zeros(0, np.int32)
         self._size = 0  # one more than the largest index that was visited
         self._live: list[str] = []  # units of the last update that had any
 
@@ -89,12 +87,9 @@ class SuccessRates:
                 right, count = even_cut(rights_GC[mine])
                 if count:
                     seen[unit][group.prompt.index] += right, count
-        visited = np.array(sorted({i for found in seen.values() for i in found}), np.intp)
-        if not visited.size:
+        if not seen:
             return
-        self._size = max(self._size, int(visited[-1]) + 1)
-        self._visits = _grown(self._visits, self._size)
-        self._visits[visited] += 1
+        self._size = max(self._size, 1 + max(i for found in seen.values() for i in found))
         for unit, found in seen.items():
             right_N, count_N = np.array(list(found.values())).T
             self._fold(unit, np.array(list(found), np.intp), right_N, count_N)
@@ -137,13 +132,8 @@ class SuccessRates:
         unvisited_N = np.full(len(count_N), np.nan)
         return np.divide(right_N + a, count_N + a + b, out=unvisited_N, where=count_N > 0)
 
-    def visits(self, indices: ArrayLike) -> NDArray[np.int32]:
-        """[N] how often each prompt was visited, in whatever unit."""
-        return _at(self._visits, indices)
-
     def state_dict(self) -> dict[str, Any]:
-        """A snapshot: names of all units and of those in use, right and count [U, N] float32,
-        visits [N] int32."""
+        """A snapshot: names of all units and of those in use, right and count [U, N] float32."""
 
         def whole(sums: dict[str, Singles]) -> Singles:
             out_UN = np.zeros((len(sums), self._size), np.float32)
@@ -157,13 +147,11 @@ class SuccessRates:
             "live": list(self._live),
             "right": whole(self._right),
             "count": whole(self._count),
-            "visits": self._visits[: self._size].copy(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, whichever way of estimating it was made with."""
-        self._visits = np.array(state["visits"], np.int32)
-        self._size = len(self._visits)
+        self._size = np.shape(state["right"])[1]
         self._live = list(state["live"])
         for name, sums in (("right", self._right), ("count", self._count)):
             sums.clear()

@@ -125,7 +125,7 @@ class Allocation(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON and numpy arrays, these as they are now, whatever is learned later. Under
+        """JSON, and numpy arrays as values of dicts, as they are now, whatever comes later. Under
         `statistics` what is known of each prompt by its index: a later stage on the same data
         begins with it."""
         ...

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.eval.statistics import Estimate, mean, paired
+from trainer.report.table import p_value
 from trainer.tracking import read
 
 Floats = NDArray[np.float64]
@@ -133,7 +134,7 @@ def compared(a: Floats, b: Floats) -> str:
     """Difference of the pairs, its interval and the p of a paired t test."""
     found = paired(a, b)
     low, high = found.difference.low, found.difference.high
-    return f"{found.difference.value:+.3f} [{low:+.3f}, {high:+.3f}], p {found.p_t:.3f}"
+    return f"{found.difference.value:+.3f} [{low:+.3f}, {high:+.3f}], p {p_value(found.p_t)}"
 
 
 def told(estimate: Estimate) -> str:
