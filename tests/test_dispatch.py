@@ -264,6 +264,7 @@ def test_where_all_fits_a_flow_learns_from_the_one_before(monkeypatch: pytest.Mo
     assert engines.dispatch.speeds == speeds  # an end in the middle says nothing of them
 
 
+@pytest.mark.slow
 def test_a_really_slow_engine_gets_less(tmp_path: Path) -> None:
     model = str(fetch("base/find"))
     settings = (

@@ -211,6 +211,7 @@ def _undisturbed(rank: int, folder: str, ranks: int) -> list[tuple[str, bool]]:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_training_goes_on_as_if_nothing_had_been_measured(folder: Path, ranks: int) -> None:
     for way, clean in on_ranks(ranks, _undisturbed, str(folder), ranks, deadline=280)[0]:

@@ -187,6 +187,7 @@ def _undisturbed(rank: int, folder: str, ranks: int) -> list[tuple[str, bool, bo
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_training_goes_on_as_if_nothing_had_been_measured(folder: Path, ranks: int) -> None:
     for way, clean, same in on_ranks(ranks, _undisturbed, str(folder), ranks, deadline=280)[0]:
@@ -362,6 +363,7 @@ def test_what_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- through Ray ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_fleet_measures_as_one_learner_does(tmp_path: Path) -> None:
     """Two ranks: norms in the order of scores; the variance that of the groups."""
     settings = ("learner.ranks=2", "loss={name: ce, aggregation: token_mean}")

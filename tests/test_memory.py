@@ -40,6 +40,7 @@ def test_the_actors_of_a_tiny_run_hold_what_was_estimated() -> None:
     _compare(bench.CASES["tiny"])
 
 
+@pytest.mark.slow
 def test_the_actors_of_a_hundred_million_hold_what_was_estimated(large: str) -> None:
     _compare([large, "tokens_per_micro_batch=128", "rollout.engine.slots=16"])
 

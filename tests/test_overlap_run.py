@@ -23,6 +23,7 @@ AHEAD = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_within_the_bound(tmp_path: Path) -> None:
     """Two engines that load in flight, killed in the middle and started again."""
     settings = (*AHEAD, "steps=5", "checkpoint.every=1")
@@ -53,6 +54,7 @@ def test_a_killed_run_goes_on_within_the_bound(tmp_path: Path) -> None:
             assert step["policy_drift"] > 1e-4, "and drift is told apart"
 
 
+@pytest.mark.slow
 def test_engines_on_the_learners_gpus_sleep_while_they_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

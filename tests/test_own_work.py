@@ -408,6 +408,7 @@ print(json.dumps([str(first), str(second), ray.available_resources().get("CPU")]
 """
 
 
+@pytest.mark.slow
 def test_twice_in_a_notebook(desk: Path, tmp_path: Path) -> None:
     changes = {
         "evaluation": None,

@@ -20,6 +20,7 @@ def asked(group: int, size: int, cap: int = 12) -> list[Job]:
     return [Job(FIND, Plan(cap), group, i, seed=group * 100 + i) for i in range(size)]
 
 
+@pytest.mark.slow
 def test_lots_come_from_real_actors_while_others_are_made(tmp_path: Path) -> None:
     """Two engines, one slow; lots of a later ask come before those of the first. Then a close in
     the middle, errors, and the death of an engine."""

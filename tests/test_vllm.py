@@ -143,7 +143,10 @@ def test_all_threads_compute_on_the_engines_own_stream(monkeypatch: pytest.Monke
     seen, forward = [], engine._core.get_output
     engine._core.get_output = lambda: (seen.append(torch.cuda.current_stream()), forward())[1]
 
+    threads = torch.get_num_threads()
+
     def work() -> None:
+        torch.set_num_threads(threads)  # else a thread has as many as there are cores
         engine.generate(REQUESTS)
         engine.score([r.ids for r in REQUESTS])
 

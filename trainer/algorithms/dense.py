@@ -46,7 +46,7 @@ def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
         counted = _plain.counted(groups, config)
         used = [k & c for k, c in zip(known, counted, strict=True)]
         dense = _plain.compared(groups, config, against_others, dense, used)
-    of = {group.serial: (group, dense_GT) for group, dense_GT in zip(groups, dense, strict=True)}
+    of = {group.key: (group, dense_GT) for group, dense_GT in zip(groups, dense, strict=True)}
     return [_plain.added(row, config.coef * _on(row, *of[row.group])) for row in rows]
 
 

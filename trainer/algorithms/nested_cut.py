@@ -41,10 +41,10 @@ def requires(config: Config) -> dict[str, str]:
 
 def sequences(groups: Sequence[Group], config: Config) -> list[TrainSequence]:
     """GRPO's rows, with less credit between each right thought's boundary and its end."""
-    of_serial = {group.serial: group for group in groups}
+    of_key = {group.key: group for group in groups}
     out = []
     for row in grpo.sequences(groups, config):
-        group = of_serial[row.group]
+        group = of_key[row.group]
         rollout = group.rollouts[row.rollout]
         start = len(rollout.prompt_ids_T)
         end = min(rollout.think_tokens, rollout.final.after)
