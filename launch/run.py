@@ -6,9 +6,11 @@ import json
 import platform
 import shutil
 import warnings
+from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from launch.fleet import Fleet, cluster
 from launch.placement import place
@@ -20,6 +22,7 @@ from trainer.fresh import start_model
 from trainer.loop import LOOPS
 from trainer.modelfolder import fetch
 from trainer.profile import Profile
+from trainer.sampling import Sampling
 from trainer.stage import StageRun
 from trainer.traces import base as traces
 from trainer.tracking import Tracker
@@ -67,29 +70,41 @@ def train(
             ) as tracker,
             Profile(folder, profile) as profiled,
         ):
-            first, before = state["first"], None
-            for index in range(state["stage"], len(recipe.stages)):
-                stage = recipe.stages[index]
-                path = str(begin(recipe, index).absolute())
-                with (
-                    Fleet(stage, path, recipe.seed, recipe.deterministic) as fleet,
-                    StageRun(recipe, index, first, path, fleet, tracker, folder) as run,
-                ):
-                    if fleet.opened is not None:
-                        tracker.say(thinking(stage, fleet.opened))
-                    traces.supply(run, path)
-                    if newest and index == state["stage"]:
-                        run.restore(newest, state)
-                    elif before is not None and stage.kind == "rl":
-                        run.follow(before)
-                    tracker.console.advise(Adviser(recipe, index, _machine(address)))
-                    profiled.watch(run)
-                    LOOPS[stage.kind](run)
-                    before = run.sampling if stage.kind == "rl" else None
-                first += stage.steps
-                _point(folder / "model", checkpoint.complete(folder / "checkpoints")[-1] / "model")
+            stages(recipe, state, newest, tracker, profiled, _machine(address))
         (folder / runfolder.DONE).touch()
     return folder
+
+
+def stages(
+    recipe: Recipe,
+    state: Mapping[str, Any],
+    newest: Path | None,
+    tracker: Tracker,
+    profiled: Profile,
+    machine: Machine,
+) -> None:
+    """Run what is left of the recipe, from the checkpoint `newest` and its driver's `state` on."""
+    folder, first = recipe.folder.absolute(), state["first"]
+    before: Sampling | None = None
+    for index in range(state["stage"], len(recipe.stages)):
+        stage, path = recipe.stages[index], str(begin(recipe, index).absolute())
+        with (
+            Fleet(stage, path, recipe.seed, recipe.deterministic) as fleet,
+            StageRun(recipe, index, first, path, fleet, tracker, folder) as run,
+        ):
+            if fleet.opened is not None:
+                tracker.say(thinking(stage, fleet.opened))
+            traces.supply(run, path)
+            if newest and index == state["stage"]:
+                run.restore(newest, state)
+            elif before is not None and stage.kind == "rl":
+                run.follow(before)
+            tracker.console.advise(Adviser(recipe, index, machine))
+            profiled.watch(run)
+            LOOPS[stage.kind](run)
+            before = run.sampling if stage.kind == "rl" else None
+        first += stage.steps
+        _point(folder / "model", checkpoint.complete(folder / "checkpoints")[-1] / "model")
 
 
 def _open(recipe: Recipe) -> Path | None:

@@ -286,16 +286,6 @@ class Group:
         return np.array([[[v.known for v in c] for c in r] for r in self.verdicts], dtype=bool)
 
     @property
-    def informative(self) -> bool:
-        """Mixed raw verdicts among the known ones, at any cut (rule 5)."""
-        correct_GCA, known_GCA = self.correct_GCA, self.known_GCA
-        for c in range(correct_GCA.shape[1]):
-            seen = correct_GCA[:, c][known_GCA[:, c]]
-            if seen.size and seen.any() and not seen.all():
-                return True
-        return False
-
-    @property
     def subgroups(self) -> dict[str, NDArray[np.bool_]]:
         """[G] per subgroup key, in order of appearance: which rollouts share it."""
         keys = [rollout.plan.subgroup for rollout in self.rollouts]

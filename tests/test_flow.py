@@ -166,7 +166,9 @@ class Loads(AgingEngine):
         self.steps += 1
         if self.steps == 5:
             self.loader.start()
+            until = time.monotonic() + 10
             while not self.worker._line:
+                assert time.monotonic() < until, "nobody asks to load"
                 time.sleep(0.001)
         return super().step()
 

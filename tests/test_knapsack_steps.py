@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from samplers.allocation.base import Finish, PutBack, Receive, Sample
+from samplers.allocation.base import Finish, PutBack, Receive, Sample, informative
 from samplers.allocation.knapsack import (
     Allocator,
     Config,
@@ -149,7 +149,7 @@ def test_it_finds_more_mixed_groups_than_uniform() -> None:
         stream = pool(rates)
         groups = [g for i in range(24) for g in step(allocator, stream, rng) if i >= 4]
         assert sum(map(len, groups)) == 20 * 16 * 8
-        return sum(len(g) for g in groups if g.informative) / (20 * 16 * 8)
+        return sum(len(g) for g in groups if informative(g)) / (20 * 16 * 8)
 
     uniform = ratio(Allocator(Config(low=8, up=8), 16, 8))
     assert ratio(Allocator(Config(), 16, 8)) > 1.2 * uniform

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -95,8 +95,7 @@ def collect(
     desk = _Desk(plans, making, verify, seed, temperature, last, dict(made or {}))
     for group in carried:
         desk.go_on(group)
-    asks = allocation.allocate(stream)
-    out = Collected([], [], [], {})
+    asks, out = allocation.allocate(stream), Collected([], [], [], {})
     reply: Reply = None
     while True:
         try:
@@ -111,15 +110,9 @@ def collect(
                 reply = desk.receive()
             case Annotate(groups, what):
                 reply = tuple(annotate(groups, what))
-            case Finish(group, kept_G, weights_G):
+            case Finish(group):
                 desk.let_go(group.serial)
-                for name, values in (("kept_G", kept_G), ("weights_G", weights_G)):
-                    if values is not None and np.shape(values) != (len(group),):
-                        raise ValueError(
-                            f"allocation: {name} of {np.shape(values)} for {len(group)} rollouts; "
-                            "give one entry to each"
-                        )
-                out.groups.append(replace(group, kept_G=kept_G, weights_G=weights_G))
+                out.groups.append(_finished(ask))
             case Keep(group):
                 desk.let_go(group.serial)
                 (out.discarded if last else out.carried).append(group)
@@ -130,14 +123,33 @@ def collect(
                 out.made.update(desk.made_of(draw))
                 stream.put_back(draw, prompt)
             case _:
-                raise ValueError(
-                    f"allocation: {type(ask).__name__} is nothing that can be asked for; yield one "
-                    "of those in samplers/allocation/base.py"
-                )
+                raise _unknown(ask)
     out.discarded.extend(desk.clear())
     out.carried.extend(desk.unfinished)
     out.groups.sort(key=_order)  # they came as they were done, the short ones first
     return out
+
+
+def _unknown(ask: Any) -> ValueError:
+    return ValueError(
+        f"allocation: {type(ask).__name__} is nothing that can be asked for; yield one of those in "
+        "samplers/allocation/base.py"
+    )
+
+
+def _finished(ask: Finish) -> Group:
+    """The group as it trains.
+
+    Raises:
+        ValueError: its selection or weights are not one entry per rollout.
+    """
+    for name, values in (("kept_G", ask.kept_G), ("weights_G", ask.weights_G)):
+        if values is not None and np.shape(values) != (len(ask.group),):
+            raise ValueError(
+                f"allocation: {name} of {np.shape(values)} for {len(ask.group)} rollouts; give one "
+                "entry to each"
+            )
+    return replace(ask.group, kept_G=ask.kept_G, weights_G=ask.weights_G)
 
 
 def _order(group: Group) -> tuple[int, int]:

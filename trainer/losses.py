@@ -174,22 +174,14 @@ def policy_loss(
         The scalar loss, and per metric a [2] tensor (sum, count) to be added up over micro-batches
         and ranks, or for a name that ends in `_max` a scalar to take the largest of.
     """
-    import torch
-
-    on_policy_N = current_N.detach()
+    on_policy_N, counted_N = current_N.detach(), weights_N > 0
     old_N = on_policy_N if old_N is None else old_N
-    counted_N = weights_N > 0
-    metrics: dict[str, Tensor] = {}
+    sampled_N = ~behaviour_N.isnan() & counted_N
+    metrics = _engine_gap(old_N, behaviour_N, sampled_N)
 
     def mean(name: str, values_N: Tensor, where_N: Tensor = counted_N) -> None:
-        summed = torch.where(where_N, values_N.detach().float(), 0.0).sum()
-        metrics[name] = torch.stack([summed, where_N.sum().to(summed)])
+        metrics[name] = _summed(values_N.detach().float(), where_N)
 
-    sampled_N = ~behaviour_N.isnan() & counted_N
-    # old, not current: also after the first of several updates both sides had the same weights
-    gap_N = torch.where(sampled_N, (old_N - behaviour_N).abs(), 0.0)
-    mean("engine_gap", gap_N, sampled_N)
-    metrics["engine_gap_max"] = gap_N.max() if len(gap_N) else gap_N.sum()
     if config.importance != "none":
         importance_N = importance_weights(config, old_N - behaviour_N, row_N, rows)
         mean("importance", importance_N, sampled_N)
@@ -213,6 +205,24 @@ def policy_loss(
         if config.entropy_coef:
             loss_N = loss_N - config.entropy_coef * entropy_N
     return (weights_N * loss_N).sum(), metrics
+
+
+def _engine_gap(old_N: Tensor, behaviour_N: Tensor, sampled_N: Tensor) -> dict[str, Tensor]:
+    """Of old, not current, logprobs: also after the first of several updates both sides had the
+    same weights."""
+    import torch
+
+    gap_N = torch.where(sampled_N, (old_N - behaviour_N).abs(), 0.0).detach()
+    largest = gap_N.max() if len(gap_N) else gap_N.sum()
+    return {"engine_gap": _summed(gap_N.float(), sampled_N), "engine_gap_max": largest}
+
+
+def _summed(values_N: Tensor, where_N: Tensor) -> Tensor:
+    """[2]: sum and count of the values that `where_N` names."""
+    import torch
+
+    summed = torch.where(where_N, values_N, 0.0).sum()
+    return torch.stack([summed, where_N.sum().to(summed)])
 
 
 def importance_weights(config: LossConfig, log_ratio_N: Tensor, row_N: Tensor, rows: int) -> Tensor:
