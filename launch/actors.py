@@ -211,7 +211,9 @@ class GraderActor(Actor):
         from rewards.pool import VerifierPool
 
         grader = stage.grader
-        self.pool = VerifierPool(stage.verifier, workers=grader.processes, deadline=grader.deadline)
+        self.pool = VerifierPool(
+            stage.verifier, grader.processes, grader.deadline, grader.memory_mb
+        )
 
     def grade(self, items: Sequence[Item]) -> list[Verdict]:
         return self.pool.grade(items)

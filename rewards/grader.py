@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewards.verdict import Verdict
 from samplers import seam
@@ -19,25 +19,64 @@ Item = tuple[str | None, str, Mapping[str, Any]]
 """(answer text, gold, meta); a text of None: no answer was reached."""
 
 
+class Examples(NamedTuple):
+    """Answer texts that a gold must accept and must reject; both empty: nobody knows any."""
+
+    right: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+
+
+def _none(gold: str, meta: Mapping[str, Any]) -> Examples:
+    return Examples()
+
+
 @dataclass(frozen=True, slots=True)
 class Grader:
     name: str
+    """Name and version: verdicts of equal names are comparable, and may be kept."""
     quick: bool
     """It cannot hang: it may run in the calling process."""
     judge: Callable[[str, str, Mapping[str, Any]], Verdict]
-    examples: Callable[[str], tuple[str, str | None]] | None = None
-    """Of a gold, a right answer text and (or None) a wrong one."""
+    fast: Callable[[str, str, Mapping[str, Any]], Verdict | None] | None = None
+    """The verdict where it takes microseconds and cannot hang, else None."""
+    relevant: Callable[[str], str] = str
+    """The part of an answer text that the verdict depends on, itself an answer text."""
+    reads: frozenset[str] | None = None
+    """Fields of meta that it looks at; None: all."""
+    examples: Callable[[str, Mapping[str, Any]], Examples] = _none
     warm: Callable[[], object] = lambda: None
     """Imports what the first item would otherwise wait for."""
+    deadline: float | None = None
+    """Seconds that one item may take, where that follows from its settings."""
 
     def __call__(self, text: str, gold: str, meta: Mapping[str, Any]) -> Verdict:
         """Never raises but for MemoryError: what goes wrong inside is an `error` verdict."""
+        verdict = self._total(self.judge, text, gold, meta)
+        return failed(self.name, "returned None, not a Verdict") if verdict is None else verdict
+
+    def at_once(self, text: str, gold: str, meta: Mapping[str, Any]) -> Verdict | None:
+        """The verdict if it can be had in the calling process, else None. Total as well."""
+        call = self.judge if self.quick else self.fast
+        return None if call is None else self._total(call, text, gold, meta)
+
+    def essence(self, item: Item) -> Item:
+        """The item without what its verdict does not depend on: equal ones need asking once."""
+        text, gold, meta = item
+        if self.reads is not None:
+            meta = {name: meta[name] for name in sorted(self.reads & set(meta))}
+        return None if text is None else self.relevant(text), gold, meta
+
+    def _total(
+        self, call: Callable[..., Any], text: str, gold: str, meta: Mapping[str, Any]
+    ) -> Verdict | None:
         try:
-            verdict = self.judge(text, gold, meta)
+            verdict = call(text, gold, meta)
         except MemoryError:
             raise
         except (Exception, SystemExit) as problem:  # a user's function may do anything
             return failed(self.name, f"{type(problem).__name__}: {problem}")
+        if verdict is None:
+            return None
         if not isinstance(verdict, Verdict):
             return failed(self.name, f"returned {type(verdict).__name__}, not a Verdict")
         if not (math.isfinite(verdict.score) and 0 <= verdict.score <= 1):
@@ -58,7 +97,10 @@ def load(spec: Spec) -> Grader:
 
     Ours by file name, a user's module by dotted path, a user's function as my_pkg.my_file:fn
     (`rewards.custom`). A module has `grade(text, gold, meta, config) -> Verdict` and may have
-    `Config`, `GRADER` (name/version), `QUICK`, `examples(gold)` and `warm()`.
+    `Config`, `GRADER` (name/version), `QUICK` (cannot hang), `READS` (fields of meta),
+    `fast(text, gold, meta, config) -> Verdict | None`, `relevant(text, config) -> str`,
+    `examples(gold, meta, config) -> Examples`, `deadline(config) -> seconds`, `title(config)`
+    (GRADER where it depends on settings) and `warm()`.
 
     Raises:
         ValueError: no such verifier, or settings it does not take.
@@ -75,10 +117,20 @@ def load(spec: Spec) -> Grader:
             "write one, or name a function as my_pkg.my_file:fn"
         )
 
-    def judge(text: str, gold: str, meta: Mapping[str, Any]) -> Verdict:
-        return module.grade(text, gold, meta, config)
+    def bound(fn: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: fn(*args, config)
 
-    examples = getattr(module, "examples", None)
-    title = getattr(module, "GRADER", name)
-    warm = getattr(module, "warm", lambda: None)
-    return Grader(title, bool(getattr(module, "QUICK", False)), judge, examples, warm)
+    given: dict[str, Any] = {
+        field: bound(getattr(module, field))
+        for field in ("fast", "relevant", "examples")
+        if hasattr(module, field)
+    }
+    if hasattr(module, "warm"):
+        given["warm"] = module.warm
+    if hasattr(module, "READS"):
+        given["reads"] = frozenset(module.READS)
+    if hasattr(module, "deadline"):
+        given["deadline"] = module.deadline(config)
+    title = module.title(config) if hasattr(module, "title") else getattr(module, "GRADER", name)
+    quick = bool(getattr(module, "QUICK", False))
+    return Grader(title, quick, bound(module.grade), **given)

@@ -20,6 +20,8 @@ from rewards.grader import Item, Spec, failed, load
 from rewards.verdict import UNKNOWN, Verdict
 from rewards.worker import frame
 
+DEADLINE = 10.0
+
 
 class VerifierPool:
     """`grade` takes items and returns verdicts in their order. Thread-safe; close it when done.
@@ -29,6 +31,7 @@ class VerifierPool:
         workers: processes; 0 grades in the calling process, for verifiers that cannot hang
             (there is no deadline then); None: 0 for those, else 2.
         deadline: seconds of one item before its worker is killed; its verdict is `timeout`.
+            None: the verifier's own, else 10.
         memory_mb: address space of a worker beyond what its imports took, in MiB (Linux).
         cache: verdicts kept by (answer, gold, meta), least recently used first to go; 0: none.
 
@@ -40,11 +43,13 @@ class VerifierPool:
         self,
         verifier: Spec,
         workers: int | None = None,
-        deadline: float = 10.0,
+        deadline: float | None = None,
         memory_mb: int = 2048,
         cache: int = 65536,
     ) -> None:
         self.grader = load(verifier)
+        if deadline is None:
+            deadline = self.grader.deadline or DEADLINE
         if workers is None:
             workers = 0 if self.grader.quick else 2
         if workers == 0 and not self.grader.quick:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -51,6 +51,9 @@ class DataConfig(Component):
     """Prompts are user messages for the chat template; off: text to be continued as it stands."""
     skip_unanswered: bool = False
     """Leave rows without a gold answer out, instead of refusing the file."""
+    bad_golds: Literal["refuse", "drop"] = "refuse"
+    """Rows whose gold answer the verifier does not accept as its own, or that accept another one:
+    refuse to start, or leave them out and say which."""
     limit: int | None = Field(None, ge=1)
     """Only the first so many prompts; makes a procedural task finite."""
     shuffle: bool = True
@@ -93,6 +96,15 @@ class Dataset:
         if self.size is None:
             raise TypeError("this task is unlimited; `size` is None, set data.limit for a length")
         return self.size
+
+    def without(self, left_out: Collection[int]) -> Dataset:
+        """The other prompts of a finite dataset, indexed anew."""
+        if not left_out:
+            return self
+        kept = [self[i] for i in range(len(self)) if i not in left_out]
+        kept = [replace(prompt, index=i) for i, prompt in enumerate(kept)]
+        words = f"{self.fingerprint} without {sorted(left_out)}"
+        return Dataset(kept.__getitem__, len(kept), digest(words))
 
 
 def load(config: DataConfig, split: Split = "train", seed: int = 0) -> Dataset:

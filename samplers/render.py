@@ -210,15 +210,22 @@ class Renderer:
             np.asarray(ids, np.int64).tolist(), clean_up_tokenization_spaces=False
         )
 
-    def answer_text(self, ids: Ids) -> str:
-        """The text of an answer part, as the grader sees it: no markers, no special tokens."""
-        markers = () if self.thinking is None else (self.thinking.start_id, self.thinking.end_id)
-        unseen = {*self.eos_ids, *markers}
-        return self.tokenizer.decode(
-            [i for i in ids.tolist() if i not in unseen],
+    def answer_text(self, ids: Ids) -> str | None:
+        """The text of an answer part, as the grader sees it: no markers, no special tokens.
+
+        What the model closes itself once more is thought, not answer: only what follows the last
+        end marker counts, written as one token or spelled out. None: a thought was left open.
+        """
+        if self.thinking is not None:
+            ids = ids[_after_last(ids, self.thinking.end_id) :]
+            if self.thinking.start_id in ids:
+                return None
+        text = self.tokenizer.decode(
+            [i for i in ids.tolist() if i not in self.eos_ids],
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
+        return text if self.thinking is None else answer_part(text, self.thinking)
 
     def opened(self, ids: Sequence[int] | Ids) -> bool:
         """The rendered prompt leaves a thought open: it ends with the start marker."""
@@ -241,6 +248,17 @@ class Renderer:
         if not self.tokenizer.chat_template:
             return False
         return self.opened(self._apply([{"role": "user", "content": "1"}], {}))
+
+
+def answer_part(text: str, thinking: ThinkingConfig | Markers) -> str | None:
+    """What follows the last end marker of a response; None if its thought was left open."""
+    answer = text.rpartition(thinking.end)[2]
+    return None if thinking.start in answer else answer
+
+
+def _after_last(ids: Ids, marker: int) -> int:
+    found = np.flatnonzero(ids == marker)
+    return int(found[-1]) + 1 if len(found) else 0
 
 
 def _written(text: str, tokenize: Callable[[], Any]) -> Any:

@@ -145,7 +145,9 @@ def test_forced_texts():
 
 def test_the_grader_sees_plain_text():
     made = renderer()
-    assert made.answer_text(made.encode("A</think>B<eos><pad>")) == "AB"
+    assert made.answer_text(made.encode("A</think>B<eos><pad>")) == "B"
+    assert made.answer_text(made.encode("A<think>B</think>C<eos>")) == "C"
+    assert made.answer_text(made.encode("A<think>B")) is None
     assert made.answer_text(made.encode("<eos>")) == ""
     bare = renderer(thinking="none")
     assert bare.answer_text(made.encode("A</think>B<eos>")) == "A</think>B"

@@ -103,8 +103,11 @@ class GraderConfig(Component):
     processes: int | None = Field(default=None, ge=0)
     """Killable verifier processes in each; 0 grades inside the worker (only verifiers that cannot
     hang). None: 0 for those, else 2."""
-    deadline: float = Field(default=10.0, gt=0)
-    """Seconds an answer may take before its process is killed and the verdict is unknown."""
+    deadline: float | None = Field(default=None, gt=0)
+    """Seconds an answer may take before its process is killed and the verdict is unknown. None:
+    what the verifier's own settings come to, else 10."""
+    memory_mb: int = Field(default=2048, ge=1)
+    """Memory that one answer may take beyond what the verifier's imports took, in MiB."""
 
 
 class CheckpointConfig(Component):

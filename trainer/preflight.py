@@ -15,7 +15,7 @@ from typing import Any
 
 from rewards import grader
 from rewards.apply import Shaping
-from rewards.verify import require_golds
+from rewards.golds import require_golds
 from samplers import seam
 from samplers.data import Dataset
 from samplers.data import load as load_data

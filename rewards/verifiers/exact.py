@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rewards.grader import Examples
 from rewards.verdict import Verdict
 from samplers.seam import Component
 
@@ -31,6 +32,6 @@ def grade(text: str, gold: str, meta: Mapping[str, Any], config: Config) -> Verd
     return Verdict(right, float(right), "ok" if right else "wrong", answer, GRADER)
 
 
-def examples(gold: str) -> tuple[str, None]:
+def examples(gold: str, meta: Mapping[str, Any], config: Config) -> Examples:
     """A right answer text; a wrong one would prove nothing."""
-    return gold, None
+    return Examples((gold,))

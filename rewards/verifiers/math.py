@@ -1,7 +1,7 @@
 r"""math: mathematical equality of the last `\boxed{...}`, exact where it can be.
 
 Numbers are compared as rationals; tuples, intervals, sets, unions and matrices item by item;
-single expressions by computer algebra (`rewards.algebra`) behind guards against what fools or
+single expressions by computer algebra (`rewards.maths.algebra`) behind guards against what fools or
 hangs it. It may still take for ever, so it runs only where it can be killed (`rewards.pool`).
 """
 
@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, Literal
 
-from rewards import algebra, notation
-from rewards.notation import squeeze
-from rewards.numbers import Percent, number, same
+from rewards.grader import Examples
+from rewards.maths import algebra, notation
+from rewards.maths.notation import squeeze
+from rewards.maths.numbers import Percent, number, same
 from rewards.verdict import Status, Verdict
 from samplers.seam import Component
 
@@ -83,14 +84,15 @@ def _gold_fault(gold: str) -> str:
     return "" if notation.balanced(gold) else f"braces do not match in {gold[:80]!r}"
 
 
-def examples(gold: str) -> tuple[str, str | None]:
+def examples(gold: str, meta: Mapping[str, Any], config: Config) -> Examples:
     """A right answer text and, where one is easily made, a wrong one (a digit changed)."""
     digit = re.search(r"\d", gold)
     right = rf"\boxed{{{gold}}}"
     if digit is None:
-        return right, None
+        return Examples((right,))
     other = str((int(digit[0]) + 1) % 10 or 1)
-    return right, rf"\boxed{{{gold[: digit.start()]}{other}{gold[digit.end() :]}}}"
+    wrong = rf"\boxed{{{gold[: digit.start()]}{other}{gold[digit.end() :]}}}"
+    return Examples((right,), (wrong,))
 
 
 def warm() -> None:

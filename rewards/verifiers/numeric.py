@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rewards import notation
-from rewards.numbers import Number, Percent, number, same
+from rewards.grader import Examples
+from rewards.maths import notation
+from rewards.maths.numbers import Number, Percent, number, same
 from rewards.verdict import Verdict
 from samplers.seam import Component
 
@@ -52,6 +53,7 @@ def _number(text: str, config: Config) -> Number | None:
     return number(value, config.percent)
 
 
-def examples(gold: str) -> tuple[str, str]:
-    """A right and a wrong answer text: what `check_golds` tries on every gold."""
-    return rf"\boxed{{{gold}}}", rf"\boxed{{1{gold.strip().lstrip('+-')}}}"
+def examples(gold: str, meta: Mapping[str, Any], config: Config) -> Examples:
+    """A right and a wrong answer text."""
+    wrong = rf"\boxed{{1{gold.strip().lstrip('+-')}}}"
+    return Examples((rf"\boxed{{{gold}}}",), (wrong,))

@@ -32,7 +32,7 @@ class Number:
 
 
 def number(text: str, percent: Percent = "value") -> Number | None:
-    """The number that tidy text (`rewards.notation.tidy`) writes; None if it is not one.
+    """The number that tidy text (`rewards.maths.notation.tidy`) writes; None if it is not one.
 
     `percent`: 'value' reads 50% as 1/2, 'ignore' drops the sign.
     """

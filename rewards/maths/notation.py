@@ -1,7 +1,7 @@
 r"""Mathematical notation as strings: boxes, one spelling for one thing, and its outer structure.
 
 Nothing here evaluates anything: `\frac12` becomes `\frac{1}{2}`, `(3,4]` is seen to be two items
-between `(` and `]`. Values are the business of `rewards.numbers` and of the verifier.
+between `(` and `]`. Values are the business of `rewards.maths.numbers` and of the verifier.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards.notation import squeeze
-from rewards.numbers import Number, rounds_to
+from rewards.maths.notation import squeeze
+from rewards.maths.numbers import Number, rounds_to
 
 MAX_CHARS = 512
 MAX_DEPTH = 12

@@ -1,0 +1,1 @@
+"""Equality of written mathematics: notation as strings, exact numbers, computer algebra."""
