@@ -218,6 +218,9 @@ class GraderActor(Actor):
     def grade(self, items: Sequence[Item]) -> list[Verdict]:
         return self.pool.grade(items)
 
+    def stats(self) -> dict[str, float]:
+        return self.pool.stats()
+
     def close(self) -> None:
         self.pool.close()
 

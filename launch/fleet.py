@@ -184,13 +184,19 @@ class Fleet:
         return scores
 
     def grade(self, items: Sequence[Item]) -> list[Verdict]:
+        """By stretches: a group's answers, equal ones among them, meet in one cache."""
         graders = self.actors["grader"]
-        shares = [items[i :: len(graders)] for i in range(len(graders))]
-        graded = _wait([a.grade.remote(s) for a, s in zip(graders, shares, strict=True)])
-        out: list[Any] = [None] * len(items)
-        for i, verdicts in enumerate(graded):
-            out[i :: len(graders)] = verdicts
-        return out
+        each = -(-len(items) // len(graders))
+        shares = [items[i * each : (i + 1) * each] for i in range(len(graders))]
+        graded = _wait([a.grade.remote(s) for a, s in zip(graders, shares, strict=True) if s])
+        return [verdict for verdicts in graded for verdict in verdicts]
+
+    def grading(self) -> dict[str, float]:
+        """The worst of the graders."""
+        stats = _wait([actor.stats.remote() for actor in self.actors["grader"]])
+        return {
+            name: max(s[name] for s in stats if name in s) for name in {n for s in stats for n in s}
+        }
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         text: list[str] = _wait([self.actors["rollout"][0].decode.remote(ids)])[0]

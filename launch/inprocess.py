@@ -28,6 +28,9 @@ class Workers:
     def grade(self, items: Sequence[Item]) -> list[Verdict]:
         return self.pool.grade(items)
 
+    def grading(self) -> dict[str, float]:
+        return self.pool.stats()
+
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         return [self.worker.renderer.decode(row) for row in ids]
 

@@ -15,7 +15,8 @@ from rewards.verdict import Verdict
 from rewards.verify import context
 from samplers.types import Prompt
 
-SHOWN = 5
+EXPLAINED, NAMED = 5, 50
+"""Rows told with their reasons, and by their ids."""
 
 
 def check_golds(prompts: Sequence[Prompt], verifier: Spec) -> dict[int, str]:
@@ -40,25 +41,18 @@ def check_golds(prompts: Sequence[Prompt], verifier: Spec) -> dict[int, str]:
 
 
 def _fault(right: bool, text: str, verdict: Verdict) -> str:
-    if right and not verdict.correct:
+    if verdict.status == "gold_error" or (right and not verdict.correct):
         return verdict.detail or f"graded '{verdict.status}' as its own answer"
-    return "" if right or not verdict.correct else f"the different answer {text[:60]} passes too"
+    return f"the different answer {text[:60]} passes too" if verdict.correct and not right else ""
 
 
-def told(prompts: Sequence[Prompt], bad: dict[int, str], limit: int = SHOWN) -> str:
-    """The bad rows with their ids and reasons, the first `limit` of them."""
+def told(prompts: Sequence[Prompt], bad: dict[int, str]) -> str:
+    """The bad rows: the first with their golds and reasons, the ids of more."""
     rows = [
         f"row {prompts[at].id}: answer {prompts[at].answer[:60]!r}: {why}"
-        for at, why in list(bad.items())[:limit]
+        for at, why in list(bad.items())[:EXPLAINED]
     ]
-    more = f" (and {len(bad) - limit} more)" if len(bad) > limit else ""
-    return "; ".join(rows) + more
-
-
-def require_golds(prompts: Sequence[Prompt], verifier: Spec) -> None:
-    """Raise ValueError naming the rows whose golds the verifier does not accept."""
-    if bad := check_golds(prompts, verifier):
-        raise ValueError(
-            f"data: the verifier rejects the gold of {len(bad)} of {len(prompts)} rows; "
-            f"{told(prompts, bad)}; correct or drop them, or choose another verifier"
-        )
+    ids = [prompts[at].id for at in list(bad)[EXPLAINED:NAMED]]
+    more = f"; also rows {', '.join(ids)}" if ids else ""
+    rest = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    return "; ".join(rows) + more + rest

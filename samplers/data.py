@@ -69,6 +69,7 @@ class DataConfig(Component):
         idle = {"subset", "split", "revision"} if given != ["hub"] else set()
         if given == ["task"]:
             idle |= {"columns", "skip_unanswered"}
+            idle |= {"bad_golds"} if self.limit is None else set()
         fields = type(self).model_fields
         for name in sorted(idle & self.model_fields_set):
             if getattr(self, name) == fields[name].get_default(call_default_factory=True):

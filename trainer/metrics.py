@@ -306,6 +306,12 @@ def _times(timings: Mapping[str, float], figures: Mapping[str, Number]) -> dict[
     return out
 
 
+def verification(stats: Mapping[str, float]) -> dict[str, Number]:
+    """Seconds that an answer takes a verifier process, of the latest ones."""
+    quantiles = [name for name in ("p50", "p99") if f"latency_{name}" in stats]
+    return {f"time/verdict_{name}": stats[f"latency_{name}"] for name in quantiles}
+
+
 def _memory() -> dict[str, Number]:
     import psutil
 

@@ -15,14 +15,13 @@ from typing import Any
 
 from rewards import grader
 from rewards.apply import Shaping
-from rewards.golds import require_golds
 from samplers import seam
 from samplers.data import Dataset
 from samplers.data import load as load_data
 from samplers.facts import MARKERS
 from samplers.render import ThinkingConfig
 from samplers.types import Prompt
-from trainer import lora, rehearsal, supervised
+from trainer import golds, lora, rehearsal, supervised
 from trainer.config import Recipe, Stage
 from trainer.modelfolder import ModelFolder, facts, locate
 
@@ -70,10 +69,11 @@ def check(stage: Stage, recipe: Recipe, *, thorough: bool = True, here: bool = T
             f"data.hub: '{stage.data.hub}' is fetched and checked when the run starts", stacklevel=2
         )
     sampled = stage.kind == "rl" or stage.supervised.traces is not None
-    graded = [load_data(stage.data, "train", recipe.seed)] if sampled and not away else []
+    looked = None if thorough else LOOKED_AT
+    graded = [golds.load(stage, "train", recipe.seed, looked)] if sampled and not away else []
     _traces(stage, graded)
     if stage.evaluation is not None and stage.evaluation.every and not away:
-        graded.append(load_data(stage.data, "test", recipe.seed))
+        graded.append(golds.load(stage, "test", recipe.seed, looked))
     asked = [prompt for dataset in graded for prompt in _some(dataset)]
     imitated = [] if sampled or away else _examples(stage, recipe.seed)
     _model(stage, asked, imitated, thorough)
@@ -82,8 +82,6 @@ def check(stage: Stage, recipe: Recipe, *, thorough: bool = True, here: bool = T
         model = ModelFolder(folder) if folder else None
         rehearsal.check(stage, asked[0], model)
         rehearsal.check_rows(stage, _rows(graded[0], thorough), model)
-    for dataset in graded:
-        _golds(stage, dataset, thorough)
 
 
 def _new_rows(recipe: Recipe) -> None:
@@ -307,22 +305,6 @@ def _rows(dataset: Dataset, thorough: bool) -> list[Prompt]:
     if dataset.size is None or not thorough:
         return _some(dataset)
     return [dataset[i] for i in range(dataset.size)]
-
-
-def _golds(stage: Stage, dataset: Dataset, thorough: bool) -> None:
-    """Every gold answer of a finite dataset must be right in the eyes of the one verifier."""
-    if dataset.size is None:
-        return
-    prompts = _rows(dataset, thorough)
-    name, _ = seam.split(stage.verifier)
-    other = next((p for p in prompts if p.verifier not in ("", name)), None)
-    if other is not None and not stage.data.task:  # a task's own verifier is a proposal
-        raise ValueError(
-            f"data: row {other.id} names verifier '{other.verifier}', and the stage grades every "
-            f"row by verifier={name}; set verifier={other.verifier}, take such rows or the column "
-            "out, or choose by row in a verifier of your own (my_pkg.my_file:fn)"
-        )
-    require_golds(prompts, stage.verifier)
 
 
 def crowded(recipe: Recipe) -> None:

@@ -16,15 +16,14 @@ from rewards.apply import Shaping
 from rewards.verify import verify
 from samplers import seam, seeds
 from samplers.data import PromptStream
-from samplers.data import load as load_data
 from samplers.types import Group, Job, Prompt, Rollout
-from trainer import checkpoint, guard, measure, scoring, staleness
+from trainer import checkpoint, golds, guard, measure, scoring, staleness
 from trainer.ahead import Ahead
 from trainer.batching import pack, without_idle
 from trainer.collect import Making, Rounds
 from trainer.config import CheckpointConfig, Recipe, Stage
 from trainer.eval.budgets import EvalConfig, evaluate
-from trainer.metrics import Clock, summarise
+from trainer.metrics import Clock, summarise, verification
 from trainer.modelfolder import ModelFolder
 from trainer.rows import weighted
 from trainer.sampling import Sampled, Sampling
@@ -65,7 +64,7 @@ class StageRun:
         else:
             # but from the same pool, where there is one
             pool = stage.data.limit is not None
-            dataset = load_data(stage.data, "train", recipe.seed if pool else self.seed)
+            dataset = golds.load(stage, "train", recipe.seed if pool else self.seed)
             self.stream = PromptStream(dataset, self.seed, stage.data.shuffle)
         self.sampling = Sampling(stage, self.stream, self.seed)
         self.plans = self.sampling.plans
@@ -89,7 +88,7 @@ class StageRun:
         config = self.stage.evaluation
         if config is None or not config.every:
             return []
-        dataset = load_data(self.stage.data, "test", self.recipe.seed)
+        dataset = golds.load(self.stage, "test", self.recipe.seed)
         size = config.problems if dataset.size is None else min(config.problems, dataset.size)
         return [dataset[i] for i in range(size)]
 
@@ -224,6 +223,8 @@ class StageRun:
         apart = getattr(self.sampling.allocation, "apart", False)
         metrics = summarise(groups, figures, self.clock.lap(), discarded, apart)
         metrics |= self._sampled.figures | evaluated
+        if self.stage.kind == "rl":
+            metrics |= verification(self.world.grading())
         self.tracker.log(self.at, metrics)
         guard.check(self.stage, first, metrics)
         if groups:

@@ -75,6 +75,10 @@ class World(Protocol):
 
     def grade(self, items: Sequence[Item]) -> list[Verdict]: ...
 
+    def grading(self) -> dict[str, float]:
+        """How verifiers do since they started: latencies in seconds, workers lost, counts."""
+        ...
+
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
 
     def score(self, batch: Batch, which: str) -> list[Floats]:

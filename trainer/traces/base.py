@@ -31,11 +31,11 @@ from pydantic import Field
 from rewards.verify import verify
 from samplers import render, seam, seeds
 from samplers.data import Dataset, PromptStream, digest
-from samplers.data import load as load_data
 from samplers.render import Renderer
 from samplers.run import forced, nothing
 from samplers.seam import Component
 from samplers.types import Answer, Group, Ids, Job, Plan, Prompt, Rollout
+from trainer import golds
 from trainer.supervised import EXAMPLE, SupervisedStream
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def read(folder: Path) -> Dataset:
 def _make(run: StageRun, spec: str | dict[str, Any], model: str, folder: Path) -> None:
     """Sample, keep, write; the folder appears when it is complete."""
     module, config = seam.resolve("trainer.traces", spec)
-    dataset = load_data(run.stage.data, "train", run.seed)
+    dataset = golds.load(run.stage, "train", run.seed)
     stream = PromptStream(dataset, run.seed, run.stage.data.shuffle)
     draws = [stream.next() for _ in range(min(config.prompts, dataset.size or config.prompts))]
     run.tracker.note("sampling examples")
