@@ -139,13 +139,13 @@ def prompts(rows: Sequence[Row], columns: Columns, skip_unanswered: bool = False
     for needed in ("prompt", "answer"):
         if not found[needed]:
             raise ValueError(
-                f"{rows[0].where}: no {needed} column among {', '.join(_names(rows))}; "
+                f"{rows[0].where}: no {needed} column among {', '.join(columns_of(rows))}; "
                 f"name it in data.columns.{needed}"
             )
     out: list[Prompt] = []
     seen: dict[str, str] = {}
     for row in rows:
-        answer, used = _answer(row, found["answer"])
+        answer, used = gold_of(row, found["answer"])
         if answer is None:
             if skip_unanswered:
                 continue
@@ -177,7 +177,7 @@ def candidates(
     if not given:
         return tuple(n for n in usual if any(row.get(n) is not None for row in rows))
     if not any(row.get(given) is not None for row in rows):
-        names = _names(rows)
+        names = columns_of(rows)
         raise ValueError(
             f"{setting}: column '{given}' is missing or empty in every row; "
             f"there are {', '.join(names)}{nearest(given, names)}"
@@ -238,7 +238,7 @@ def _id(row: Row, columns: Sequence[str]) -> str:
     return "/".join(str(part) for part in parts if part is not None)
 
 
-def _answer(row: Row, columns: Sequence[str]) -> tuple[str | None, str]:
+def gold_of(row: Row, columns: Sequence[str]) -> tuple[str | None, str]:
     """The gold answer and the column it came from."""
     for column in columns:
         gold = _gold(row.get(column), worked=column == "solution")
@@ -281,7 +281,7 @@ def _whole(value: Any) -> int | None:
     return number if number >= 0 else None
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def columns_of(rows: Sequence[Row]) -> list[str]:
     """All columns of the rows, nested ones dotted."""
     names: dict[str, None] = {}
     for row in rows:
