@@ -1,13 +1,17 @@
-r"""Equality of two mathematical expressions by computer algebra, behind guards.
+r"""Equality of two mathematical expressions by computer algebra.
 
-math-verify parses; constants are compared by value to 40 digits, each on its own scale (an absolute
-tolerance calls 1/2^99 and 1/2^98 equal); everything else is math-verify's to compare. Nothing
-here is bounded in time: callers run in a process that can be killed, and math-verify's own
+math-verify parses. Constants are compared by value, each on its own scale (an absolute tolerance
+calls 1/2^99 and 1/2^98 equal); expressions with variables by their values at many points (equal
+analytic expressions agree everywhere, different ones nowhere in general), which needs no
+simplification; what has no values (sets, undefined functions) is math-verify's to compare.
+
+Nothing here is bounded in time: callers run in a process that can be killed, and math-verify's own
 timeouts, which use signals and fail off the main thread, stay off.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from fractions import Fraction
@@ -17,72 +21,30 @@ from typing import Any
 from rewards.maths.notation import squeeze
 from rewards.maths.numbers import Number, rounds_to
 
-MAX_CHARS = 512
-MAX_DEPTH = 12
-MAX_POWER = 99_999
-MAX_EXPANSION = 20
-DIGITS = 40
+DIGITS = 120
+"""Decimal digits of every value: numbers as small as 1/2^300 beside 1 still count."""
+TOLERANCE = 100
+"""Digits of agreement that count as equal."""
+POINTS = 8
+"""Values of the variables that are tried: half of them positive, half negative."""
 
-_APPROXIMATE = (r"\approx", r"\sim", r"\simeq", r"\doteq", r"\cong", "\u2248")
-_ELLIPSIS = (r"\dots", r"\ldots", r"\cdots", "...", "\u2026")
-_UNEVALUATED = (r"\sum", r"\int", r"\prod", r"\lim", r"\binom", r"\choose", r"\frac{d}", "!")
 _GREEK = (
     "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu|xi|"
     "pi|rho|sigma|tau|upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega"
 )
 _SYMBOL = re.compile(rf"\\(?:{_GREEK})(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]+")
+_LABEL = re.compile(r"\\text ?\{[^{}]*\}|\\(?:begin|end|mathbb|mathcal) ?\{[^{}]*\}")
 
+_DECIMAL = re.compile(r"([0-9]*)\.([0-9]+)")
 
-def refusal(answer: str, gold: str) -> str:
-    """Why a tidy answer is not looked at ('' if it is): it hides its value or may cost too much."""
-    for kind, signs in (
-        ("approximate", _APPROXIMATE),
-        ("with an ellipsis", _ELLIPSIS),
-        ("not evaluated", _UNEVALUATED),
-    ):
-        for sign in signs:
-            if sign in answer and sign not in gold:
-                return f"{kind}: {sign}"
-    return _cost(answer)
-
-
-def _cost(text: str) -> str:
-    if len(text) > MAX_CHARS:
-        return f"{len(text)} characters, at most {MAX_CHARS}"
-    depth = deepest = 0
-    for char in text:
-        depth += (char in "{([") - (char in "})]")
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH:
-        return f"nested {deepest} deep, at most {MAX_DEPTH}"
-    flat = squeeze(text)
-    for match in re.finditer(r"\^(\{?)", flat):
-        exponent = _group(flat, match.end()) if match[1] else flat[match.end() : match.end() + 1]
-        if "^" in exponent or "!" in exponent:
-            return "an exponent in an exponent"
-        if match[1] == "" and flat[match.end() + 1 : match.end() + 2] == "^":
-            return "an exponent of an exponent"
-        size = max((int(run) for run in re.findall(r"\d{1,9}", exponent)), default=0)
-        before = flat[match.start() - 1 : match.start()]
-        if size > (MAX_EXPANSION if before in (")", "}", "]") else MAX_POWER):
-            return f"an exponent of {size}"
-    if any(int(run) > 10_000 for run in re.findall(r"(\d{1,9})\)?!", flat)) or "!!" in flat:
-        return "a large factorial"
-    return ""
-
-
-def _group(text: str, start: int) -> str:
-    depth = 1
-    for i in range(start, len(text)):
-        depth += (text[i] == "{") - (text[i] == "}")
-        if depth == 0:
-            return text[start:i]
-    return text[start:]
+TURNED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", "=": "=", r"\ne": r"\ne"}
+Relation = tuple[str, str, str]
+"""(left side, sign, right side); the signs are those of TURNED."""
 
 
 def symbols(text: str) -> set[str]:
     """Variables and named constants of a tidy expression (words of letters count by letter)."""
-    text = re.sub(r"\\text\{[^{}]*\}", "", text)
+    text = _LABEL.sub("", text)
     found: set[str] = set()
     for word in _SYMBOL.findall(text):
         found |= {word} if word.startswith("\\") else set(word)
@@ -104,33 +66,65 @@ def equal(gold: str, answer: str, rounded: int = 0, written: Number | None = Non
     if a is not None and b is not None:
         if abs(a - b) <= abs(a) * _tolerance():
             return True
-        return written is not None and a.is_real and rounds_to(Fraction(str(a)), written, rounded)
+        return written is not None and a.is_real and rounds_to(_fraction(a), written, rounded)
     if (a is None) != (b is None):
         return False
     return _compare(left, right)
 
 
-def proportional(gold: tuple[str, str], answer: tuple[str, str]) -> bool | None:
-    """Whether two equations (left side, right side) say the same: equal up to a constant factor."""
-    if symbols("=".join(answer)) != symbols("=".join(gold)):
+def rounds(gold: Number, answer: str, digits: int) -> bool | None:
+    """Whether a decimal gold is the rounded value of an answer (`\\sqrt{17}`); None: unreadable."""
+    parsed = _parse(answer)
+    value = None if parsed is None else _constant(parsed)
+    if value is None:
+        return None
+    return bool(value.is_real) and rounds_to(_fraction(value), gold, digits)
+
+
+def related(gold: Relation, answer: Relation) -> bool | None:
+    """Whether two relations say the same: sides differ by a constant factor, signs accordingly.
+
+    None if one of them cannot be read.
+    """
+    if symbols(answer[0] + " " + answer[2]) != symbols(gold[0] + " " + gold[2]):
         return False
-    sides = [_parse(side) for side in (*gold, *answer)]
+    sides = [_parse(side) for side in (gold[0], gold[2], answer[0], answer[2])]
     if any(side is None for side in sides):
         return None
-    import sympy
+    ratio = _ratio(sides)
+    if ratio is None:  # no values: side by side
+        same = _compare(sides[0], sides[2]) and _compare(sides[1], sides[3])
+        return True if same and gold[1] == answer[1] else None
+    wanted = gold[1] if ratio > 0 else TURNED[gold[1]]
+    return bool(ratio) and wanted == answer[1]
 
+
+def _ratio(sides: list[Any]) -> Any:
+    """The constant real factor between two differences; 0 if there is none, None if unknown."""
     try:
-        first, second = (sides[i].doit() - sides[i + 1].doit() for i in (0, 2))
-        ratio = sympy.cancel(first / second)
-    except Exception:  # whatever sympy cannot handle, we cannot judge
+        first, second = sides[0] - sides[1], sides[2] - sides[3]
+        values = [(a, b) for a, b in _values(first, second) if a != 0 or b != 0]
+    except Exception:  # sides that have no difference
         return None
-    return bool(ratio.is_number and ratio.is_finite and ratio != 0)
+    if len(values) < POINTS // 4:
+        return None
+    if any(a == 0 or b == 0 for a, b in values):
+        return 0
+    ratios = [b / a for a, b in values]
+    mean = ratios[0]
+    same = all(abs(other - mean) <= abs(mean) * _tolerance() for other in ratios)
+    return mean if same and mean.is_real else 0
 
 
+@lru_cache(maxsize=1)
 def _tolerance() -> Any:
     import sympy
 
-    return sympy.Float(10, DIGITS) ** (10 - DIGITS)
+    return sympy.Float(10, DIGITS) ** -TOLERANCE
+
+
+def _fraction(value: Any) -> Fraction:
+    return Fraction(str(value))
 
 
 @lru_cache(maxsize=4096)
@@ -138,8 +132,9 @@ def _parse(text: str) -> Any:
     """The sympy object of a tidy expression, or None."""
     from math_verify import LatexExtractionConfig, parse
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    logging.getLogger("latex2sympy2_extended").setLevel(logging.ERROR)
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
+    text = _DECIMAL.sub(_ratio_of, text)  # as a float it would have 15 digits
     for spelling in (text, squeeze(text)):  # math-verify takes some words for units: `a + b`
         found = parse(
             f"${spelling}$",
@@ -148,29 +143,96 @@ def _parse(text: str) -> Any:
             parsing_timeout=None,
         )
         if found and not isinstance(found[0], str):
-            return found[0]
+            return _named(found[0])
     return None
 
 
-def _constant(parsed: Any) -> Any:
-    """The value to 40 digits of an expression that has one and no symbols, else None."""
+def _ratio_of(decimal: re.Match[str]) -> str:
+    whole, part = decimal[1], decimal[2]
+    return rf"\frac{{{int(whole + part)}}}{{{10 ** len(part)}}}"
+
+
+def _named(parsed: Any) -> Any:
+    """With i as the imaginary unit: math-verify reads a lone i as a symbol."""
     import sympy
 
-    if not isinstance(parsed, sympy.Expr):
-        return None
-    # math-verify reads a lone i as a symbol
-    named = {s: sympy.I for s in parsed.free_symbols if s.name == "i"}
     try:
-        value = parsed.subs(named).doit()
+        unit = {s: sympy.I for s in parsed.free_symbols if s.name == "i"}
+        return parsed.subs(unit) if unit else parsed
+    except Exception:  # an i that cannot be replaced (an index) stays
+        return parsed
+
+
+def _constant(parsed: Any) -> Any:
+    """The value of an expression that has one and no symbols, else None."""
+    import sympy
+
+    return _value(parsed) if isinstance(parsed, sympy.Expr) else None
+
+
+@lru_cache(maxsize=4096)
+def _value(parsed: Any) -> Any:
+    import sympy
+
+    try:
+        value = parsed.doit()
         if not value.is_number:
             return None
-        number = sympy.N(value, DIGITS)
+        number = sympy.N(value, DIGITS, maxn=4 * DIGITS)
     except Exception:  # no value
         return None
     return number if number.is_number and number.is_finite else None
 
 
 def _compare(left: Any, right: Any) -> bool:
+    import sympy
     from math_verify import verify
 
+    if left == right:
+        return True
+    if isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr):
+        if left.has(sympy.oo, sympy.zoo, sympy.nan) or right.has(sympy.oo, sympy.zoo, sympy.nan):
+            return False  # infinity plus one is an infinity, and no answer
+        values = _values(left, right)
+        if len(values) >= POINTS // 4:
+            return all(abs(a - b) <= abs(a) * _tolerance() for a, b in values)
     return bool(verify(left, right, timeout_seconds=None))
+
+
+def _values(left: Any, right: Any) -> list[tuple[Any, Any]]:
+    """Values of both at the points where both have one, and the left is real or the point positive.
+
+    Below zero only where the left (the gold) is real: outside its domain it says nothing.
+    """
+    names = sorted(left.free_symbols | right.free_symbols, key=str)
+    values = []
+    for k in range(POINTS):
+        sign = 1 if k < POINTS // 2 else -1
+        point = {name: sign * _place(str(name), k) for name in names}
+        a, b = _at(left, point), _at(right, point)
+        if a is None or (sign < 0 and not a.is_real):
+            continue
+        if b is None:
+            return []
+        values.append((a, b))
+    return values
+
+
+def _at(expression: Any, point: dict[Any, Any]) -> Any:
+    """The value at a point; None where there is none."""
+    import sympy
+
+    try:
+        value = sympy.sympify(expression.doit().evalf(DIGITS, subs=point, maxn=4 * DIGITS))
+        parts = value.as_real_imag()
+    except Exception:  # not defined there
+        return None
+    return value if all(part.is_Number and part.is_finite for part in parts) else None
+
+
+def _place(name: str, k: int) -> Any:
+    """A value between 0.3 and 2.3, the same for the same name in every process."""
+    import sympy
+
+    digest = hashlib.blake2b(f"{name} {k}".encode(), digest_size=6).digest()
+    return sympy.Rational(3, 10) + sympy.Rational(int.from_bytes(digest, "big"), 1 << 47)

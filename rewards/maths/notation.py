@@ -7,111 +7,112 @@ between `(` and `]`. Values are the business of `rewards.maths.numbers` and of t
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_PREFIX = re.compile(r"^(?:so\s+|thus,?\s+)?(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)+\s*", re.I)
+from rewards.maths import glyphs
+from rewards.maths.extract import boxes
+
 _EMPTY = re.compile(
-    r"^(?:\\(?:text|mbox)\{)?(?:no (?:real )?solutions?|none|(?:the )?empty set)\}?$", re.I
+    r"^(?:\\text ?\{)?(?:there (?:is|are) )?(?:no (?:real |integer )?(?:solutions?|roots?)|none|"
+    r"(?:the )?empty set|does not exist|DNE)\}?$",
+    re.I,
 )
-_UNIT = re.compile(
-    r"(?:\\text\{(?P<text>[A-Za-z ./]+)\}|(?<=[\d}]) (?P<bare>[A-Za-z]{2,}(?: [A-Za-z]{2,}){0,2}))"
-    r"(?P<power>\^\{?\d\}?)?$"
+_FUNCTIONS = (
+    "arcsin|arccos|arctan|arccot|sinh|cosh|tanh|coth|sin|cos|tan|cot|sec|csc|ln|log|exp|gcd|lcm|"
+    "min|max|det|deg"
 )
+
+_MATRIX = re.compile(
+    r"[\[(]?\\begin ?\{(?:[pb]?matrix|array)\}(?:\{[lcr| ]*\})?((?:(?!\\begin).)*)"
+    r"\\end ?\{(?:[pb]?matrix|array)\}[\])]?"
+)
+_GROUPS = re.compile(r"(?<=[0-9]) (?=[0-9]{3}(?![0-9]))")
+_ENDS = re.compile(r"(\\[A-Za-z]+) (?=[A-Za-z])")
+_APART = re.compile(r"(?<=[0-9]) (?=[0-9])")
+_SHORT = re.compile(r"([_^])\{(\w)\}")
 
 # Ordered: each rule sees what the ones before it left.
 _SPELLING = tuple(
-    (re.compile(pattern), to)
+    (re.compile(pattern, re.ASCII), to)
     for pattern, to in (
-        (r"[\u2212\u2013]", "-"),
-        (r"\u00d7", r"\\cdot "),
-        (r"\u03c0", r"\\pi "),
-        (r"\u221e", r"\\infty "),
-        (r"\u222a", r"\\cup "),
-        (r"\u2205|\\varnothing\b", r"\\emptyset"),
-        (r"\u00b0|\\degree\b|\\text\{\s*degrees?\s*\}", r"^\\circ"),
-        (r"\u2264|<=|\\(?:leq|leqslant)(?![A-Za-z])", r"\\le "),
-        (r"\u2265|>=|\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge "),
+        # commands escaped twice, as JSON in JSON does; in a matrix \\ ends a row
+        (
+            r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|left|right|leq?|geq?|text|pi|infty|cup|cdot)"
+            r"(?![a-z]))",
+            r"\\",
+        ),
+        (r"\\\$|\$", ""),
+        (r"\s+", " "),
+        (r"!=|\\neq(?![A-Za-z])|\\not ?=", r"\\ne "),
+        (r"<=|\\(?:leq|leqslant)(?![A-Za-z])", r"\\le "),
+        (r">=|\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge "),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"\\degree(?![A-Za-z])|\\text\{ ?degrees? ?\}", r"^\\circ"),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?", ""),
-        (r"\\(?:displaystyle|textstyle|limits)(?![A-Za-z])", ""),
-        (r",\\!\s*|\{,\}", ","),
+        (r"\\(?:displaystyle|textstyle|limits|nolimits|hfill)(?![A-Za-z])", ""),
+        (r"\\[hvm]space\*? ?\{[^{}]*\}", " "),
+        (r"(?<=[0-9]) ?\{ ?, ?\} ?(?=[0-9]{3})|,\\!\s*|\{ ?, ?\}", ","),
         (r"(?<!\\)\\!", ""),
-        (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])", " "),
+        (r"(?<!\\)\\[,;: >]|~|\\q?quad", " "),
+        (r"(?<!\\)\\[()\[\]]", ""),
+        (r"\\\\ ?\[ ?[0-9.]+ ?(?:pt|em|ex|mm)\]", r"\\\\"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\times(?![A-Za-z])", r"\\cdot"),
-        (r"\\(?:mbox|textbf|textrm|textit|mathbf|mathrm|operatorname|hbox)(?![A-Za-z])", r"\\text"),
-        (r"\\text\s*\{\s*([eiI])\s*\}", r"\1"),
-        (r"\\text\s*\{\s*(?:or|and)\s*\}|(?<=\d) (?:or|and) (?=[-+\d\\])", ","),
-        (r",\s*,", ","),
-        (r"\\langle(?![A-Za-z])", "("),
-        (r"\\rangle(?![A-Za-z])", ")"),
-        (r"\\[lr]brace(?![A-Za-z])", lambda m: r"\{" if m[0][1] == "l" else r"\}"),
-        (r"\\\$|\$", ""),
-        (r"\\%", "%"),
-        (r"(?<![\\A-Za-z])sqrt\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"(?<![\\A-Za-z])(pi|sin|cos|tan|log|ln|infty|infinity)(?![A-Za-z])", r"\\\1"),
+        (r"\\times(?![A-Za-z])|\\ast(?![A-Za-z])", r"\\cdot"),
+        (r"\\div(?![A-Za-z])", "/"),
+        (rf"\\(?:operatorname|mathrm|text) ?\{{ ?({_FUNCTIONS}) ?\}}", r"\\\1 "),
+        (
+            r"\\(?:mbox|textbf|textrm|textit|textnormal|textup|mathbf|mathrm|mathit|mathsf|"
+            r"boldsymbol|bm|operatorname|hbox|underline)(?![A-Za-z])",
+            r"\\text",
+        ),
+        (r"\\text ?\{ ?([eiI]) ?\}", r"\1"),
+        (r"\\text ?\{([^A-Za-z{}]*)\}", r"\1"),
+        (r",? ?\\text ?\{ ?(?:,? ?(?:or|and) ?,?) ?\}", ", "),
+        (r", ?(?:or|and)(?![A-Za-z]) ?(?=[-+0-9\\(])", ", "),
+        (r"(?<=[0-9)}\]]) ?(?:or|and) ?(?=[-+0-9\\(]|[A-Za-z] ?=)", ", "),
+        (r", ?,", ","),
+        (r"\\(?:langle|lparen)(?![A-Za-z])", "("),
+        (r"\\(?:rangle|rparen)(?![A-Za-z])", ")"),
+        (r"\\lbrace(?![A-Za-z])", r"\\{"),
+        (r"\\rbrace(?![A-Za-z])", r"\\}"),
+        (
+            r"\\%|(?<=[0-9}]) ?(?:\\text ?\{ ?(?:percent(?:age)?|pct)\.? ?\}|"
+            r"(?:percent|pct)[a-z]*)",
+            "%",
+        ),
+        (r"(?<![\\A-Za-z])sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"),
+        (rf"(?<![\\A-Za-z])({_FUNCTIONS}|pi|infty|infinity)(?![A-Za-z])", r"\\\1"),
         (r"\\infinity", r"\\infty"),
-        (r"\\sqrt\s*(\w)", r"\\sqrt{\1}"),
-        (r"\\frac\s*(\\[a-z]+)\s*(\w)", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*(\w)\s*(\w)", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*(\w)\s*\{", r"\\frac{\1}{"),
-        (r"(\\frac\s*\{[^{}]*\})\s*(\w)", r"\1{\2}"),
-        (r"\^\s*\{?\s*\\circ\s*\}?", r"\\text{degree}"),
-        (r"\s+", " "),
+        (r"\\(?:lvert|rvert|vert)(?![A-Za-z])", "|"),
+        (r"\\sqrt ?(\w)", r"\\sqrt{\1}"),
+        (r"\\frac ?(\\[a-z]+) ?(\w)", r"\\frac{\1}{\2}"),
+        (r"\\frac ?(\w) ?(\w)", r"\\frac{\1}{\2}"),
+        (r"\\frac ?(\w) ?\{", r"\\frac{\1}{"),
+        (r"(\\frac ?\{[^{}]*\}) ?(\w)", r"\1{\2}"),
+        (r"\^ ?\{? ?\\circ ?\}?", r"\\text{degree}"),
+        (r"(?<![A-Za-z0-9)}\]]) ?\+ ?\\infty", r"\\infty"),
+        (r" +", " "),
     )
 )
 
 
-def boxes(text: str) -> list[str]:
-    r"""Contents of the balanced, outermost `\boxed{...}` of `text`, in order."""
-    found: list[str] = []
-    start = 0
-    while match := _BOX.search(text, start):
-        end = _closing(text, match.end())
-        start = match.end() if end is None else end
-        if end is not None:
-            found.append(text[match.end() : end])
-    return found
-
-
-def _closing(text: str, start: int) -> int | None:
-    """Index of the brace that closes one opened just before `start`; None if none does."""
-    depth, i = 1, start
-    while i < len(text):
-        if text[i] == "\\":
-            i += 2  # \{ and \} are printed braces
-            continue
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return i
-        i += 1
-    return None
-
-
-def balanced(text: str) -> bool:
-    """Braces match."""
-    return _closing(text + "}", 0) == len(text)
-
-
-def bare(text: str, limit: int) -> str | None:
-    """An answer written without a box: the whole text, if it is one line of at most `limit`."""
-    line = _PREFIX.sub("", text.strip()).strip()
-    if not line or len(line) > limit or "\n" in line or _BOX.search(line):
-        return None  # a box that was opened and never closed is an answer cut off
-    return line
-
-
+@lru_cache(maxsize=8192)
 def tidy(text: str) -> str:
     """One spelling for one thing; the value is unchanged."""
-    while inner := boxes(text):
-        if text.strip() != text[_BOX.search(text).start() :].strip():  # type: ignore[union-attr]
-            break
-        text = inner[-1]
+    text = glyphs.plain(text).strip()
+    while (inner := boxes(text)) and text.strip("$ ") in (
+        rf"\boxed{{{inner[-1]}}}",
+        rf"\fbox{{{inner[-1]}}}",
+    ):
+        text = inner[-1].strip()
     for pattern, to in _SPELLING:
         text = pattern.sub(to, text)
-    text = text.strip().removesuffix(".").strip()
+    text = text.strip().removesuffix(".").rstrip("\\").removeprefix("=").strip()
+    if text[:1] == "{" and _pair(text) == "{}":
+        text = text[1:-1].strip()  # braces that only group
     return r"\emptyset" if _EMPTY.match(text) or squeeze(text) == r"\{\}" else text
 
 
@@ -120,24 +121,14 @@ def squeeze(text: str) -> str:
 
     A space between two digits stays unless it groups thousands: `1 2` is not `12`.
     """
-    text = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"(\\[A-Za-z]+) (?=[A-Za-z])", "\\1\0", text)
-    text = re.sub(r"(?<=\d) (?=\d)", "\0", text).replace(" ", "").replace("\0", " ")
-    return re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
-
-
-def split_unit(text: str) -> tuple[str, str]:
-    """Tidy text -> (what is measured, its unit or '')."""
-    match = _UNIT.search(text)
-    if match is None or match.start() == 0:
-        return text, ""
-    unit = (match["text"] or match["bare"]).strip().lower().rstrip(".").removesuffix("s")
-    power = re.sub(r"[{}]", "", match["power"] or "")
-    return text[: match.start()].strip(), unit + power
+    text = _GROUPS.sub("", text)
+    text = _ENDS.sub("\\1\0", text)
+    text = _APART.sub("\0", text).replace(" ", "").replace("\0", " ")
+    return _SHORT.sub(r"\1\2", text)
 
 
 class Shape(NamedTuple):
-    """`kind` is '' (one item), 'set' (order is free), 'union', '()', '(]', 'matrix 2x3', ..."""
+    """`kind`: '' (one item), 'set' (order is free), 'union', '()', '(]', 'column', ':', ..."""
 
     kind: str
     items: tuple[str, ...]
@@ -149,14 +140,13 @@ def shape(text: str) -> Shape:
     union = _split(text, r"\cup")
     if len(union) > 1:
         return Shape("union", union)
-    matrix = re.fullmatch(r"\\begin\{[pb]matrix\}(.*)\\end\{[pb]matrix\}", text)
-    if matrix:
-        rows = [row.split("&") for row in matrix[1].split(r"\\") if row.strip()]
-        items = tuple(cell.strip() for row in rows for cell in row)
-        column = len(rows) > 1 and len(items) == len(rows)
-        return Shape("()" if column else f"matrix {len(rows)}x{len(rows[0])}", items)
+    if matrix := _MATRIX.fullmatch(text):
+        return _matrix(matrix[1])
+    if ";" in text and len(groups := _split(text, ";")) > 1:
+        return Shape("set", tuple(f"({part})" if "," in part else part for part in groups))
     delimiters, inner = _unwrap(text)
-    items = _split(inner, ",")
+    items = _split(inner, ";")
+    items = items if len(items) > 1 else _split(inner, ",")
     if delimiters == "{}":
         return Shape("set", _signs(items))
     if delimiters and (len(items) > 1 or delimiters == "[]"):
@@ -164,7 +154,20 @@ def shape(text: str) -> Shape:
     if delimiters == "()":
         return shape(inner)
     items = _signs(items)
+    if len(items) == 1 and "=" not in text and len(ratio := _split(text, ":")) > 1:
+        return Shape(":", ratio)
     return Shape("set", items) if len(items) > 1 else Shape("", items)
+
+
+def _matrix(body: str) -> Shape:
+    rows = [row.split("&") for row in body.split(r"\\") if row.strip()]
+    items = tuple(cell.strip() for row in rows for cell in row)
+    if len(rows) > 1 and len(items) == len(rows):
+        return Shape("column", items)
+    if len(rows) == 1 and len(items) > 1:
+        return Shape("row", items)
+    widths = {len(row) for row in rows}
+    return Shape(f"matrix {len(rows)}x{'?' if len(widths) != 1 else widths.pop()}", items)
 
 
 def _signs(items: tuple[str, ...]) -> tuple[str, ...]:
@@ -179,15 +182,23 @@ def _signs(items: tuple[str, ...]) -> tuple[str, ...]:
 def _unwrap(text: str) -> tuple[str, str]:
     r"""`(a,b]` -> ('(]', 'a,b'); `\{a\}` -> ('{}', 'a'); no outer pair -> ('', text)."""
     flat = text.replace(r"\{", "\1").replace(r"\}", "\2")
-    if len(flat) < 2 or flat[0] not in "([\1" or flat[-1] not in ")]\2":
+    pair = _pair(flat)
+    if not pair or pair == "{}":
         return "", text
+    inner = flat[1:-1].replace("\1", r"\{").replace("\2", r"\}").strip()
+    return pair.replace("\1", "{").replace("\2", "}"), inner
+
+
+def _pair(text: str) -> str:
+    """The bracket that opens a text and the one that closes it at its very end, '' if none do."""
+    if len(text) < 2 or text[0] not in "([{\1" or text[-1] not in ")]}\2":
+        return ""
     depth = 0
-    for i, char in enumerate(flat):
+    for i, char in enumerate(text):
         depth += (char in "([{\1") - (char in ")]}\2")
-        if depth == 0 and i < len(flat) - 1:
-            return "", text
-    pair = (flat[0] + flat[-1]).replace("\1", "{").replace("\2", "}")
-    return pair, flat[1:-1].replace("\1", r"\{").replace("\2", r"\}").strip()
+        if depth == 0 and i < len(text) - 1:
+            return ""
+    return text[0] + text[-1]
 
 
 def _split(text: str, separator: str) -> tuple[str, ...]:

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewards.grader import Examples
-from rewards.maths import notation
+from rewards.maths import extract, notation, units
 from rewards.maths.numbers import Number, Percent, number, same
 from rewards.verdict import Verdict
 from samplers.seam import Component
 
-GRADER = "numeric/1"
+GRADER = "numeric/2"
 QUICK = True
+READS = ()
 MAX_CHARS = 512
 _NAME = re.compile(r"^[A-Za-z] ?= ?")
 
@@ -35,8 +36,8 @@ def grade(text: str, gold: str, meta: Mapping[str, Any], config: Config) -> Verd
     wanted = _number(gold, config)
     if wanted is None:
         return Verdict(False, 0.0, "gold_error", None, GRADER, f"not a number: {gold[:80]!r}")
-    found = notation.boxes(text)
-    written = found[-1] if found else notation.bare(text, config.bare)
+    found = extract.found(text, config.bare)
+    written = found[-1].text if found else ""
     if not written:
         return Verdict(False, 0.0, "no_answer", None, GRADER)
     answer = _number(written, config)
@@ -49,7 +50,7 @@ def grade(text: str, gold: str, meta: Mapping[str, Any], config: Config) -> Verd
 def _number(text: str, config: Config) -> Number | None:
     if len(text) > MAX_CHARS:
         return None
-    value = _NAME.sub("", notation.split_unit(notation.tidy(text))[0])
+    value = _NAME.sub("", units.split(notation.tidy(text))[0])
     return number(value, config.percent)
 
 

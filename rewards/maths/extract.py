@@ -1,0 +1,178 @@
+r"""The answers that a text states: boxes, or else one stated answer, formula or line.
+
+Everything here is linear in the text, whatever is in it: a text may be megabytes of `\boxed{`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+TAIL = 4096
+"""Characters at the end of a text in which an answer without a box is looked for."""
+LONG_GOLD = 512
+"""A gold of more characters is a solution that ends with its answer."""
+MAX_BOXES = 64
+"""More boxes than this are no answer that all of them could be meant by."""
+
+_TOKEN = re.compile(r"\\+(?:boxed|fbox)[ \t\n]*\{|\\.|[{}]", re.S)
+_BOX = re.compile(r"\\(?:boxed|fbox)[ \t\n]*\{")
+# What may stand between two boxes that make one list: `\boxed{1}, \boxed{2}`,
+# `$x = \boxed{1}$ and $y = \boxed{2}$`; at most a few words before an 'and'.
+_BETWEEN = re.compile(
+    r"[\s$\\()\[\]]*(?:(?:,|;)\s*(?:\\text\{)?\s*(?:and\b|or\b)?|"
+    r"(?:\\text\{|\}|[A-Za-z()\s]){0,30}?(?<![A-Za-z])(?:and|or)(?![A-Za-z])|&)\s?\}?"
+    r"(?:\\q?quad|[\s$\\()\[\]~])*(?:[A-Za-z](?:_\w|_\{\w+\})?\s*=\s*)?[\s$\\()\[\]]*"
+)
+_GAP = re.compile(r"[\s$]*")
+_PERCENT = re.compile(r"[\s$]{0,4}(?:\\\)|\\\])?\s{0,2}(?:\\text\{\s?)?(?:\\?%|percent\b|pct\b)")
+_STATED = re.compile(r"(?<![A-Za-z])answer(?![A-Za-z])|####", re.I)
+_IS = re.compile(
+    r"[\s*_]{0,4}(?:\s(?:is|equals|would be)(?![A-Za-z])|:|=)[\s*_:]{0,4}|\*\*\s*\n\s*", re.I
+)
+_LAST_IS = re.compile(r".*\b(?:is|are|equals) ", re.I)
+_FORMULA = re.compile(
+    r"(?<!\\)\$\$([^$]+)\$\$|(?<!\\)\$([^$]+?)(?<!\\)\$|\\\(((?:[^\\]|\\[^()\[\]])+)\\\)|"
+    r"\\\[((?:[^\\]|\\[^()\[\]])+)\\\]"
+)
+_SENTENCE = re.compile(r"\.(?=\s|$)|\n")
+
+
+class Found(NamedTuple):
+    """One answer: its parts are boxes that make one list (nearly always a single one)."""
+
+    parts: tuple[str, ...]
+    percent: bool = False
+    r"""A percent sign follows the box: `\boxed{28}\%` is 28 as much as it is 28%."""
+
+    @property
+    def text(self) -> str:
+        return ", ".join(self.parts)
+
+    def rewritten(self) -> str:
+        """An answer text in which exactly this is found."""
+        boxes = ", ".join(rf"\boxed{{{part}}}" for part in self.parts)
+        return boxes + (r"\%" if self.percent else "")
+
+
+class _Box(NamedTuple):
+    start: int
+    inner: int
+    end: int
+
+
+def boxes(text: str) -> list[str]:
+    r"""Contents of the balanced, outermost `\boxed{...}` of `text`, in order."""
+    return [text[box.inner : box.end] for box in _boxes(text)]
+
+
+def _boxes(text: str) -> list[_Box]:
+    """One pass: each brace is looked at once."""
+    if "boxed" not in text and "fbox" not in text:
+        return []
+    opened: list[tuple[int, int] | None] = []  # (start, inner) of a box, None of a plain brace
+    closed: list[_Box] = []
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token == "{":
+            opened.append(None)
+        elif token == "}":
+            if opened and (box := opened.pop()):
+                while closed and closed[-1].start > box[0]:
+                    closed.pop()  # inside this one
+                closed.append(_Box(*box, match.start()))
+        elif len(token) > 2:
+            opened.append((match.start(), match.end()))
+    return closed
+
+
+def found(text: str, limit: int) -> list[Found]:
+    """All answers that `text` gives in boxes, or the one it gives without; [] if it gives none.
+
+    `limit`: characters that an answer without a box may have; 0: there is none without.
+    """
+    answers = _lists(text, _boxes(text)[-MAX_BOXES - 1 :], False)
+    if answers:
+        return answers
+    line = bare(text, limit)
+    return [] if line is None else [Found((line[0],), line[1])]
+
+
+def gold(text: str) -> Found:
+    """The answer that a gold writes: in boxes, as the end of a solution, or the gold itself."""
+    if lists := _lists(text, _boxes(text)[-MAX_BOXES:], True):
+        return lists[-1]
+    said = _stated(text[-TAIL:], 64) if len(text) > LONG_GOLD else None
+    return Found((said[0],), said[1]) if said else Found((text,))
+
+
+def _lists(text: str, found: list[_Box], touching: bool) -> list[Found]:
+    """Boxes grouped into answers; `touching`: boxes with nothing in between are a list as well."""
+    groups: list[list[_Box]] = []
+    for box in found:
+        between = text[groups[-1][-1].end + 1 : box.start] if groups else ""
+        joined = groups and len(between) <= 64 and _BETWEEN.fullmatch(between)
+        if groups and (joined or (touching and len(between) <= 64 and _GAP.fullmatch(between))):
+            groups[-1].append(box)
+        else:
+            groups.append([box])
+    out = []
+    for group in groups:
+        parts = dict.fromkeys(text[box.inner : box.end].strip() for box in group)
+        out.append(Found(tuple(parts), bool(_PERCENT.match(text, group[-1].end + 1))))
+    return out
+
+
+def bare(text: str, limit: int) -> tuple[str, bool] | None:
+    """The answer of a text without a box, and whether a percent sign follows its formula.
+
+    The last "answer is ...", else the only formula, else the whole text if it is a short line.
+    """
+    if limit <= 0 or _BOX.search(text):
+        return None  # a box that was opened and never closed is an answer cut off
+    said = _stated(text[-TAIL:], limit) or _line(text.strip()[: TAIL + 1], limit)
+    return said if said and balanced(said[0]) else None
+
+
+def _stated(tail: str, limit: int) -> tuple[str, bool] | None:
+    for match in reversed(list(_STATED.finditer(tail))):
+        rest = tail[match.end() : match.end() + 1024]
+        joint = re.match(r"\s*", rest) if match[0] == "####" else _IS.match(rest)
+        if joint is None:
+            continue
+        rest = rest[joint.end() :].lstrip()
+        if formula := _FORMULA.match(rest):
+            return _inner(formula), bool(_PERCENT.match(rest, formula.end()))
+        line = _SENTENCE.split(rest, maxsplit=1)[0]
+        line = _LAST_IS.sub("", line).strip(" *_\"'")
+        if line and len(line) <= limit:
+            return line, False
+    return None
+
+
+def _line(text: str, limit: int) -> tuple[str, bool] | None:
+    if len(text) > 600:
+        return None
+    formulas = list(_FORMULA.finditer(text))
+    if len(formulas) == 1:
+        only = formulas[0]
+        outside = text[: only.start()] + text[only.end() :]
+        if not re.search(r"\d", outside):
+            return _inner(only), bool(_PERCENT.match(text, only.end()))
+    return (text, False) if text and len(text) <= limit and "\n" not in text else None
+
+
+def _inner(formula: re.Match[str]) -> str:
+    return next(part for part in formula.groups() if part is not None).strip()
+
+
+def balanced(text: str) -> bool:
+    """Braces match, and no backslash is left over at the end."""
+    depth = 0
+    for match in re.finditer(r"\\.|[{}]|\\$", text, re.S):
+        if match[0] == "\\":
+            return False
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth < 0:
+            return False
+    return depth == 0
