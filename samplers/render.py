@@ -211,21 +211,25 @@ class Renderer:
         )
 
     def answer_text(self, ids: Ids) -> str | None:
-        """The text of an answer part, as the grader sees it: no markers, no special tokens.
+        """The text of an answer part, as the grader sees it: no special tokens.
 
-        What the model closes itself once more is thought, not answer: only what follows the last
-        end marker counts, written as one token or spelled out. None: a thought was left open.
+        None, no answer: a marker stands in it, as one token or spelled out, so that the model went
+        on thinking where it had to answer. (To close once more what was closed by force is no
+        thought.)
         """
-        if self.thinking is not None:
-            ids = ids[_after_last(ids, self.thinking.end_id) :]
-            if self.thinking.start_id in ids:
+        markers = self.thinking
+        if markers is not None:
+            ids = ids[int(np.argmax(np.append(ids, -1) != markers.end_id)) :]
+            if np.isin(ids, (markers.start_id, markers.end_id)).any():
                 return None
         text = self.tokenizer.decode(
             [i for i in ids.tolist() if i not in self.eos_ids],
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
-        return text if self.thinking is None else answer_part(text, self.thinking)
+        if markers is not None and (markers.start in text or markers.end in text):
+            return None
+        return text
 
     def opened(self, ids: Sequence[int] | Ids) -> bool:
         """The rendered prompt leaves a thought open: it ends with the start marker."""
@@ -250,15 +254,13 @@ class Renderer:
         return self.opened(self._apply([{"role": "user", "content": "1"}], {}))
 
 
-def answer_part(text: str, thinking: ThinkingConfig | Markers) -> str | None:
-    """What follows the last end marker of a response; None if its thought was left open."""
-    answer = text.rpartition(thinking.end)[2]
+def answer_part(response: str, thinking: ThinkingConfig) -> str | None:
+    """What follows the last end marker of a written response; None if its thought was left open.
+
+    For responses whose phases nobody knows; of a rollout the engine knows them.
+    """
+    answer = response.rpartition(thinking.end)[2]
     return None if thinking.start in answer else answer
-
-
-def _after_last(ids: Ids, marker: int) -> int:
-    found = np.flatnonzero(ids == marker)
-    return int(found[-1]) + 1 if len(found) else 0
 
 
 def _written(text: str, tokenize: Callable[[], Any]) -> Any:

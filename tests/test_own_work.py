@@ -76,7 +76,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "cosine": {"optim": {"schedule": "cosine", "warmup_steps": 1}},
     "gspo": {"loss": {"name": "gspo"}},
     "cispo": {"loss": {"name": "cispo", "eps_high": 4.0}},
-    "gppo, two updates": {"loss": {"name": "gppo"}, "updates_per_batch": 2},
+    "gppo, two updates": {
+        "loss": {"name": "gppo"},
+        "updates_per_batch": 2,
+        "prompts_per_step": 4,
+        "rollouts_per_prompt": 4,
+    },
     "two epochs": {"epochs": 2},
     "dr_grpo": {
         "algorithm": "dr_grpo",
@@ -89,7 +94,8 @@ RUNS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", RUNS)
 def test_two_steps(case: str, desk: Path, tmp_path: Path) -> None:
-    trained(desk, tmp_path, **RUNS[case])
+    sizes = {"prompts_per_step": 2, "rollouts_per_prompt": 8}  # so that no group is all wrong
+    trained(desk, tmp_path, **{**sizes, **RUNS[case]})
 
 
 @pytest.mark.parametrize("reference", ["frozen", "ema"])

@@ -145,9 +145,10 @@ def test_forced_texts():
 
 def test_the_grader_sees_plain_text():
     made = renderer()
-    assert made.answer_text(made.encode("A</think>B<eos><pad>")) == "B"
-    assert made.answer_text(made.encode("A<think>B</think>C<eos>")) == "C"
-    assert made.answer_text(made.encode("A<think>B")) is None
+    assert made.answer_text(made.encode("</think></think>AB<eos><pad>")) == "AB"
+    assert made.answer_text(made.encode("AB<eos>")) == "AB"
+    for thinks in ("A</think>B<eos>", "A<think>B</think>C", "A<think>B", "<think>", "A</think>"):
+        assert made.answer_text(made.encode(thinks)) is None, thinks
     assert made.answer_text(made.encode("<eos>")) == ""
     bare = renderer(thinking="none")
     assert bare.answer_text(made.encode("A</think>B<eos>")) == "A</think>B"
