@@ -62,6 +62,14 @@ def generate(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def reward(args: argparse.Namespace) -> int:
+    """Grade responses, audit a verifier against another, or measure its speed."""
+    from launch.reward import audit, grade
+    from launch.reward_bench import bench
+
+    return {"grade": grade, "audit": audit, "bench": bench}[args.what](args)
+
+
 def report(args: argparse.Namespace) -> int:
     """Write report.html of finished runs and print their table."""
     from launch.sweep import summarise
@@ -142,12 +150,67 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-tokens", type=_count, default=192, help="cap of a whole response")
     parser.add_argument("--answer-tokens", type=_count, help="cap of the answer")
+    _marker_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _marker_arguments(parser: argparse.ArgumentParser) -> None:
     markers = parser.add_mutually_exclusive_group()
     markers.add_argument(
         "--markers", nargs=2, metavar=("START", "END"), default=["<think>", "</think>"]
     )
     markers.add_argument("--no-thinking", action="store_true", help="all of a response is answer")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 0.5:
+        raise argparse.ArgumentTypeError(f"'{text}': write a share from 0 to 0.5, as 0.01")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}': write seconds, more than 0")
+    return value
+
+
+def _reward_arguments(parser: argparse.ArgumentParser) -> None:
+    whats = parser.add_subparsers(dest="what", required=True, metavar="grade | audit | bench")
+    about = {
+        "grade": "Verdicts of a file's responses: a table, and with --out the rows with verdicts.",
+        "audit": "Two verifiers over the same responses: likely false accepts and rejects.",
+        "bench": "Speed of a verifier on this machine, in verdicts per second and core.",
+    }
+    for what, text in about.items():
+        one = whats.add_parser(what, help=text, description=text, allow_abbrev=False)
+        kind = "JSONL, JSON or Parquet of golds and responses, or a run's folder"
+        optional: dict[str, Any] = {"nargs": "?"} if what == "bench" else {}
+        one.add_argument("file", type=Path, metavar="FILE", help=kind, **optional)
+        one.add_argument("--verifier", metavar="SPEC", help="math, '{name: math, rounded: 0}', ...")
+        one.add_argument("--columns", help="'{response: output, answer: target}'")
+        _marker_arguments(one)
+        text = "the prompt had opened the thought: without an end marker there is no answer"
+        one.add_argument("--opened", action="store_true", help=text)
+        one.add_argument("--workers", type=_count, help="processes (default: cores)")
+        one.add_argument("--deadline", type=_seconds, help="seconds that one answer may take")
+        one.add_argument("--json", action="store_true", help="print JSON")
+        if what == "bench":
+            one.add_argument("--items", type=_count, default=2000, help="verdicts to time")
+            text = "also with this share of answers that never end, as 0.01"
+            one.add_argument("--hang-share", type=_share, default=0.0, help=text)
+            continue
+        one.add_argument("--out", type=Path, help="JSONL, written as it goes")
+        if what == "audit":
+            one.add_argument("--against", required=True, metavar="SPEC", help="the second verifier")
+            one.add_argument("--show", type=_count, default=10, help="findings of each kind")
 
 
 def _bytes(text: str) -> float:
@@ -210,6 +273,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("prompt", help="one user message")
     one.add_argument("--thinking-budget", type=_budget, help="tokens, 0 for none of it, or none")
     one.add_argument("--samples", type=_count, default=1)
+    _reward_arguments(add("reward", reward))
     one = add("report", report)
     one.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     one.add_argument("--out", type=Path, default=Path("report.html"), help="the page to write")

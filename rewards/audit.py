@@ -82,7 +82,9 @@ class Audit:
 def audit(cases: Iterable[Case]) -> Audit:
     """Table and findings of `cases`."""
     cases = list(cases)
-    table: Counter[tuple[str, str]] = Counter((case.first.status, case.second.status) for case in cases)
+    table: Counter[tuple[str, str]] = Counter(
+        (case.first.status, case.second.status) for case in cases
+    )
     known = [case for case in cases if case.first.known and case.second.known]
     pairs = Counter((case.first.correct, case.second.correct) for case in known)
     alike: dict[tuple[Kind, str, str, str, str], list[Case]] = {}
@@ -216,9 +218,9 @@ SIGNS: tuple[Sign, ...] = (
          and _numerals(v.case.gold) == _numerals(v.written), -1, 1),
     Sign("no numeral of the gold", lambda v: bool(_numerals(v.case.gold))
          and not _numerals(v.case.gold) & _numerals(v.written), 2, -2),
-    Sign("the second grader judged the value, it did not fail to read it",
+    Sign("the second read it, and found it wrong",
          lambda v: v.case.second.status == "wrong", 2, 0),
-    Sign("the first grader could not read it, it did not judge the value",
+    Sign("the first could not read it",
          lambda v: v.case.first.status in ("unparseable", "no_answer"), 0, 2),
     Sign("the gold stands in the text", lambda v: bool(_flat(v.case.gold))
          and _flat(v.case.gold) in _flat((v.case.text or "")[-4096:]), 0, 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -100,7 +101,7 @@ def load(spec: Spec) -> Grader:
     `Config`, `GRADER` (name/version), `QUICK` (cannot hang), `READS` (fields of meta),
     `fast(text, gold, meta, config) -> Verdict | None`, `relevant(text, config) -> str`,
     `examples(gold, meta, config) -> Examples`, `deadline(config) -> seconds`, `title(config)`
-    (GRADER where it depends on settings) and `warm()`.
+    (GRADER where it depends on settings) and `warm()` or `warm(config)`.
 
     Raises:
         ValueError: no such verifier, or settings it does not take.
@@ -126,7 +127,8 @@ def load(spec: Spec) -> Grader:
         if hasattr(module, field)
     }
     if hasattr(module, "warm"):
-        given["warm"] = module.warm
+        own = inspect.signature(module.warm).parameters  # of its settings, where it asks for them
+        given["warm"] = bound(module.warm) if own else module.warm
     if hasattr(module, "READS"):
         given["reads"] = frozenset(module.READS)
     if hasattr(module, "deadline"):

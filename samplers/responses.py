@@ -83,6 +83,14 @@ class Dump:
     """Column of the golds."""
     column: str
     """Column of the responses; '' where there is none."""
+    unique: bool
+    """No two rows have one id: they are no samples of one problem."""
+
+    def name(self, response: Response) -> str:
+        """What people call it: the id of its row (else its place in the file), and the sample."""
+        row = response.row
+        name = self.prompts[row].id if self.unique else self.rows[row].name
+        return f"{name}#{response.sample}"
 
 
 def load(path: Path, columns: ResponseColumns, thinking: Thinking, needed: bool = True) -> Dump:
@@ -110,13 +118,15 @@ def load(path: Path, columns: ResponseColumns, thinking: Thinking, needed: bool 
                 f"{path}: no column of {what} among {', '.join(files.columns_of(rows))}; "
                 f"name it: --columns '{{{name}: ...}}'"
             )
-    prompts = [_prompt(i, row, {**found, "answer": (gold,)}, column) for i, row in enumerate(rows)]
+    found |= {"answer": (gold,)}
+    prompts = [_prompt(i, row, found, column) for i, row in enumerate(rows)]
     responses = [
         Response(i, k, text, thinking.answer(text))
         for i, row in enumerate(rows)
         for k, text in enumerate(_texts(row, column, row.get(column)) if column else [])
     ]
-    return Dump(rows, prompts, responses, gold, column)
+    unique = len({prompt.id for prompt in prompts}) == len(rows)
+    return Dump(rows, prompts, responses, gold, column, unique)
 
 
 def never_opened(responses: Sequence[Response], markers: ThinkingConfig) -> int:
@@ -176,11 +186,13 @@ def _texts(row: Row, column: str, value: Any) -> Iterator[str | None]:
             for one in value:
                 yield from _texts(row, column, one)
     else:
-        inner = [name for name in ("message", "content", "text") if name in value]
+        fields = value if isinstance(value, Mapping) else {}
+        inner = [name for name in ("message", "content", "text") if name in fields]
         if not inner:
+            what = f"an object of {', '.join(map(str, fields))}" if fields else repr(value)[:60]
             raise ValueError(
-                f"{row.where}: '{column}' is an object of {', '.join(map(str, value)) or 'nothing'}"
-                "; a response is text, messages {role, content}, or a list of such"
+                f"{row.where}: '{column}' is {what}; "
+                "a response is text, messages {role, content}, or a list of such"
             )
         yield from _texts(row, column, value[inner[0]])
 
@@ -192,15 +204,15 @@ def _prompt(index: int, row: Row, found: Mapping[str, tuple[str, ...]], response
     def first(name: str) -> str:
         return next((c for c in found[name] if row.get(c) is not None), "")
 
-    column, id_column = first("prompt"), first("id")
+    column = first("prompt")
     talk: tuple[Mapping[str, str], ...] = ()
     with contextlib.suppress(ValueError):  # a prompt that is none: only the response is graded
         talk = files.messages(row, column) if column else ()
     if column == response and talk:
         talk = talk[:-1]
-    name = str(row.get(id_column)) if id_column else row.name
     meta = {k: v for k, v in row.values.items() if k not in (column, used, response)}
     verifier = str(row.get(first("verifier")) or "") if first("verifier") else ""
+    name = next((str(v) for c in found["id"] if (v := row.get(c)) is not None), row.name)
     return Prompt(index, name, talk, "", gold or "", verifier, meta)
 
 
