@@ -23,14 +23,17 @@ from rewards.maths.numbers import Number, rounds_to
 
 DIGITS = 120
 """Decimal digits of every value: numbers as small as 1/2^300 beside 1 still count."""
-TOLERANCE = 100
-"""Digits of agreement that count as equal."""
+TOLERANCE = 20
+"""Digits of a value that may be off: values that agree in the others are equal."""
+MAX_DIGITS = 6000
+"""Digits before the point that are looked at, where an answer has so many."""
 POINTS = 8
 """Values of the variables that are tried: half of them positive, half negative."""
 
 _GREEK = (
     "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu|xi|"
-    "pi|rho|sigma|tau|upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega"
+    "pi|rho|sigma|tau|upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|"
+    "Omega"
 )
 _SYMBOL = re.compile(rf"\\(?:{_GREEK})(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]+")
 _LABEL = re.compile(r"\\text ?\{[^{}]*\}|\\(?:begin|end|mathbb|mathcal) ?\{[^{}]*\}")
@@ -62,9 +65,10 @@ def equal(gold: str, answer: str, rounded: int = 0, written: Number | None = Non
     left, right = _parse(gold), _parse(answer)
     if left is None or right is None:
         return None
-    a, b = _constant(left), _constant(right)
+    digits = max(_digits(left), _digits(right))
+    a, b = _constant(left, digits), _constant(right, digits)
     if a is not None and b is not None:
-        if abs(a - b) <= abs(a) * _tolerance():
+        if _near(a, b, digits):
             return True
         return written is not None and a.is_real and rounds_to(_fraction(a), written, rounded)
     if (a is None) != (b is None):
@@ -75,7 +79,7 @@ def equal(gold: str, answer: str, rounded: int = 0, written: Number | None = Non
 def rounds(gold: Number, answer: str, digits: int) -> bool | None:
     """Whether a decimal gold is the rounded value of an answer (`\\sqrt{17}`); None: unreadable."""
     parsed = _parse(answer)
-    value = None if parsed is None else _constant(parsed)
+    value = None if parsed is None else _constant(parsed, DIGITS)
     if value is None:
         return None
     return bool(value.is_real) and rounds_to(_fraction(value), gold, digits)
@@ -120,25 +124,52 @@ def _ratio(sides: list[Any]) -> Any:
 def _tolerance() -> Any:
     import sympy
 
-    return sympy.Float(10, DIGITS) ** -TOLERANCE
+    return sympy.Float(10, DIGITS) ** (TOLERANCE - DIGITS)
+
+
+def _near(a: Any, b: Any, digits: int) -> bool:
+    import sympy
+
+    if a.is_Rational and b.is_Rational:
+        return bool(a == b)
+    return bool(abs(a - b) <= abs(a) * sympy.Float(10, digits) ** (TOLERANCE - digits))
+
+
+@lru_cache(maxsize=4096)
+def _digits(parsed: Any) -> int:
+    """Digits in which values that differ by 1 differ: 2^2008 + sqrt(2) has 600 before the point."""
+    import sympy
+
+    if not isinstance(parsed, sympy.Expr):
+        return DIGITS
+    sizes = [0.0]
+    for part in sympy.preorder_traversal(parsed):
+        if isinstance(part, sympy.Rational):
+            sizes.append(max(abs(part.p), part.q).bit_length() * 0.302)
+        elif isinstance(part, sympy.Pow) and part.base.is_Integer and part.exp.is_Integer:
+            sizes.append(float(abs(part.exp)) * abs(part.base.p).bit_length() * 0.302)
+    return DIGITS + min(int(max(sizes)), MAX_DIGITS)
 
 
 def _fraction(value: Any) -> Fraction:
-    return Fraction(str(value))
+    return Fraction(value.p, value.q) if value.is_Rational else Fraction(str(value))
 
 
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> Any:
     """The sympy object of a tidy expression, or None."""
+    from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
+    # units are ours to tell: to math-verify the t of `12+10t` is one
+    written = NormalizationConfig(units=False, malformed_operators=True, nits=True)
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
     text = _DECIMAL.sub(_ratio_of, text)  # as a float it would have 15 digits
     for spelling in (text, squeeze(text)):  # math-verify takes some words for units: `a + b`
         found = parse(
             f"${spelling}$",
-            extraction_config=[LatexExtractionConfig()],
+            extraction_config=[LatexExtractionConfig(normalization_config=written)],
             fallback_mode="no_fallback",
             parsing_timeout=None,
         )
@@ -163,22 +194,24 @@ def _named(parsed: Any) -> Any:
         return parsed
 
 
-def _constant(parsed: Any) -> Any:
+def _constant(parsed: Any, digits: int) -> Any:
     """The value of an expression that has one and no symbols, else None."""
     import sympy
 
-    return _value(parsed) if isinstance(parsed, sympy.Expr) else None
+    return _value(parsed, digits) if isinstance(parsed, sympy.Expr) else None
 
 
 @lru_cache(maxsize=4096)
-def _value(parsed: Any) -> Any:
+def _value(parsed: Any, digits: int) -> Any:
     import sympy
 
     try:
         value = parsed.doit()
         if not value.is_number:
             return None
-        number = sympy.N(value, DIGITS, maxn=4 * DIGITS)
+        if value.is_Rational:
+            return value  # exact: 2^2008 - 2 and 2^2008 - 3 agree in 600 digits
+        number = sympy.N(value, digits, maxn=4 * digits)
     except Exception:  # no value
         return None
     return number if number.is_number and number.is_finite else None

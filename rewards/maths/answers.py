@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 from rewards.maths import algebra, guards, notation, units
 from rewards.maths.notation import Shape, squeeze
-from rewards.maths.numbers import Number, Percent, number, same
+from rewards.maths.numbers import Number, Percent, number, numeral, same
 
 ROUNDED_GOLD = 7
 """Significant digits of a decimal gold that are enough to tell which exact value was rounded."""
 
 _MEMBER = re.compile(r"^[A-Za-z] ?\\in(?![A-Za-z]) ?")
-_BASE = re.compile(r"[0-9A-F]+_[0-9]+")
 _COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _SIGN = re.compile(r"(<|>|=|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z]))")
 _ORDER = r"(<|>|\\le|\\ge) ?"
@@ -56,6 +55,21 @@ def matches(gold: str, answer: str, rules: Rules) -> bool:
         return True
     if reason := guards.refusal(answer, gold):
         raise RefusedError(reason)
+    if r"\approx" in gold:
+        return _approximate(gold, answer, rules)
+    return _measured(gold, answer, rules)
+
+
+def _approximate(gold: str, answer: str, rules: Rules) -> bool:
+    r"""`2/3 \approx 0.67` may be answered by its first value or by both, `\approx 8.24` by 8.24."""
+    wanted, given = ([p for p in t.split(r"\approx") if p.strip()] for t in (gold, answer))
+    if not given or len(given) > len(wanted):
+        return False
+    return all(_measured(g, a, rules) for g, a in zip(wanted, given, strict=False))
+
+
+def _measured(gold: str, answer: str, rules: Rules) -> bool:
+    """Equal, and in the same unit where both name one."""
     gold, unit = units.split(gold)
     answer, other = units.split(answer)
     if unit and other and unit != other:
@@ -75,11 +89,11 @@ def _equal(gold: str, answer: str, rules: Rules) -> bool:
         b = number(squeeze(answer).replace(",", "."))  # 1,5 where 1.5 is asked for
     if a and b:
         return same(a, b, rules.rounded)
-    if _BASE.fullmatch(squeeze(gold)) or _BASE.fullmatch(squeeze(answer)):
-        return False  # a numeral in another base is right only as it stands
+    if (m := numeral(gold)) or numeral(answer):
+        return m == numeral(answer)  # in another base it is right only as it stands
     if (words := _words(gold)) and words == _words(answer):
         return True
-    if gold.startswith(r"\text"):
+    if gold.startswith(r"\text") or r"\emptyset" in (gold, answer):
         return False
     left, right = notation.shape(gold), notation.shape(answer)
     if a and not right.kind:
@@ -103,10 +117,10 @@ def _same_shape(gold: Shape, answer: Shape, rules: Rules) -> bool:
     names = {squeeze(item.partition("=")[0]) for item in wanted if "=" in item}
     free = gold.kind in ("set", "union") and (len(names) < 2 or any("=" in item for item in given))
     if not free:
-        return all(_equal(g, a, rules) for g, a in zip(wanted, given, strict=True))
+        return all(_measured(g, a, rules) for g, a in zip(wanted, given, strict=True))
     left = list(given)
     for item in wanted:
-        match = next((i for i, other in enumerate(left) if _equal(item, other, rules)), None)
+        match = next((i for i, other in enumerate(left) if _measured(item, other, rules)), None)
         if match is None:
             return False
         del left[match]
@@ -190,7 +204,7 @@ def _value(gold: str, answer: str, rules: Rules) -> bool:
     """Two expressions that are no numbers both."""
     if "%" in answer + gold:
         return False
-    if re.search(r"[0-9] [0-9]", squeeze(answer)):
+    if re.search(r"(?<![_^])[0-9] [0-9]", squeeze(answer)):
         raise RefusedError("two numbers side by side")
     if r"\text" in answer.replace(r"\text{degree}", "") and r"\text" not in gold:
         raise RefusedError("words within an expression")
@@ -221,6 +235,8 @@ def _parts(text: str) -> tuple[list[str], list[str]]:
 
 def _names(side: str) -> bool:
     """The left side of an answer names something (`x`, `f(3)`, `AB`, `a+b`): no bare numbers."""
+    if re.search(r"[<>]|\\(?:ne|le|ge)(?![A-Za-z])", side):
+        return False
     side = re.sub(r"_(\{[^{}]*\}|\w)|\([^()]*\)", "", side)
     return bool(algebra.symbols(side)) and not re.search(r"[0-9]", side)
 

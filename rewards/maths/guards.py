@@ -17,7 +17,18 @@ MAX_EXPANSION = 20
 
 _APPROXIMATE = (r"\approx", r"\sim", r"\simeq", r"\doteq", r"\cong")
 _ELLIPSIS = (r"\dots", r"\ldots", r"\cdots", r"\dotsc", r"\dotsb", "...")
-_UNEVALUATED = (r"\sum", r"\int", r"\prod", r"\lim", r"\binom", r"\choose", r"\frac{d}", "!")
+_UNEVALUATED = (
+    r"\sum",
+    r"\int",
+    r"\prod",
+    r"\lim",
+    r"\binom",
+    r"\choose",
+    r"\frac{d}",
+    "matrix}^",
+    "vmatrix",
+    "!",
+)
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _HEDGE = re.compile(
     r"\\text ?\{[^{}]*\b(?:or|and|not|nor|but|maybe|perhaps|else|wait|possibly|about|approximately|"
@@ -57,6 +68,8 @@ def refusal(answer: str, gold: str) -> str:
     odd = next((c for c in answer if glyphs.foreign(c) and c not in gold), "")
     if odd:
         return f"a character that is no notation: U+{ord(odd):04X}"
+    if "'" in answer and "'" not in gold:
+        return "a prime or an apostrophe"
     if _HEDGE.search(answer) and not _HEDGE.search(gold):
         return "words that take it back"
     return _cost(answer)

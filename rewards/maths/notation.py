@@ -19,8 +19,7 @@ _EMPTY = re.compile(
     re.I,
 )
 _FUNCTIONS = (
-    "arcsin|arccos|arctan|arccot|sinh|cosh|tanh|coth|sin|cos|tan|cot|sec|csc|ln|log|exp|gcd|lcm|"
-    "min|max|det|deg"
+    "arcsin|arccos|arctan|arccot|sinh|cosh|tanh|coth|sin|cos|tan|cot|sec|csc|ln|log|exp|gcd|lcm|det"
 )
 
 _MATRIX = re.compile(
@@ -72,7 +71,11 @@ _SPELLING = tuple(
         (r"\\text ?\{([^A-Za-z{}]*)\}", r"\1"),
         (r",? ?\\text ?\{ ?(?:,? ?(?:or|and) ?,?) ?\}", ", "),
         (r", ?(?:or|and)(?![A-Za-z]) ?(?=[-+0-9\\(])", ", "),
-        (r"(?<=[0-9)}\]]) ?(?:or|and) ?(?=[-+0-9\\(]|[A-Za-z] ?=)", ", "),
+        (
+            r"(?:(?<=[0-9)}\]])|(?<=\\circ)|(?<=\b[A-Za-z])|(?<=[0-9][a-z])) ?(?<![A-Za-z])(?:or|and) ?"
+            r"(?=[-+0-9\\(]|[A-Za-z](?![A-Za-z]))",
+            ", ",
+        ),
         (r", ?,", ","),
         (r"\\(?:langle|lparen)(?![A-Za-z])", "("),
         (r"\\(?:rangle|rparen)(?![A-Za-z])", ")"),
@@ -83,7 +86,7 @@ _SPELLING = tuple(
             r"(?:percent|pct)[a-z]*)",
             "%",
         ),
-        (r"(?<![\\A-Za-z])sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"(?<!\\)sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"),
         (rf"(?<![\\A-Za-z])({_FUNCTIONS}|pi|infty|infinity)(?![A-Za-z])", r"\\\1"),
         (r"\\infinity", r"\\infty"),
         (r"\\(?:lvert|rvert|vert)(?![A-Za-z])", "|"),

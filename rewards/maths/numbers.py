@@ -11,7 +11,8 @@ from fractions import Fraction
 from typing import Literal
 
 Percent = Literal["value", "ignore"]
-MAX_EXPONENT = 4096
+MAX_EXPONENT = 2048
+_BASES = "two three four five six seven eight nine ten eleven twelve".split()
 
 _NUM = r"(?:(?:\d{1,3}(?:[, ]\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
 _PLAIN = re.compile(rf"([+-]?) ?({_NUM})")
@@ -20,6 +21,10 @@ _SLASH = re.compile(rf"([+-]?) ?(?:(\d+) )?({_NUM}) ?/ ?({_NUM})")
 _SCIENCE = re.compile(
     rf"([+-]?) ?({_NUM})(?:[eE]([+-]?\d{{1,4}})| ?(?:\\cdot|\*) ?10 ?\^ ?\{{?([+-]?\d{{1,4}})\}}?)"
 )
+_NUMERAL = re.compile(
+    rf"([+-]?[0-9A-Fa-f]*[0-9][0-9A-Fa-f]*) ?_ ?(?:base ?)?([0-9]{{1,2}}|{'|'.join(_BASES)})"
+)
+_REPEATING = re.compile(r"([+-]?) ?([0-9]*)\.([0-9]*) ?\\(?:overline|bar|dot) ?\{?([0-9]+)\}?")
 _TEN = re.compile(r"([+-]?) ?10 ?\^ ?\{?([+-]?\d{1,4})\}?")
 
 
@@ -60,7 +65,19 @@ def _read(text: str) -> Number | None:
         return _power(m[1], _fraction(m[2]), int(m[3] or m[4]))
     if m := _TEN.fullmatch(text):
         return _power(m[1], Fraction(1), int(m[2]))
+    if m := _REPEATING.fullmatch(text):
+        sign, whole, first, again = m.groups()
+        rest = Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(first))
+        return Number(_signed(sign, Fraction(f"{whole or 0}.{first or 0}") + rest))
     return None
+
+
+def numeral(text: str) -> tuple[str, int] | None:
+    r"""(digits, base) of tidy `4343_6`, `(52)_{8}`, `\text{A5}_{11}`, `101_\text{two}`, else None."""
+    m = _NUMERAL.fullmatch(re.sub(r"\\text(?![A-Za-z])|[{}()]", "", text).strip())
+    if m is None:
+        return None
+    return m[1].upper(), int(m[2]) if m[2].isdigit() else _BASES.index(m[2]) + 2
 
 
 def _fraction(digits: str) -> Fraction:

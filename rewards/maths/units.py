@@ -9,7 +9,7 @@ import re
 
 _UNIT = re.compile(
     r"(?:\\text ?\{(?P<text>[A-Za-z ./-]+)\}|"
-    r"(?<=[0-9}]) ?(?P<bare>[A-Za-z]{2,}\.?(?: [A-Za-z]{2,}\.?){0,2}))"
+    r"(?:(?<=[0-9}])|(?<=\\pi)) ?(?P<bare>[ap]\.m\.?|[A-Za-z]{2,}\.?(?: [A-Za-z]{2,}\.?){0,2}))"
     r"(?P<power> ?\^ ?\{?[0-9]\}?)?$"
 )
 _FUNCTION = re.compile(r"(?:sin|cos|tan|log|ln|pi|sqrt|exp)$")
@@ -40,15 +40,27 @@ _SAME = {
     }.items()
     for name in names.split()
 }
+_SHORT = {*_SAME, *_SAME.values(), *"am pm sq cu mg oz pt qt hz ev pa kw kb mb gb kj".split()}
+"""Names of one or two letters that are units; `xy` of `2xy` is two variables."""
 
 
 def split(text: str) -> tuple[str, str]:
     """Tidy text -> (what is measured, its unit or '')."""
     match = _UNIT.search(text)
-    if match is None or match.start() == 0 or _FUNCTION.match(match["bare"] or ""):
+    if match is None or match.start() == 0 or not _named(text, match):
         return text, ""
     power = re.sub(r"[^0-9]", "", match["power"] or "")
     return text[: match.start()].strip(), _standard(match["text"] or match["bare"], power)
+
+
+def _named(text: str, match: re.Match[str]) -> bool:
+    """It is written as text, or known, or a word that stands apart and is no function."""
+    if match["text"]:
+        return True
+    first = match["bare"].lower().replace(".", "").partition(" ")[0]
+    if first in _SHORT or first.removesuffix("s") in _SHORT:
+        return True
+    return text[match.start()] == " " and len(first) > 2 and not _FUNCTION.match(first)
 
 
 def _standard(unit: str, power: str) -> str:
