@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,7 +24,7 @@ from rewards.grader import Item, Spec, load
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
 from rewards.verify import context
-from samplers import responses
+from samplers import responses, seam
 from samplers.render import ThinkingConfig
 from samplers.responses import Dump, Response, ResponseColumns, Thinking
 from trainer import components
@@ -40,6 +41,7 @@ def grade(args: argparse.Namespace) -> int:
     """Grade every response of the file, write the rows with verdicts to --out, print a table."""
     spec = verifier(args)
     dump = read(args)
+    _heed_rows(spec, dump)
     done: list[Verdict] = []
     with _writer(args.out, args.file) as out, _pool(spec, args) as pool:
         start = time.perf_counter()
@@ -169,12 +171,24 @@ def read(args: argparse.Namespace, needed: bool = True) -> Dump:
     if needed and not dump.responses:
         raise ValueError(f"{args.file}: column '{dump.column}' holds no response in any row")
     if markers and not args.opened and (bare := responses.never_opened(dump.responses, markers)):
-        print(
-            f"laconic: warning: responses close thoughts that the prompt had opened, and {bare} "
-            f"never close theirs: they are graded whole; add --opened to call them unanswered",
-            file=sys.stderr,
+        warnings.warn(
+            f"responses close thoughts that the prompt had opened, and {bare} never close theirs: "
+            "they are graded whole; add --opened to call them unanswered",
+            stacklevel=2,
         )
     return dump
+
+
+def _heed_rows(spec: Spec, dump: Dump) -> None:
+    """Say so where rows ask for another verifier than they get."""
+    name, _ = seam.split(spec)
+    other = next((p for p in dump.prompts if p.verifier not in ("", name)), None)
+    if other and name != "by_row":
+        warnings.warn(
+            f"row {other.id} names verifier '{other.verifier}', and every row is graded by {name}; "
+            "choose row by row with --verifier '{name: by_row, verifiers: [...]}'",
+            stacklevel=2,
+        )
 
 
 def items(dump: Dump) -> list[Item]:

@@ -164,10 +164,12 @@ def _hanging(spec: Spec, args: argparse.Namespace, laps: _Laps) -> dict[str, Any
         start = time.perf_counter()
 
         def told(future: Future[list[Verdict]]) -> None:
-            room.release()
-            statuses.update(v.status for v in future.result())
-            if i not in sick:
-                spent.append(time.perf_counter() - start)
+            try:
+                statuses.update(v.status for v in future.result())
+                if i not in sick:
+                    spent.append(time.perf_counter() - start)
+            finally:
+                room.release()
 
         item = (f"{HANG} {i}" if i in sick else text, gold, meta)
         pool.submit([item]).add_done_callback(told)

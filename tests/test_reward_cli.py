@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ def dump(tmp_path: Path) -> Path:
 def result(capsys: Captured, *argv: str | Path) -> Any:
     assert main(["reward", *map(str, argv), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def warned(capsys: Captured, *argv: str) -> str:
+    """The one line of a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["reward", *argv]) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("laconic: warning: ")
+    assert error.count("\n") == 1
+    return error
 
 
 def test_figures_of_a_grading(dump: Path, capsys: Captured) -> None:
@@ -92,10 +104,9 @@ def test_thinking_may_be_opened_by_the_prompt_or_absent(tmp_path: Path, capsys: 
     def statuses(*options: str) -> Any:
         return result(capsys, "grade", path, "--verifier", "exact", *options)["statuses"]
 
-    assert main(["reward", "grade", str(path), "--verifier", "exact"]) == 0
-    heard = capsys.readouterr()
-    assert "1 never close theirs" in heard.err
-    assert "--opened" in heard.err
+    error = warned(capsys, "grade", str(path), "--verifier", "exact")
+    assert "1 never close theirs" in error
+    assert "--opened" in error
     assert statuses() == {"ok": 2}
     assert statuses("--opened") == {"ok": 1, "no_answer": 1}
     assert statuses("--no-thinking") == {"wrong": 1, "ok": 1}
@@ -137,6 +148,16 @@ def test_odd_values_are_written_as_json_and_shown_as_text(tmp_path: Path, capsys
     text = capsys.readouterr().out
     assert "gold ?[31mA? <- ?[31ma?" in text
     assert "\x1b" not in text
+
+
+def test_rows_that_name_a_verifier_are_heeded(tmp_path: Path, capsys: Captured) -> None:
+    rows = [{"answer": "A", "response": "a", "verifier": name} for name in ("exact", "loose")]
+    path = write(tmp_path / "r.jsonl", rows)
+    spec = "{name: by_row, verifiers: [exact, {loose: {name: exact, ignore_case: true}}]}"
+    assert result(capsys, "grade", path, "--verifier", spec)["statuses"] == {"wrong": 1, "ok": 1}
+    error = warned(capsys, "grade", str(path), "--verifier", "exact")
+    assert "row r/2 names verifier 'loose'" in error
+    assert "by_row" in error
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
@@ -228,7 +249,16 @@ def test_an_audit_finds_what_a_naive_grader_accepts(tmp_path: Path, capsys: Capt
     """The last word is the gold, whatever stands before it: against the whole answer."""
     texts = ["5", "not 5", "never 5", "6", "not 5", "raise"]
     path = write(tmp_path / "r.jsonl", [{"answer": "5", "response": t} for t in texts])
-    argv = ["audit", path, "--verifier", BY_TEXT, "--against", "exact", "--workers", "1"]
+    argv: list[str | Path] = [
+        "audit",
+        path,
+        "--verifier",
+        BY_TEXT,
+        "--against",
+        "exact",
+        "--workers",
+        "1",
+    ]
     out = tmp_path / "out.jsonl"
     got = result(capsys, *argv, "--out", out)
     table = [["error", "wrong", 1], ["ok", "ok", 1], ["ok", "wrong", 3], ["wrong", "wrong", 1]]
@@ -243,7 +273,16 @@ def test_an_audit_finds_what_a_naive_grader_accepts(tmp_path: Path, capsys: Capt
     assert sorted(kept) == sorted(
         [("not 5", "false accept")] * 2 + [("never 5", "false accept"), ("raise", "unknown")]
     )
-    turned = ["audit", path, "--verifier", "exact", "--against", BY_TEXT, "--workers", "1"]
+    turned: list[str | Path] = [
+        "audit",
+        path,
+        "--verifier",
+        "exact",
+        "--against",
+        BY_TEXT,
+        "--workers",
+        "1",
+    ]
     rejects = result(capsys, *turned)["answers"]
     assert rejects == {"false accept": 0, "false reject": 3, "unknown": 1}
     assert main(["reward", *map(str, argv), "--show", "1"]) == 0
@@ -263,7 +302,16 @@ def test_bench_of_golds_and_of_responses(tmp_path: Path, capsys: Captured, dump:
 
 def test_bench_counts_every_answer_that_hangs(tmp_path: Path, capsys: Captured) -> None:
     path = write(tmp_path / "g.jsonl", [{"answer": str(i)} for i in range(50)])
-    argv = ["bench", path, "--verifier", "exact", "--items", "200", "--hang-share", "0.02"]
+    argv: list[str | Path] = [
+        "bench",
+        path,
+        "--verifier",
+        "exact",
+        "--items",
+        "200",
+        "--hang-share",
+        "0.02",
+    ]
     options = ["--deadline", "0.3", "--workers", "2"]
     sick = result(capsys, *argv, *options)["hanging"]
     assert sick["hanging"] == sick["statuses"].pop("timeout") == 4
