@@ -1,219 +1,354 @@
-"""Crew: worker processes that can be killed, and the loop that feeds them.
+"""Crew: the thread that hands items to worker processes, and ends those that take too long.
 
-Each worker is a plain subprocess that imports the verifier and nothing else, so it starts alike
-from a thread, an event loop or a Ray actor whose parent has torch loaded. A worker holds one item
-at a time: the pipes are bounded, and a sick item costs nobody but itself and its worker.
+A worker holds one item at a time: the sockets are bounded, and a sick item costs nobody but
+itself and its worker. A worker that is at an item for longer than `GRACE` of the deadline is
+counted apart and its place is filled, so that a few items that hang do not stop the others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-import os
-import select
-import signal
-import subprocess
-import sys
+import selectors
+import socket
+import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
 
+from rewards.backlog import Backlog
 from rewards.grader import failed
+from rewards.processes import START_SECONDS, Template, Worker, ending
 from rewards.verdict import Verdict
-from rewards.worker import OUT_OF_MEMORY, verdict_of
+from rewards.worker import verdict_of
 
-START_SECONDS = 120.0
 MAX_STARTS = 3
-"""Starts that may fail in a row before the remaining items are given up as errors."""
-MAX_REPLY = 1 << 20
-_COMMAND = (
-    "import sys; sys.path[:] = sys.argv[1].split('\\n'); from rewards.worker import main; main()"
-)
-
-
-class _Worker:
-    """One process and what it is doing."""
-
-    def __init__(self, setup: bytes) -> None:
-        # numerical libraries would start a thread per core, and sympy's order follows the hashes
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, "\n".join(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=env,
-            bufsize=0,
-            start_new_session=True,  # Ctrl-C is the parent's; and a kill reaches its children
-        )
-        assert self.process.stdin
-        assert self.process.stdout
-        self.requests, self.replies = self.process.stdin.fileno(), self.process.stdout.fileno()
-        os.set_blocking(self.requests, False)
-        self.ready = False
-        self.job: int | None = None
-        self.since = time.monotonic()
-        self.outbox, self.inbox = memoryview(setup), b""
-        self.push()
-
-    @property
-    def idle(self) -> bool:
-        return self.ready and self.job is None
-
-    @property
-    def dead(self) -> bool:
-        # not reaped here: while it is a zombie, `end` cannot hit a stranger with its id
-        how = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PID, self.process.pid, how) is not None
-
-    def give(self, job: int, request: bytes) -> None:
-        self.job, self.outbox, self.since = job, memoryview(request), time.monotonic()
-        self.push()
-
-    def push(self) -> None:
-        """Write what fits into the pipe."""
-        with contextlib.suppress(BlockingIOError):
-            try:
-                self.outbox = self.outbox[os.write(self.requests, self.outbox) :]
-            except BrokenPipeError:
-                self.outbox = memoryview(b"")  # it has died: the end of its output will say so
-
-    def pull(self) -> bytes | None:
-        """A whole reply, b'' if there is none yet, None if there will be none."""
-        part = os.read(self.replies, 1 << 16)
-        line, newline, rest = (self.inbox + part).partition(b"\n")
-        self.inbox = rest if newline else line
-        if newline:
-            return line
-        return b"" if part and len(line) < MAX_REPLY else None
-
-    def end(self) -> str:
-        """Kill the process and whatever it has started; returns how it ended."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        status = self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe:
-                pipe.close()
-        if status == OUT_OF_MEMORY:
-            return "it reached its memory limit"
-        return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-
-
-def _disband(workers: list[_Worker], owner: int) -> None:
-    if os.getpid() == owner:  # and not a forked child of the owner
-        while workers:
-            workers.pop().end()
+"""Starts that may fail in a row before the waiting items are given up as errors."""
+MAX_TRIES = 3
+"""Times that an item may be under way while the template process ends."""
+GRACE = 0.05
+"""Share of the deadline after which another worker takes the place of one that is not back."""
+EXTRA = 2
+"""So many times as many such workers may there be."""
+SERVED = 5000
+"""Items after which a worker is replaced: what a verifier leaks is bounded."""
+_LATE = f"not ready after {START_SECONDS:.0f} s"
 
 
 class Crew:
-    """`size` workers that serve the verifier that `setup` names (see `rewards.worker.frame`).
+    """`size` workers for the verifier that `setup` names (see `rewards.worker.frame`).
 
     Raises:
         ValueError: the verifier does not start.
     """
 
-    def __init__(self, setup: bytes, size: int, deadline: float, name: str) -> None:
+    def __init__(
+        self, setup: bytes, size: int, deadline: float, name: str, backlog: Backlog
+    ) -> None:
         self.setup, self.size, self.deadline, self.name = setup, size, deadline, name
         self.killed = 0
         """Workers killed at the deadline."""
         self.crashed = 0
         """Workers that ended by themselves."""
+        self.slow = 0
+        """Items that took longer than the grace."""
+        self.service: deque[float] = deque(maxlen=8192)
+        """Seconds that the latest items were with a worker."""
+        self.wait: deque[float] = deque(maxlen=8192)
+        """Seconds that the latest items waited for one."""
+        self._backlog, self._numbers = backlog, itertools.count(1)
         self._failures, self._trouble = 0, ""
-        self._workers: list[_Worker] = []
-        self.close = weakref.finalize(self, _disband, self._workers, os.getpid())
-        self._hire()
-        while not all(worker.ready for worker in self._workers):
-            self._turn({})
-            if self._failures:
-                self.close()
-                raise ValueError(f"verifier '{name}' does not start: {self._trouble}")
-
-    def run(self, requests: Sequence[bytes]) -> list[tuple[Verdict, float]]:
-        """(verdict, seconds) of each request, in order. Never raises for what a worker does."""
-        todo = deque(enumerate(requests))
-        done: dict[int, tuple[Verdict, float]] = {}
+        self._template: Template | None = None
+        self._workers: list[Worker] = []
+        self._dying: dict[int, tuple[Worker, float]] = {}
+        """By number: ended too early, and when; the template has yet to say how."""
+        self._closing = self._rung = False
+        self._bell, self._ringer = socket.socketpair()
+        self._bell.setblocking(False)
+        self._ringer.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._begun: Future[None] = Future()
+        backlog.wake = self._ring
+        self.thread = threading.Thread(target=self._main, name="verifier pool", daemon=True)
+        self.thread.start()
         try:
-            while len(done) < len(requests):
-                if todo:
-                    self._hire()
-                for worker in [w for w in self._workers if w.idle]:
-                    if worker.dead:
-                        self._dismiss(worker)
-                    elif todo:
-                        worker.give(*todo.popleft())
-                self._turn(done)
-                if self._failures >= MAX_STARTS and not self._workers:
-                    lost = failed(self.name, f"no worker starts: {self._trouble}")
-                    done |= {job: (lost, 0.0) for job, _ in todo}
-                    todo.clear()
-                    self._failures = 0
+            self._begun.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End every process. Takes no lock: the garbage collector may call it anywhere."""
+        self._closing = True
+        self._rung = False
+        self._ring()
+        if threading.current_thread() is not self.thread:
+            self.thread.join()
+
+    def pids(self) -> list[int]:
+        """Process ids of the template and of the workers at this moment."""
+        template = self._template
+        own = [template.process.pid] if template else []
+        return own + [worker.pid for worker in list(self._workers) if worker.pid]
+
+    def _ring(self) -> None:
+        if not self._rung:
+            self._rung = True
+            with contextlib.suppress(OSError):  # full: it is being told; closed: too late
+                self._ringer.send(b"!")
+
+    def _main(self) -> None:
+        problem: Exception = ValueError("verifier pool: it is closed; make another")
+        try:
+            while not self._closing:
+                self._turn()
+        except BaseException as bug:
+            problem = RuntimeError(f"verifier pool: its dispatcher failed: {bug!r}")
+            raise
         finally:
-            # after an exception: a late reply must not be read as the next call's
-            for worker in [w for w in self._workers if w.job is not None]:
-                self._dismiss(worker)
-        return [done[job] for job in range(len(requests))]
+            self._backlog.close(problem)
+            if self._template is not None:
+                self._template.end(self._pids_of_workers())
+            for worker in self._workers:
+                worker.socket.close()
+            self._selector.close()
+            self._ringer.close()
+            self._bell.close()
+            if not self._begun.done():
+                self._begun.set_exception(problem)
 
-    def _hire(self) -> None:
-        while len(self._workers) < self.size and self._failures < MAX_STARTS:
-            self._workers.append(_Worker(self.setup))
+    def _turn(self) -> None:
+        self._staff()
+        self._hand_out()
+        for key, _ in self._selector.select(self._pause()):
+            if key.fileobj is self._bell:
+                with contextlib.suppress(BlockingIOError):
+                    self._bell.recv(1 << 12)
+                self._rung = False  # not before: a ring between the two would be the last
+            elif isinstance(key.data, Template):
+                self._news(key.data)
+            elif key.data in self._workers:
+                key.data.push()
+                self._listen(key.data)
+        self._overdue(time.monotonic())
 
-    def _dismiss(self, worker: _Worker) -> str:
+    # staff
+
+    def _staff(self) -> None:
+        """Keep `size` workers at hand beside those that are slow."""
+        needed = self._backlog.waiting or not self._begun.done()
+        if self._failures >= MAX_STARTS or (self._failures and not self._begun.done()):
+            self._give_up()
+        elif self._template is None:
+            if needed:  # not in vain again and again
+                self._template = Template(self.setup)
+                self._selector.register(self._template.socket, selectors.EVENT_READ, self._template)
+        elif self._template.ready and (needed or not self._failures):
+            at_hand = sum(not worker.slow for worker in self._workers)
+            most = (1 + EXTRA) * self.size
+            for _ in range(min(self.size - at_hand, most - len(self._workers))):
+                worker = Worker(next(self._numbers), self.setup, self._template)
+                self._workers.append(worker)
+                self._watch(worker)
+
+    def _give_up(self) -> None:
+        if not self._begun.done():
+            problem = f"verifier '{self.name}' does not start: {self._trouble}"
+            self._begun.set_exception(ValueError(problem))
+            self._closing = True
+        lost = failed(self.name, f"no worker starts: {self._trouble}")
+        while job := self._backlog.take():
+            self._backlog.finish(job, lost)
+        self._failures = 0
+
+    def _failed(self, trouble: str) -> None:
+        self._failures, self._trouble = self._failures + 1, trouble
+
+    def _watch(self, worker: Worker) -> None:
+        """Listen to the worker, and for room in its socket while something is to be written."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.outbox else 0)
+        known = self._selector.get_map().get(worker.socket)
+        if known is None:
+            self._selector.register(worker.socket, events, worker)
+        elif known.events != events:
+            self._selector.modify(worker.socket, events, worker)
+
+    def _dismiss(self, worker: Worker) -> None:
         self._workers.remove(worker)
-        return worker.end()
+        self._selector.unregister(worker.socket)
+        worker.socket.close()
+        if self._template is not None:
+            self._template.kill(worker.number)
 
-    def _turn(self, done: dict[int, tuple[Verdict, float]]) -> None:
-        """Wait until a worker has something to say or is overdue, and deal with it."""
-        poll = select.poll()
-        for worker in self._workers:
-            poll.register(worker.replies, select.POLLIN)
-            if worker.outbox:
-                poll.register(worker.requests, select.POLLOUT)
-        dues = [self._due(worker) for worker in self._workers if not worker.idle]
-        wait = max(0.0, min(dues, default=0.0) - time.monotonic())
-        active = {fd for fd, _ in poll.poll(wait * 1000 + 1)}
-        for worker in list(self._workers):
-            if worker.outbox and worker.requests in active:
-                worker.push()
-            if worker.replies in active:
-                self._listen(worker, done)
-            elif not worker.idle and time.monotonic() >= self._due(worker):
-                self._overdue(worker, done)
+    def _pids_of_workers(self) -> list[int]:
+        dying = [worker for worker, _ in self._dying.values()]
+        return [worker.pid for worker in (*self._workers, *dying) if worker.pid]
 
-    def _due(self, worker: _Worker) -> float:
-        return worker.since + (self.deadline if worker.ready else START_SECONDS)
+    # items
 
-    def _listen(self, worker: _Worker, done: dict[int, tuple[Verdict, float]]) -> None:
+    def _hand_out(self) -> None:
+        idle = [worker for worker in self._workers if worker.idle]
+        while idle and self._backlog.waiting:
+            worker = idle.pop(0)
+            if worker.gone:
+                self._unasked(worker)
+                continue
+            job = self._backlog.take()
+            if job is None:
+                return
+            self.wait.append(time.monotonic() - job.asked)
+            worker.give(job)
+            self._watch(worker)
+
+    def _done(self, worker: Worker, verdict: Verdict, moment: float) -> None:
+        job, worker.job = worker.job, None
+        assert job is not None
+        self.service.append(moment - worker.since)
+        self._backlog.finish(job, verdict)
+
+    def _listen(self, worker: Worker) -> None:
+        """Take what the worker says."""
         reply = worker.pull()
+        self._watch(worker)
         if reply == b"":
             return
-        seconds = time.monotonic() - worker.since
-        if not worker.ready:
+        if worker.pid is None:
             self._started(worker, reply)
         elif worker.job is None:
-            self._dismiss(worker)  # it died, or spoke, without being asked
+            self._unasked(worker)
         elif reply is not None and (verdict := verdict_of(reply)):
-            done[worker.job] = verdict, seconds
-            worker.job = None
+            self._done(worker, verdict, time.monotonic())
+            worker.slow = False
+            at_hand = sum(not other.slow for other in self._workers)
+            if worker.served >= SERVED or at_hand > self.size:
+                self._dismiss(worker)
         else:
-            job, self.crashed = worker.job, self.crashed + 1
-            done[job] = failed(self.name, f"the worker ended: {self._dismiss(worker)}"), seconds
+            self._mourn(worker)
 
-    def _started(self, worker: _Worker, reply: bytes | None) -> None:
-        message = json.loads(reply) if reply else {}
-        if "ready" in message:
-            worker.ready, self._failures = True, 0
+    def _started(self, worker: Worker, reply: bytes | None) -> None:
+        message: Any = {}
+        with contextlib.suppress(ValueError):
+            message = json.loads(reply or b"{}")
+        if "pid" in message:
+            worker.pid, self._failures = message["pid"], 0
+            if self._template is not None:
+                self._template.proved = True
+            if not self._begun.done() and all(other.pid for other in self._workers):
+                self._begun.set_result(None)
             return
-        ending = self._dismiss(worker)
-        self._failures, self._trouble = self._failures + 1, message.get("failed", ending)
+        if "failed" in message:
+            self._dismiss(worker)
+            self._failed(message["failed"])
+        else:
+            self._mourn(worker)
 
-    def _overdue(self, worker: _Worker, done: dict[int, tuple[Verdict, float]]) -> None:
-        job, ready = worker.job, worker.ready
+    # trouble
+
+    def _unasked(self, worker: Worker) -> None:
+        """It has ended, or spoken, without an item: replaced, if it was ever of use."""
         self._dismiss(worker)
-        if not ready:
-            self._failures += 1
-            self._trouble = f"not ready after {START_SECONDS:.0f} s"
-        elif job is not None:
-            self.killed += 1
-            late = failed(self.name, f"no verdict after {self.deadline:g} s", "timeout")
-            done[job] = late, self.deadline
+        if not worker.served:
+            self._failed("a worker ended before it was given anything")
+
+    def _mourn(self, worker: Worker) -> None:
+        self._dismiss(worker)
+        self._dying[worker.number] = worker, time.monotonic()
+
+    def _news(self, template: Template) -> None:
+        """What the template says: it is ready or cannot be, or a worker has ended."""
+        events = template.events()
+        if events is None:
+            return self._lost()
+        for event in events:
+            if "failed" in event:
+                return self._lost(event["failed"])
+            if "ready" in event:
+                template.ready = True
+            else:
+                self._buried(event["dead"], ending(event["status"]))
+        return None
+
+    def _buried(self, number: int, how: str) -> None:
+        for worker in [worker for worker in self._workers if worker.number == number]:
+            for _ in range(2):  # its last words, and the end of them
+                if worker in self._workers:
+                    self._listen(worker)
+            if worker in self._workers:
+                self._mourn(worker)
+        if number not in self._dying:
+            return
+        worker, moment = self._dying.pop(number)
+        if worker.job is None:
+            self._failed(how)
+        else:
+            self.crashed += 1
+            self._done(worker, failed(self.name, f"the worker ended: {how}"), moment)
+
+    def _overdue(self, now: float) -> None:
+        """End what takes too long, and what nobody waits for any more."""
+        template = self._template
+        if template and not template.ready and now >= template.due:
+            return self._lost(_LATE)
+        if any(now >= moment + START_SECONDS for _, moment in self._dying.values()):
+            return self._lost("it does not say how a worker ended")
+        for worker in [worker for worker in self._workers if not worker.idle]:
+            if worker.job is None:
+                if now >= self._due(worker):
+                    return self._lost(_LATE)
+            elif self._backlog.abandon(worker.job):
+                self._dismiss(worker)
+            elif now >= worker.since + self.deadline:
+                self._timeout(worker)
+            elif not worker.slow and now >= self._due(worker):
+                worker.slow, self.slow = True, self.slow + 1
+        return None
+
+    def _timeout(self, worker: Worker) -> None:
+        self._listen(worker)  # it may be this process that had no time
+        if worker.job is None or worker not in self._workers:
+            return
+        self.killed += 1
+        self._dismiss(worker)
+        late = failed(self.name, f"no verdict after {self.deadline:g} s", "timeout")
+        self._done(worker, late, time.monotonic())
+
+    def _lost(self, trouble: str = "") -> None:
+        """The template has ended, or is of no use, and with it go its workers."""
+        template, self._template = self._template, None
+        assert template is not None
+        self._selector.unregister(template.socket)
+        ended = template.end(self._pids_of_workers())
+        how = trouble or ended
+        dying, self._dying = self._dying, {}
+        lost = [*self._workers, *(worker for worker, _ in dying.values())]
+        for worker in list(self._workers):
+            self._dismiss(worker)
+        for worker in lost:
+            job, worker.job = worker.job, None
+            if job is None:
+                continue
+            job.tries += 1
+            if job.tries < MAX_TRIES:
+                self._backlog.put_back(job)
+            else:
+                why = f"{MAX_TRIES} times the process of the workers ended: {how}"
+                self._backlog.finish(job, failed(self.name, why))
+        if not template.proved:
+            self._failed(how)
+
+    def _due(self, worker: Worker) -> float:
+        """When something must be done about a worker that is not idle."""
+        if worker.job is None:
+            return worker.since + START_SECONDS
+        return worker.since + self.deadline * (1 if worker.slow else GRACE)
+
+    def _pause(self) -> float | None:
+        """Seconds until something must be done; None: until something happens."""
+        dues = [self._due(worker) for worker in self._workers if not worker.idle]
+        dues += [moment + START_SECONDS for _, moment in self._dying.values()]
+        if self._template is not None and not self._template.ready:
+            dues.append(self._template.due)
+        return max(0.0, min(dues) - time.monotonic()) if dues else None

@@ -5,17 +5,28 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from rewards.grader import Item
 from rewards.verdict import Verdict
+from samplers.seam import Component
+
+BY_TEXT = "tests.graders:by_text"
+
+
+def items(*texts: str | None, gold: str = "yes") -> list[Item]:
+    return [(text, gold, {}) for text in texts]
 
 
 def by_text(text: str, gold: str, meta: Mapping[str, Any]) -> Any:
     """The answer text says what happens."""
+    if text.split()[0] in ("hang", "die", "crash") and text.split()[-1].isdigit():
+        text = text.split()[0]  # one of many
     if text == "hang":
         time.sleep(3600)
     if text == "hang in C":
@@ -44,9 +55,24 @@ def by_text(text: str, gold: str, meta: Mapping[str, Any]) -> Any:
     if text == "leave a child":
         child = subprocess.Popen(["sleep", "3600"])
         return Verdict(True, 1.0, "ok", str(child.pid))
+    if text.endswith("a stray"):
+        stray = subprocess.Popen(["sleep", "3600"], start_new_session=True)
+        if text.startswith("hang"):
+            time.sleep(3600)
+        return Verdict(True, 1.0, "ok", str(stray.pid))
+    if text == "kill the template":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(3600)
     if text.startswith("after "):
         time.sleep(float(text.split()[1]))
     return text.split()[-1] == gold
+
+
+def stuck(text: str, gold: str, meta: Mapping[str, Any]) -> bool:
+    """Hangs on every answer that is not the first candidate of a find problem."""
+    if text != "A":
+        time.sleep(3600)
+    return text == gold
 
 
 calls = 0
@@ -93,6 +119,29 @@ def trl_short(completions: Any, **kwargs: Any) -> list[float]:
 def spread(prompts: Any, completions: Any, **kwargs: Any) -> list[float]:
     """Needs the whole group: one over how many gave the same text."""
     return [1.0 / completions.count(c) for c in completions]
+
+
+READS = ("level",)
+
+
+class Config(Component):
+    """This module as a verifier: where an answer was graded."""
+
+
+def grade(text: str, gold: str, meta: Mapping[str, Any], config: Config) -> Verdict:
+    """The canonical answer is the process that graded."""
+    detail = " ".join(f"{name} {value}" for name, value in meta.items())
+    return Verdict(True, 1.0, "ok", str(os.getpid()), detail=detail)
+
+
+def fast(text: str, gold: str, meta: Mapping[str, Any], config: Config) -> Verdict | None:
+    return grade(text, gold, meta, config) if text == "fast" else None
+
+
+def relevant(text: str, config: Config) -> str:
+    if text == "confused":
+        raise RuntimeError("which part?")
+    return text.partition(" # ")[0]
 
 
 not_a_function = 3

@@ -1,0 +1,314 @@
+"""The processes of the verifier pool: whatever is killed, the rest goes on and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rewards.pool import VerifierPool
+from tests.graders import BY_TEXT as SICK
+from tests.graders import items
+
+ROOT = Path(__file__).parents[1]
+
+
+def until(true: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Wait for what must happen; how long it takes is not what is tested."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def exists(pid: int) -> bool:
+    """Alive, or dead and not reaped."""
+    return psutil.pid_exists(pid)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def below(pids: Sequence[int]) -> list[int]:
+    """These processes and all that they have started."""
+    found = list(pids)
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return sorted(set(found))
+
+
+def test_close_leaves_no_process_behind() -> None:
+    pool = VerifierPool(SICK, workers=2, deadline=0.5)
+    child = int(pool.grade(items("leave a child"))[0].answer or 0)
+    stray = int(pool.grade(items("leave a stray"))[0].answer or 0)
+    processes = [child, stray, *pool.pids()]
+    assert len(processes) == 5
+    assert all(alive(pid) for pid in processes)
+    pool.close()
+    pool.close()
+    assert not any(exists(pid) for pid in processes)
+    with pytest.raises(ValueError, match="closed"):
+        pool.grade(items("a"))
+
+
+def test_a_forgotten_pool_is_closed_by_the_garbage_collector() -> None:
+    pool = VerifierPool(SICK, workers=1)
+    pid = int(pool.grade(items("pid"))[0].answer or 0)
+    del pool
+    assert until(lambda: not alive(pid))
+
+
+def test_an_interrupted_call_does_not_poison_the_next() -> None:
+    with VerifierPool(SICK, workers=2, deadline=20.0) as pool:
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            pool.grade(items("after 5 yes", "after 5 no"))
+        assert [v.answer for v in pool.grade(items("a yes", "b no"))] == ["a yes", "b no"]
+
+
+def test_an_idle_worker_that_died_is_replaced_without_blame() -> None:
+    with VerifierPool(SICK, workers=1) as pool:
+        pid = int(pool.grade(items("pid"))[0].answer or 0)
+        os.kill(pid, signal.SIGKILL)
+        assert until(lambda: not alive(pid))
+        assert pool.grade(items("a yes"))[0].status == "ok"
+
+
+def test_a_verifier_that_starts_here_and_not_there_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its import fails in the worker: the pool says so at once instead of trying for ever."""
+    (tmp_path / "fussy.py").write_text(
+        "import os\nif os.getppid() == int(os.environ['FUSSY']): raise OSError('no licence')\n"
+        "def fn(text, gold, meta): return True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("FUSSY", str(os.getpid()))
+    with pytest.raises(ValueError, match=r"does not start.*no licence"):
+        VerifierPool("fussy:fn", workers=2)
+
+
+def resident(pids: Sequence[int]) -> int:
+    """Bytes of memory that these processes and nobody else hold."""
+    return sum(psutil.Process(pid).memory_full_info().uss for pid in pids)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_a_hundred_thousand_items() -> None:
+    """Neither here nor in the workers: after the first tenth it stays what it is."""
+    with VerifierPool(SICK, workers=2, cache=1000) as pool:
+        sizes = []
+        for start in range(0, 100_000, 10_000):
+            texts = (f"{'x' * 1000} {n} yes" for n in range(start, start + 10_000))
+            assert all(v.correct for v in pool.grade(items(*texts)))
+            sizes.append(resident([os.getpid(), *pool.pids()]))
+    assert max(sizes[1:]) < sizes[0] + (16 << 20)
+
+
+@pytest.mark.timeout(120)
+def test_inside_a_ray_actor() -> None:
+    """Where the parent has threads and torch loaded."""
+    ray = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    try:
+
+        @ray.remote(num_cpus=1)
+        class Actor:
+            def grade(self) -> list[str]:
+                import torch
+
+                torch.ones(64, 64) @ torch.ones(64, 64)
+                with VerifierPool(SICK, workers=2, deadline=0.5) as pool:
+                    return [v.status for v in pool.grade(items("hang", "a yes", "die"))]
+
+        assert ray.get(Actor.remote().grade.remote(), timeout=90) == ["timeout", "ok", "error"]
+    finally:
+        ray.shutdown()
+
+
+PARENT = """
+import json, os, sys, time
+from rewards.pool import VerifierPool
+pool = VerifierPool("tests.graders:by_text", workers=2, deadline=60.0)
+children = [pool.grade([(f"leave a {what}", "yes", {})])[0].answer for what in ("child", "stray")]
+if "fork" in sys.argv and not os.fork():
+    time.sleep(60)  # holds a copy of every socket
+print(json.dumps([*map(int, children), *pool.pids()]), flush=True)
+texts = [text for text in sys.argv[1:] if text != "fork"]
+pool.grade([(text, "yes", {}) for text in texts])
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("texts", [(), ("fork",), ("hang", "hang in C"), ("fork", "hang")])
+def test_nothing_outlives_a_killed_owner(texts: tuple[str, ...]) -> None:
+    """Idle, in the middle of an item, and where a fork of the owner keeps its sockets open."""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", PARENT, *texts],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    assert owner.stdout
+    pids = json.loads(owner.stdout.readline())
+    assert len(pids) >= 5
+    time.sleep(0.3)
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    try:
+        assert until(lambda: not any(alive(pid) for pid in pids))
+    finally:
+        os.killpg(owner.pid, signal.SIGKILL) if "fork" in texts else None
+
+
+def test_killed_workers_are_replaced_and_only_their_items_lost() -> None:
+    with VerifierPool(SICK, workers=2, deadline=60.0) as pool:
+        busy = pool.submit(items("after 30 yes"))
+        done = 0
+        while not busy.done() and done < 200:  # the busy one is among them sooner or later
+            for pid in pool.pids()[1:]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            statuses = [v.status for v in pool.grade(items(f"{done} yes", f"{done} no"))]
+            assert set(statuses) <= {"ok", "wrong", "error"}
+            done += 1
+        assert busy.result()[0].status == "error"
+        assert "SIGKILL" in busy.result()[0].detail
+        assert [v.status for v in pool.grade(items("a yes", "a no"))] == ["ok", "wrong"]
+
+
+def test_a_killed_template_is_replaced_and_what_was_under_way_is_asked_again() -> None:
+    with VerifierPool(SICK, workers=2, deadline=60.0) as pool:
+        before = pool.pids()
+        under_way = pool.submit(items("after 0.5 yes", "after 0.5 no", "a yes"))
+        time.sleep(0.1)
+        os.kill(before[0], signal.SIGKILL)
+        assert [v.status for v in under_way.result()] == ["ok", "wrong", "ok"]
+        assert not set(before) & set(pool.pids())
+        assert not any(alive(pid) for pid in before)
+        os.kill(pool.pids()[0], signal.SIGKILL)  # while nothing is asked
+        assert [v.status for v in pool.grade(items("b yes", "b no"))] == ["ok", "wrong"]
+        assert pool.stats()["crashed"] == 0
+
+
+def test_an_item_that_kills_the_template_is_given_up() -> None:
+    with VerifierPool(SICK, workers=1, deadline=60.0) as pool:
+        verdict = pool.grade(items("kill the template"))[0]
+        assert verdict.status == "error"
+        assert "3 times" in verdict.detail
+        assert pool.grade(items("a yes"))[0].correct
+
+
+def test_what_an_item_leaves_behind_ends_with_its_worker() -> None:
+    """Children in its group and daemons in a session of their own."""
+    with VerifierPool(SICK, workers=1, deadline=1.0) as pool:
+        left = [
+            int(pool.grade(items(f"leave a {what}"))[0].answer or 0) for what in ("child", "stray")
+        ]
+        assert all(alive(pid) for pid in left)
+        assert pool.grade(items("die"))[0].status == "error"
+        assert until(lambda: not any(exists(pid) for pid in left))
+        verdict = pool.grade(items("hang with a stray"))[0]
+        assert verdict.status == "timeout"
+        assert until(lambda: len(below(pool.pids())) == 2)
+
+
+def test_no_process_is_left_after_many_deaths() -> None:
+    """Neither running nor dead and not reaped; here or below the template."""
+    mine = {child.pid for child in psutil.Process().children()}
+    with VerifierPool(SICK, workers=2, deadline=0.2) as pool:
+        pool.grade(items(*(f"{what} {i}" for i in range(6) for what in ("die", "crash", "hang"))))
+        assert pool.grade(items("a yes"))[0].correct
+        assert until(lambda: below(pool.pids()) == sorted(pool.pids()))
+        assert len(pool.pids()) == 3
+        files = len(os.listdir("/proc/self/fd"))
+        pool.grade(items(*(f"die {i}" for i in range(20))))
+        assert until(lambda: len(pool.pids()) == 3)
+        assert len(os.listdir("/proc/self/fd")) <= files
+    assert {child.pid for child in psutil.Process().children()} <= mine
+
+
+def test_a_fork_of_the_owner_is_refused_and_harmless() -> None:
+    with VerifierPool(SICK, workers=1) as pool:
+        read, write = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                try:
+                    pool.grade(items("a yes"))
+                except ValueError as problem:
+                    os.write(write, str(problem).encode())
+                pool.close()
+            finally:
+                os._exit(0)
+        os.close(write)
+        os.waitpid(pid, 0)
+        assert b"made in another process" in os.read(read, 1 << 12)
+        os.close(read)
+        assert pool.grade(items("a yes"))[0].correct
+
+
+def test_closing_tells_those_who_wait() -> None:
+    pool = VerifierPool(SICK, workers=1, deadline=60.0, pending=2)
+    problems: list[BaseException] = []
+
+    def ask(n: int) -> None:
+        try:
+            pool.grade(items(*(f"after 50 {n} {i}" for i in range(3))))
+        except (ValueError, CancelledError) as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    pool.close()
+    for thread in threads:
+        thread.join(30)
+    assert ["closed" in str(problem) for problem in problems] == [True] * 4
+
+
+def test_a_verifier_with_threads_is_not_forked(tmp_path: Path, monkeypatch) -> None:
+    """Its lock is held by a thread that a fork would not have: workers import it themselves."""
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time\nlock = threading.Lock()\n"
+        "def hold():\n    while True:\n        with lock: time.sleep(0.05)\n        "
+        "time.sleep(0.001)\n"
+        "threading.Thread(target=hold, daemon=True).start()\ntime.sleep(0.01)\n"
+        "def fn(text, gold, meta):\n    with lock: return True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with VerifierPool("threaded:fn", workers=2, deadline=20.0) as pool:
+        verdicts = pool.grade(items(*map(str, range(6))))
+        pids = pool.pids()
+    assert [v.status for v in verdicts] == ["ok"] * 6
+    assert not any(exists(pid) for pid in pids)
