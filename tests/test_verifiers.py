@@ -1,7 +1,6 @@
-r"""Verifiers: what fools and hangs graders of mathematics must neither fool nor hang ours.
+"""Verifiers of mathematics, of numbers and of strings: their policies and their statuses.
 
-The rows of TABLE are defects measured in math-verify 0.9 on its own (an exploit, a false positive
-or a false negative each), and the everyday forms of answers that must go on being right.
+What fools and hangs graders is in corpus/ and in test_math_corpus.py.
 """
 
 from __future__ import annotations
@@ -23,140 +22,9 @@ from rewards.maths.numbers import number
 from rewards.verdict import Verdict
 from rewards.verifiers import exact, math, numeric
 
-WRONG, RIGHT = False, True
-TABLE = (
-    # answers that hide their value: equation tails, approximations, unevaluated work
-    ("5", "3=5", WRONG),
-    ("5", "1=2=3=4=5", WRONG),
-    ("5", "x=3=5", WRONG),
-    ("5", "2+3=5", WRONG),
-    ("5", r"5 \approx 6", WRONG),
-    ("5050", r"\sum_{k=1}^{100} k", WRONG),
-    ("5000", r"\int_0^{100} x\,dx", WRONG),
-    ("120", "5!", WRONG),
-    ("10", r"\binom{5}{2}", WRONG),
-    ("5", "x-x+5", WRONG),
-    ("5", "5x/x", WRONG),
-    ("0", "x-x", WRONG),
-    # values that only look alike
-    (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}", WRONG),
-    (r"\frac{1}{2^{99}}", "2^{-99}", RIGHT),
-    (r"\frac{1}{2004!}", r"\frac{1}{2006!}", WRONG),
-    (r"1-\frac{1}{\mathrm{e}}", r"1+\frac{1}{\mathrm{e}}", WRONG),
-    (r"1-\frac{1}{\mathrm{e}}", r"\frac{e-1}{e}", RIGHT),
-    (r"\frac{2^{2005}+1}{3\cdot 2^{2006}}", r"\frac{1}{3\cdot 2^{2006}}", WRONG),
-    (r"1,2,\ldots,n", r"1,3,5,\ldots,2n-1", WRONG),
-    (r"1,2,\ldots,n", r"1, 2, \ldots, n", RIGHT),
-    ("3*x-1*y+13=0", "3x+4y+14=0", WRONG),
-    ("3x-y+13=0", "6x-2y+26=0", RIGHT),
-    ("3x-y+13=0", "y=3x+13", RIGHT),
-    ("1", "0.999", WRONG),
-    ("5", "5.00000001", WRONG),
-    ("12", "1 2", WRONG),
-    # units, percent, base
-    ("10 cm", "10 m", WRONG),
-    (r"10\text{ cm}", r"10\text{ m}", WRONG),
-    (r"10\text{ cm}", "10", RIGHT),
-    ("10", r"10\text{ cm}", RIGHT),
-    (r"864\mbox{ inches}^2", r"864\text{ inches}", WRONG),
-    ("50", r"50\%", WRONG),
-    (r"10\%", "10", WRONG),
-    (r"10\%", r"\frac{1}{10}", RIGHT),
-    ("10101_2", "10101", WRONG),
-    ("10101_2", "10101_{2}", RIGHT),
-    (r"90^\circ", "90 degrees", RIGHT),
-    (r"\$32,\!348", "32348", RIGHT),
-    # brackets say what it is
-    ("(1,2)", r"\{1,2\}", WRONG),
-    ("(1,2)", "[1,2]", WRONG),
-    ("(1,2)", "(2,1)", WRONG),
-    ("1,2", r"\{2,1\}", RIGHT),
-    ("1,2", "1,2,2", WRONG),
-    ("5", "3,5", WRONG),
-    ("5", "3 or 5", WRONG),
-    ("[1,2]", r"1\le x\le 2", RIGHT),
-    ("[1,2]", r"1<x\leq 2", WRONG),
-    ("[1,2]", r"2\ge x\ge 1", RIGHT),
-    (r"(2,\infty)", "x>2", RIGHT),
-    (r"(2,\infty)", r"x\ge 2", WRONG),
-    (r"x \in [-2,7]", r"\left[-2,7\right]", RIGHT),
-    (r"(-\infty,2)\cup(3,\infty)", r"(3,\infty) \cup (-\infty,2)", RIGHT),
-    (r"\begin{pmatrix}1\\ 2\end{pmatrix}", "(1,2)", RIGHT),
-    (r"\begin{pmatrix}1\\ 2\end{pmatrix}", "(2,1)", WRONG),
-    (r"\begin{pmatrix}4\\ 0\end{pmatrix}", r"\begin{pmatrix}5\\ 0\end{pmatrix}", WRONG),
-    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix}1&2\\3&4.0\end{bmatrix}", RIGHT),
-    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}", WRONG),
-    # forms of one value
-    (r"\frac{1}{3}", "0.333", RIGHT),
-    (r"\frac{1}{3}", "0.33", WRONG),
-    (r"\frac{1}{3}", "0.334", WRONG),
-    (r"\frac{1}{16}", "0.063", WRONG),
-    (r"\pi", "3.14159", RIGHT),
-    (r"\pi", "3.15", WRONG),
-    (r"\sqrt{51}", "7.141", RIGHT),
-    (r"6\cdot 10^{23}", "6e23", RIGHT),
-    ("10^{23}", "6e23", WRONG),
-    ("1000", "1 000", RIGHT),
-    ("2,125", "x=2125", RIGHT),
-    ("100, 200", "100,200", RIGHT),
-    ("58,500", "58{,}500", RIGHT),
-    (r"\emptyset", r"\text{no solution}", RIGHT),
-    (r"1\frac{4}{5}", "9/5", RIGHT),
-    (".35625", r"\frac{57}{160}", RIGHT),
-    (r"\frac43", r"\dfrac{4}{3}", RIGHT),
-    ("6 - 5i", "-5i+6", RIGHT),
-    ("6 - 5i", "6+5i", WRONG),
-    (r"1 \pm \sqrt{19}", r"1-\sqrt{19},\ 1+\sqrt{19}", RIGHT),
-    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}", WRONG),
-    (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt3}", RIGHT),
-    ("(a+5)(b+2)", "ab+2a+5b+10", RIGHT),
-    ("p - q", "q-p", WRONG),
-    (r"\cot x", r"\frac{\cos x}{\sin x}", RIGHT),
-    ("3R^2", "3r^2", WRONG),
-    ("x=5", "5", RIGHT),
-    ("5", "x=5", RIGHT),
-    ("5", "f(2)=5", RIGHT),
-    ("x=5", "y=5", WRONG),
-    ("y = 2x + 3", "3+2x", RIGHT),
-    (r"\text{(C)}", "C", RIGHT),
-    (r"\text{(C)}", "D", WRONG),
-    (r"\text{Evelyn}", "evelyn", RIGHT),
-    (r"\text{Evelyn}", r"\text{Bob}", WRONG),
-    ("5", r"\infty", WRONG),
-    ("5", r"\frac{0}{0}", WRONG),
-)
-COSTLY = (
-    "2^{2^{2^{2^{2^{2}}}}}",
-    "10^{10^{10}}",
-    "9^{9}^{9}^{9}",
-    "9^9^9^9^9",
-    "9^{999999999}",
-    "(x+y+z)^{200}",
-    r"\binom{1000000}{500000}",
-    "1000000!",
-    "((((((((((((((5))))))))))))))",
-    "1+" * 300 + "1",
-)
-
 
 def mark(text: str, gold: str, **settings: Any) -> Verdict:
     return math.grade(text, gold, {}, math.Config(**settings))
-
-
-@pytest.mark.parametrize(("gold", "answer", "right"), TABLE)
-def test_table(gold: str, answer: str, right: bool) -> None:
-    verdict = mark(rf"Hence \boxed{{{answer}}}.", gold)
-    assert verdict.known
-    assert verdict.correct is right
-    assert verdict.score == float(right)
-
-
-@pytest.mark.parametrize("answer", COSTLY)
-@pytest.mark.timeout(60)
-def test_costly_answers_are_not_even_tried(answer: str) -> None:
-    verdict = mark(rf"\boxed{{{answer}}}", "x+7")
-    assert (verdict.status, verdict.score) == ("unparseable", 0.0)
-    assert verdict.detail
 
 
 def test_several_boxes() -> None:
@@ -165,6 +33,8 @@ def test_several_boxes() -> None:
     assert not mark(text, "3").correct
     assert not mark(text, "5", boxes="agree").correct
     assert mark(r"\boxed{5}, that is \boxed{5.0}", "5", boxes="agree").correct
+    assert mark(r"\boxed{5} but " * 80 + r"\boxed{5}", "5", boxes="agree").status == "unparseable"
+    assert mark(r"\boxed{5} but " * 80 + r"\boxed{5}", "5").correct
     assert mark(r"\boxed{\boxed{5}}", "5").correct
     assert mark(r"\boxed{\{1,2\}}", r"\{1,2\}").correct
 

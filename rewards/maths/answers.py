@@ -9,22 +9,20 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from rewards.maths import algebra, guards, notation, units
+from rewards.maths import algebra, guards, notation, regions, units
 from rewards.maths.notation import Shape, squeeze
 from rewards.maths.numbers import Number, Percent, number, numeral, same
 
 ROUNDED_GOLD = 7
 """Significant digits of a decimal gold that are enough to tell which exact value was rounded."""
 
-_MEMBER = re.compile(r"^[A-Za-z] ?\\in(?![A-Za-z]) ?")
 _COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
-_SIGN = re.compile(r"(<|>|=|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z]))")
-_ORDER = r"(<|>|\\le|\\ge) ?"
-_NAME = r"[A-Za-z](?:\([A-Za-z]\))?"
-_BETWEEN = re.compile(rf"([^<>]+?){_ORDER}({_NAME}){_ORDER}([^<>]+)")
-_RAY = re.compile(rf"({_NAME}){_ORDER}([^<>]+)")
-_TURNED_RAY = re.compile(rf"([^<>A-Za-z]+){_ORDER}({_NAME})")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z]")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z](?: [0-9]+)?")
+_OPTION = re.compile(
+    r"(?:\\text ?\{ ?\(?([A-Z])\)?[.:]? ?\}|\(([A-Z])\) )[ .:]*(?!or |and )([^ ,;][^,;]*)"
+)
+"""A choice with its value: `\\textbf{(C)}\\ 12`, `(C) 12`."""
+_LABEL = re.compile(r"\\text ?\{[A-Za-z][A-Za-z ]*\}")
 _LETTER = re.compile(r"\(?([A-Z])\)?")
 _TUPLE = re.compile(r"\([A-Za-z]\w*(?:, ?[A-Za-z]\w*)+\)")
 
@@ -57,7 +55,28 @@ def matches(gold: str, answer: str, rules: Rules) -> bool:
         raise RefusedError(reason)
     if r"\approx" in gold:
         return _approximate(gold, answer, rules)
+    wanted, given = _OPTION.fullmatch(gold), _OPTION.fullmatch(answer)
+    if wanted or given:
+        return _chosen(gold, wanted, answer, given, rules)
     return _measured(gold, answer, rules)
+
+
+def _chosen(
+    gold: str, wanted: re.Match[str] | None, answer: str, given: re.Match[str] | None, rules: Rules
+) -> bool:
+    """Of `(C) 12` the letter or the value will do; where an answer gives both, both must fit."""
+    letter = (wanted[1] or wanted[2]) if wanted else _letter(gold)
+    said = (given[1] or given[2]) if given else _letter(answer)
+    if letter and said and letter != said:
+        return False
+    if (said and not given) or (letter and not wanted):
+        return letter == said
+    return _measured(wanted[3] if wanted else gold, given[3] if given else answer, rules)
+
+
+def _letter(text: str) -> str:
+    words = _words(text)
+    return words if len(words) == 1 else ""
 
 
 def _approximate(gold: str, answer: str, rules: Rules) -> bool:
@@ -72,28 +91,30 @@ def _measured(gold: str, answer: str, rules: Rules) -> bool:
     """Equal, and in the same unit where both name one."""
     gold, unit = units.split(gold)
     answer, other = units.split(answer)
-    if unit and other and unit != other:
+    if unit and other and unit != other or (other and "%" in gold):
         return False
     return _equal(gold, answer, rules)
 
 
 def _equal(gold: str, answer: str, rules: Rules) -> bool:
+    gold, answer = _assigned(gold, answer), _assigned(answer, gold)
     whole, given = _called(gold), _called(answer)
     if whole[0] and given[0] and whole[0] != given[0]:
         return False
-    gold, answer = _ranges(whole[1], given[1])
+    gold, answer = regions.both(whole[1], given[1])
     if squeeze(gold) == squeeze(answer):
         return True
+    gold, answer = _decimal(gold), _decimal(answer)
     a, b = number(gold, rules.percent), number(answer, rules.percent)
-    if a and not b and a.value.denominator != 1 and _COMMA.fullmatch(squeeze(answer)):
-        b = number(squeeze(answer).replace(",", "."))  # 1,5 where 1.5 is asked for
+    if a and not b and a.value.denominator != 1 and _COMMA.fullmatch(answer):
+        b = number(answer.replace(",", "."))  # 1,5 where 1.5 is asked for
     if a and b:
         return same(a, b, rules.rounded)
     if (m := numeral(gold)) or numeral(answer):
         return m == numeral(answer)  # in another base it is right only as it stands
     if (words := _words(gold)) and words == _words(answer):
         return True
-    if gold.startswith(r"\text") or r"\emptyset" in (gold, answer):
+    if _LABEL.fullmatch(gold) or r"\emptyset" in (gold, answer):
         return False
     left, right = notation.shape(gold), notation.shape(answer)
     if a and not right.kind:
@@ -116,6 +137,8 @@ def _same_shape(gold: Shape, answer: Shape, rules: Rules) -> bool:
     wanted, given = _shared_name(gold.items), _shared_name(answer.items)
     names = {squeeze(item.partition("=")[0]) for item in wanted if "=" in item}
     free = gold.kind in ("set", "union") and (len(names) < 2 or any("=" in item for item in given))
+    if all(len(_words(item)) > 1 for item in wanted):
+        free = False  # names may be listed by rank
     if not free:
         return all(_measured(g, a, rules) for g, a in zip(wanted, given, strict=True))
     left = list(given)
@@ -144,8 +167,12 @@ def _single(gold: str, answer: str, rules: Rules) -> bool:
     if len(values) > 2:
         return _chain(gold, values, rules)
     sides = wanted[0] if len(wanted[0]) < 3 else [wanted[0][0], wanted[0][-1]]
-    if len(sides) == 2 and not _names(sides[0]) and len(wanted[0]) > 2:
-        sides = sides[-1:]
+    if (
+        len(sides) == 2
+        and not _names(sides[0])
+        and (len(wanted[0]) > 2 or (number(sides[0]) and number(sides[1])))
+    ):
+        sides = sides[-1:]  # 0.56 = 56%
     if len(values) == 2 and len(sides) == 2:
         return _equation(sides, values, rules)
     if len(sides) == 2:
@@ -175,7 +202,7 @@ def _equation(gold: list[str], answer: list[str], rules: Rules) -> bool:
         for name, value in (answer, answer[::-1]):
             if squeeze(name) == squeeze(gold[0]):
                 return _equal(gold[1], value, rules)
-        if not algebra.symbols(gold[1]):
+        if not algebra.symbols(gold[1]) and not re.search(r"[-+*/]", gold[0]):
             return False  # 2x = 10 does not say what x is
     _needs_algebra(rules)
     return _known(algebra.related((gold[0], "=", gold[1]), (answer[0], "=", answer[1])))
@@ -206,6 +233,8 @@ def _value(gold: str, answer: str, rules: Rules) -> bool:
         return False
     if re.search(r"(?<![_^])[0-9] [0-9]", squeeze(answer)):
         raise RefusedError("two numbers side by side")
+    if re.search(r"[0-9]_", squeeze(answer)) and not re.search(r"[0-9]_", squeeze(gold)):
+        raise RefusedError("a number with an index")
     if r"\text" in answer.replace(r"\text{degree}", "") and r"\text" not in gold:
         raise RefusedError("words within an expression")
     _needs_algebra(rules)
@@ -229,7 +258,7 @@ def _known(verdict: bool | None) -> bool:
 
 def _parts(text: str) -> tuple[list[str], list[str]]:
     """Sides and signs of an equation or inequality: `a < b` -> ([a, b], [<])."""
-    split = _SIGN.split(text)
+    split = regions.SIGN.split(text)
     return [side.strip() for side in split[::2]], split[1::2]
 
 
@@ -237,6 +266,8 @@ def _names(side: str) -> bool:
     """The left side of an answer names something (`x`, `f(3)`, `AB`, `a+b`): no bare numbers."""
     if re.search(r"[<>]|\\(?:ne|le|ge)(?![A-Za-z])", side):
         return False
+    if _LABEL.fullmatch(side.strip()):
+        return True
     side = re.sub(r"_(\{[^{}]*\}|\w)|\([^()]*\)", "", side)
     return bool(algebra.symbols(side)) and not re.search(r"[0-9]", side)
 
@@ -253,6 +284,23 @@ def _called(text: str) -> tuple[str, str]:
     return ("", text) if not kind or listed else (squeeze(name), value)
 
 
+def _assigned(text: str, other: str) -> str:
+    """`(p, q) = (2, 3)` as `p = 2, q = 3` where the other answer is written so."""
+    name, sign, value = (part.strip() for part in text.partition("="))
+    if not sign or not _TUPLE.fullmatch(name) or _TUPLE.match(other) or other.count("=") < 2:
+        return text
+    names, values = notation.shape(name).items, notation.shape(value).items
+    if len(names) != len(values):
+        return text
+    return ", ".join(f"{n} = {v}" for n, v in zip(names, values, strict=True))
+
+
+def _decimal(text: str) -> str:
+    """A numeral in base ten as the number it is."""
+    read = numeral(text)
+    return read[0] if read and read[1] == 10 else text
+
+
 def _words(text: str) -> str:
     """What a verbal answer says (`\\text{Evelyn}`, `(C)`), '' if it is not verbal."""
     text = re.sub(r"^\\text ?\{(.*)\}$", r"\1", text.strip()).strip()
@@ -261,45 +309,9 @@ def _words(text: str) -> str:
     return text.lower() if _WORDS.fullmatch(text) else ""
 
 
-def _ranges(gold: str, answer: str) -> tuple[str, str]:
-    """Both as intervals, or none of two inequalities (`x < 1`, `-x > -1`)."""
-    low, high = _range(gold), _range(answer)
-    inequalities = _SIGN.search(gold) and _SIGN.search(answer)
-    if inequalities and (low == gold.strip()) != (high == answer.strip()):
-        return gold, answer
-    return low, high
-
-
-def _range(text: str) -> str:
-    r"""`x \in [1,2]`, `1 \le x \le 2` and `x > 3` as intervals; anything else as it is."""
-    text = _MEMBER.sub("", text.strip())
-    if not _SIGN.search(text):
-        return text
-    flat = squeeze(text)
-    if m := _BETWEEN.fullmatch(flat):
-        low, first, _, second, high = m.groups()
-        if first in (">", r"\ge"):
-            low, first, second, high = high, algebra.TURNED[second], algebra.TURNED[first], low
-        if second in ("<", r"\le"):
-            return f"{'(' if first == '<' else '['}{low},{high}{')' if second == '<' else ']'}"
-        return text
-    if m := _RAY.fullmatch(flat):
-        name, sign, bound = m.groups()
-    elif m := _TURNED_RAY.fullmatch(flat):
-        bound, sign, name = m[1], algebra.TURNED[m[2]], m[3]
-    else:
-        return text
-    if set(re.findall("[A-Za-z]", name)) & algebra.symbols(bound) or "," in bound:
-        return text
-    closed = sign in (r"\le", r"\ge")
-    if sign in ("<", r"\le"):
-        return rf"(-\infty,{bound}{']' if closed else ')'}"
-    return rf"{'[' if closed else '('}{bound},\infty)"
-
-
 def canonical(text: str, percent: Percent) -> str:
     """One string for equal numbers, sets in any order, spaces: what majority votes compare."""
-    text = _range(_called(units.split(text)[0])[1])
+    text = regions.region(_called(units.split(text)[0])[1])
     if value := number(text, percent):
         return _shown(value)
     form = notation.shape(text)

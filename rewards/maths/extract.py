@@ -1,6 +1,6 @@
 r"""The answers that a text states: boxes, or else one stated answer, formula or line.
 
-Everything here is linear in the text, whatever is in it: a text may be megabytes of `\boxed{`.
+A text may be megabytes of `\boxed{`: no more than WINDOW characters of it are read, once each.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+WINDOW = 1 << 14
+"""Characters of a longer text that are read: around its last box, or at its end."""
 TAIL = 4096
 """Characters at the end of a text in which an answer without a box is looked for."""
 LONG_GOLD = 512
@@ -15,7 +17,7 @@ LONG_GOLD = 512
 MAX_BOXES = 64
 """More boxes than this are no answer that all of them could be meant by."""
 
-_TOKEN = re.compile(r"\\+(?:boxed|fbox)[ \t\n]*\{|\\.|[{}]", re.S)
+_TOKEN = re.compile(r"(?<!\\)\\+(?:boxed|fbox)[ \t\n]*\{|\\.|[{}]", re.S)
 _BOX = re.compile(r"\\(?:boxed|fbox)[ \t\n]*\{")
 # What may stand between two boxes that make one list: `\boxed{1}, \boxed{2}`,
 # `$x = \boxed{1}$ and $y = \boxed{2}$`; at most a few words before an 'and'.
@@ -91,6 +93,7 @@ def found(text: str, limit: int) -> list[Found]:
 
     `limit`: characters that an answer without a box may have; 0: there is none without.
     """
+    text = _window(text)
     answers = _lists(text, _boxes(text)[-MAX_BOXES - 1 :], False)
     if answers:
         return answers
@@ -98,12 +101,21 @@ def found(text: str, limit: int) -> list[Found]:
     return [] if line is None else [Found((line[0],), line[1])]
 
 
+def _window(text: str) -> str:
+    if len(text) <= WINDOW:
+        return text
+    last = max(text.rfind("boxed"), text.rfind("fbox"))
+    end = len(text) if last < 0 else min(len(text), last + WINDOW // 2)
+    return text[max(0, end - WINDOW) : end]
+
+
 def gold(text: str) -> Found:
     """The answer that a gold writes: in boxes, as the end of a solution, or the gold itself."""
+    whole, text = text, _window(text)
     if lists := _lists(text, _boxes(text)[-MAX_BOXES:], True):
         return lists[-1]
     said = _stated(text[-TAIL:], 64) if len(text) > LONG_GOLD else None
-    return Found((said[0],), said[1]) if said else Found((text,))
+    return Found((said[0],), said[1]) if said else Found((whole,))
 
 
 def _lists(text: str, found: list[_Box], touching: bool) -> list[Found]:
@@ -144,7 +156,9 @@ def _stated(tail: str, limit: int) -> tuple[str, bool] | None:
         if formula := _FORMULA.match(rest):
             return _inner(formula), bool(_PERCENT.match(rest, formula.end()))
         line = _SENTENCE.split(rest, maxsplit=1)[0]
-        line = _LAST_IS.sub("", line).strip(" *_\"'")
+        if verb := _LAST_IS.match(line):
+            line = line[verb.end() :]
+        line = line.strip(" *_\"'")
         if line and len(line) <= limit:
             return line, False
     return None

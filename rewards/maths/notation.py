@@ -26,6 +26,7 @@ _MATRIX = re.compile(
     r"[\[(]?\\begin ?\{(?:[pb]?matrix|array)\}(?:\{[lcr| ]*\})?((?:(?!\\begin).)*)"
     r"\\end ?\{(?:[pb]?matrix|array)\}[\])]?"
 )
+_END = re.compile(r"(?<![.,])[.,]$")
 _GROUPS = re.compile(r"(?<=[0-9]) (?=[0-9]{3}(?![0-9]))")
 _ENDS = re.compile(r"(\\[A-Za-z]+) (?=[A-Za-z])")
 _APART = re.compile(r"(?<=[0-9]) (?=[0-9])")
@@ -72,7 +73,8 @@ _SPELLING = tuple(
         (r",? ?\\text ?\{ ?(?:,? ?(?:or|and) ?,?) ?\}", ", "),
         (r", ?(?:or|and)(?![A-Za-z]) ?(?=[-+0-9\\(])", ", "),
         (
-            r"(?:(?<=[0-9)}\]])|(?<=\\circ)|(?<=\b[A-Za-z])|(?<=[0-9][a-z])) ?(?<![A-Za-z])(?:or|and) ?"
+            r"(?:(?<=[0-9)}\]])|(?<=\\circ)|(?<=\b[A-Za-z])|(?<=[0-9][a-z]))"
+            r" ?(?<![A-Za-z])(?:or|and) ?"
             r"(?=[-+0-9\\(]|[A-Za-z](?![A-Za-z]))",
             ", ",
         ),
@@ -97,9 +99,11 @@ _SPELLING = tuple(
         (r"(\\frac ?\{[^{}]*\}) ?(\w)", r"\1{\2}"),
         (r"\^ ?\{? ?\\circ ?\}?", r"\\text{degree}"),
         (r"(?<![A-Za-z0-9)}\]]) ?\+ ?\\infty", r"\\infty"),
+        (r"\{ ?: ?\}", ":"),
         (r" +", " "),
     )
 )
+_VERBAL_LIST = re.compile(r"\\text ?\{ ?([A-Za-z][A-Za-z ]*(?:,|,? and |,? or )[A-Za-z ,]*)\}")
 
 
 @lru_cache(maxsize=8192)
@@ -113,9 +117,13 @@ def tidy(text: str) -> str:
         text = inner[-1].strip()
     for pattern, to in _SPELLING:
         text = pattern.sub(to, text)
-    text = text.strip().removesuffix(".").rstrip("\\").removeprefix("=").strip()
+    text = text.strip()
+    text = _END.sub("", text).rstrip("\\").removeprefix("=").strip()
     if text[:1] == "{" and _pair(text) == "{}":
         text = text[1:-1].strip()  # braces that only group
+    if m := _VERBAL_LIST.fullmatch(text):
+        words = re.split(r",? (?:and|or) |,(?: (?:and|or) )?", m[1])
+        text = ", ".join(rf"\text{{{word.strip()}}}" for word in words if word.strip())
     return r"\emptyset" if _EMPTY.match(text) or squeeze(text) == r"\{\}" else text
 
 
@@ -140,16 +148,16 @@ class Shape(NamedTuple):
 def shape(text: str) -> Shape:
     """The outer structure of tidy text; one item means there is none."""
     text = text.strip()
-    union = _split(text, r"\cup")
+    union = split(text, r"\cup")
     if len(union) > 1:
         return Shape("union", union)
     if matrix := _MATRIX.fullmatch(text):
         return _matrix(matrix[1])
-    if ";" in text and len(groups := _split(text, ";")) > 1:
+    if ";" in text and len(groups := split(text, ";")) > 1:
         return Shape("set", tuple(f"({part})" if "," in part else part for part in groups))
     delimiters, inner = _unwrap(text)
-    items = _split(inner, ";")
-    items = items if len(items) > 1 else _split(inner, ",")
+    items = split(inner, ";")
+    items = items if len(items) > 1 else split(inner, ",")
     if delimiters == "{}":
         return Shape("set", _signs(items))
     if delimiters and (len(items) > 1 or delimiters == "[]"):
@@ -157,7 +165,7 @@ def shape(text: str) -> Shape:
     if delimiters == "()":
         return shape(inner)
     items = _signs(items)
-    if len(items) == 1 and "=" not in text and len(ratio := _split(text, ":")) > 1:
+    if len(items) == 1 and "=" not in text and len(ratio := split(text, ":")) > 1:
         return Shape(":", ratio)
     return Shape("set", items) if len(items) > 1 else Shape("", items)
 
@@ -204,7 +212,7 @@ def _pair(text: str) -> str:
     return text[0] + text[-1]
 
 
-def _split(text: str, separator: str) -> tuple[str, ...]:
+def split(text: str, separator: str) -> tuple[str, ...]:
     """Split at a separator that stands outside every bracket."""
     parts, depth, start, i = [], 0, 0, 0
     while i < len(text):

@@ -12,7 +12,7 @@ from typing import Literal
 
 Percent = Literal["value", "ignore"]
 MAX_EXPONENT = 2048
-_BASES = "two three four five six seven eight nine ten eleven twelve".split()
+_BASES = ("", "", *"two three four five six seven eight nine ten eleven twelve".split(" "))
 
 _NUM = r"(?:(?:\d{1,3}(?:[, ]\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
 _PLAIN = re.compile(rf"([+-]?) ?({_NUM})")
@@ -22,7 +22,7 @@ _SCIENCE = re.compile(
     rf"([+-]?) ?({_NUM})(?:[eE]([+-]?\d{{1,4}})| ?(?:\\cdot|\*) ?10 ?\^ ?\{{?([+-]?\d{{1,4}})\}}?)"
 )
 _NUMERAL = re.compile(
-    rf"([+-]?[0-9A-Fa-f]*[0-9][0-9A-Fa-f]*) ?_ ?(?:base ?)?([0-9]{{1,2}}|{'|'.join(_BASES)})"
+    rf"([+-]?[0-9A-Fa-f]*[0-9][0-9A-Fa-f]*) ?_ ?(?:base ?)?([0-9]{{1,2}}|{'|'.join(_BASES[2:])})"
 )
 _REPEATING = re.compile(r"([+-]?) ?([0-9]*)\.([0-9]*) ?\\(?:overline|bar|dot) ?\{?([0-9]+)\}?")
 _TEN = re.compile(r"([+-]?) ?10 ?\^ ?\{?([+-]?\d{1,4})\}?")
@@ -73,11 +73,11 @@ def _read(text: str) -> Number | None:
 
 
 def numeral(text: str) -> tuple[str, int] | None:
-    r"""(digits, base) of tidy `4343_6`, `(52)_{8}`, `\text{A5}_{11}`, `101_\text{two}`, else None."""
+    r"""(digits, base) of tidy `4343_6`, `(52)_{8}`, `\text{A5}_{11}`, `101_\text{two}`, or None."""
     m = _NUMERAL.fullmatch(re.sub(r"\\text(?![A-Za-z])|[{}()]", "", text).strip())
     if m is None:
         return None
-    return m[1].upper(), int(m[2]) if m[2].isdigit() else _BASES.index(m[2]) + 2
+    return m[1].upper(), int(m[2]) if m[2].isdigit() else _BASES.index(m[2])
 
 
 def _fraction(digits: str) -> Fraction:

@@ -40,7 +40,7 @@ _SAME = {
     }.items()
     for name in names.split()
 }
-_SHORT = {*_SAME, *_SAME.values(), *"am pm sq cu mg oz pt qt hz ev pa kw kb mb gb kj".split()}
+_SHORT = {*_SAME, *_SAME.values(), "am", "pm", "sq", "cu", "mg", "oz", "pt", "qt", "hz", "ev"}
 """Names of one or two letters that are units; `xy` of `2xy` is two variables."""
 
 
