@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from rewards.audit import Audit, Finding, Kind
 
 DEFAULT = "math"
-CHUNK, CALLS = 8, 256
-"""Items of one call of the pool (verdicts are written as often), and calls under way at once."""
+CALLS = 1024
+"""Items under way at once, each a call of its own: the pool serves calls in turn, so the items of
+larger ones would all be done last."""
 
 
 def grade(args: argparse.Namespace) -> int:
@@ -209,7 +210,7 @@ def workers(spec: Spec, wanted: int | None) -> int | None:
 
 
 def graded(
-    pool: VerifierPool, asked: Sequence[Item], calls: int = CALLS, chunk: int = CHUNK
+    pool: VerifierPool, asked: Sequence[Item], calls: int = CALLS, chunk: int = 1
 ) -> Generator[Verdict]:
     """Verdicts in order, as they come; `calls` calls of `chunk` items are under way at once.
 
@@ -219,7 +220,7 @@ def graded(
     try:
         for i in range(0, len(asked), chunk):
             waiting.append(pool.submit(asked[i : i + chunk]))
-            if len(waiting) >= calls:
+            while waiting and (waiting[0].done() or len(waiting) >= calls):
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()

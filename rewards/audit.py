@@ -224,7 +224,7 @@ SIGNS: tuple[Sign, ...] = (
          lambda v: v.case.first.status in ("unparseable", "no_answer"), 0, 2),
     Sign("the gold stands in the text", lambda v: bool(_flat(v.case.gold))
          and _flat(v.case.gold) in _flat((v.case.text or "")[-4096:]), 0, 1),
-    Sign("an equation", _only(r"(?<![<>!\\])="), 2, -1),
+    Sign("an equation", _only(r"(?<![<>!\\])="), 2, -3),
     Sign("approximate", _only(r"\\approx|\\sim|\u2248|\\doteq"), 2, -1),
     Sign("leaves its value to be computed", _only(_COMPUTED), 2, -2),
     Sign("an ellipsis", _only(r"\\[lc]?dots|\.\.\."), 2, -1),

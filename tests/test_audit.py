@@ -23,8 +23,9 @@ def test_every_answer_is_in_the_table_and_every_difference_in_one_finding() -> N
     statuses: list[Status] = ["ok", "wrong", "no_answer", "unparseable", "timeout", "error"]
     rng = random.Random(0)
     cases = [
-        case(str(rng.randrange(3)), f"{rng.randrange(3)}", *rng.choices(statuses, k=2), f"r{i}#0")
+        case(f"{rng.randrange(3)}", f"{rng.randrange(3)}", first, second, f"r{i}#0")
         for i in range(500)
+        for first, second in [rng.choices(statuses, k=2)]
     ]
     found = audit(cases)
     assert sum(found.table.values()) == found.cases == 500

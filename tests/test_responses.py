@@ -152,7 +152,7 @@ def test_bad_dumps_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
     rows, columns, said = BAD[case]
     path = write(tmp_path / "r.jsonl", *rows)
     with pytest.raises(ValueError) as error:
-        read(path, **columns)
+        load(path, ResponseColumns(**columns), WHOLE)
     assert all(part in str(error.value) for part in said), error.value
     assert "\n" not in str(error.value)
 
