@@ -29,6 +29,7 @@ from samplers.engines import torch as embedded
 from samplers.render import ThinkingConfig
 from samplers.seam import Component
 from trainer import compatibility, components, staleness
+from trainer.alarms import AlarmConfig
 from trainer.components import explain
 from trainer.eval.budgets import EvalConfig
 from trainer.learner import LearnerConfig
@@ -166,6 +167,7 @@ class Stage(Component):
     grader: GraderConfig = GraderConfig()
     evaluation: EvalConfig | None = None
     guard: GuardConfig = GuardConfig()
+    alarms: AlarmConfig = AlarmConfig()
     measure: MeasureConfig = MeasureConfig()
     """What costs time to know, and is only measured on request."""
     supervised: SupervisedConfig = SupervisedConfig()

@@ -6,6 +6,7 @@ recipe and seed. Shape suffixes as in samplers/types.py.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, defaultdict
@@ -25,6 +26,8 @@ MACHINE = ("time/", "memory/")
 """Prefixes of the metrics that differ between two runs of one recipe and seed."""
 LEVELS = 16
 """Difficulties that are told apart at most."""
+UNLIKELY = 1e-6
+"""Probability below which a repeated rollout is no chance."""
 FINISHES = ("stop", "length", "abort", "repetition")
 Number = float | int
 
@@ -113,7 +116,7 @@ def summarise(
         rollouts = [r for group in every for r in group.rollouts]
         out |= _outcomes(every) | _gradient(groups, every, apart) | _rewards(groups)
         out |= _lengths(rollouts) | _finishes(rollouts) | _apart(every)
-        out |= _spent(groups, every) | _given(every)
+        out |= _spent(groups, every) | _given(every) | _suspicious(every)
     out |= dict(batch or {})
     if timings:
         out |= _times(timings, out)
@@ -168,7 +171,63 @@ def _outcomes(groups: Sequence[Group]) -> dict[str, Number]:
     statuses = Counter(v.status for v in verdicts)
     for status in ("no_answer", "unparseable"):
         out[status] = statuses[status] / len(verdicts)
+    out["unknown"] = sum(statuses[status] for status in UNKNOWN) / len(verdicts)
     return out | {f"unknown/{status}": statuses[status] for status in sorted(UNKNOWN)}
+
+
+def _suspicious(groups: Sequence[Group]) -> dict[str, Number]:
+    """What alarms read (trainer/alarms.py) that is no outcome. NaN where nothing says it.
+
+    duplicates: of the rollouts that come after another one of their group, the share whose sampled
+    tokens equal an earlier one's; duplicates/unlikely: the same, where the policy itself gives that
+    less than one chance in a million.
+    forced: share of thoughts that their budget cut and that were closed for the model.
+    extraction_failures: share without a readable answer, of what the model ended itself (a
+    response that the cap ended is `truncated`) and whose verdict is known.
+    answer_leak: share of sampled tokens that stand in answers, of rollouts that answered; and
+    answer_tokens/given: sampled tokens of their final answers, mean.
+    """
+    rollouts = [r for group in groups for r in group.rollouts]
+    ended = [
+        verdict.status in ("no_answer", "unparseable")
+        for group in groups
+        for rollout, verdicts in zip(group.rollouts, group.verdicts, strict=True)
+        for answers, judged in zip(rollout.answers, verdicts, strict=True)
+        for answer, verdict in zip(answers, judged, strict=True)
+        if answer.tokens.finish == "stop" and answer.probability is None and verdict.known
+    ]
+    answered = [r for r in rollouts if r.final.text is not None]
+    leaked = sum(int((~a.tokens.forced_T).sum()) for r in answered for a in r.made)
+    return {
+        **_duplicates(groups),
+        "forced": sum(map(_cut_off, rollouts)) / len(rollouts),
+        "extraction_failures": _mean(np.array(ended, dtype=np.float64)),
+        "answer_leak": leaked / sum(r.sampled_tokens for r in answered) if leaked else math.nan,
+        "answer_tokens/given": _mean(np.array([r.answer_tokens for r in answered], np.float64)),
+    }
+
+
+def _cut_off(rollout: Rollout) -> bool:
+    """Its thought did not end by itself, and an answer was made all the same."""
+    answered = rollout.final.text is not None
+    return answered and not rollout.ended and rollout.thought.finish != "stop"
+
+
+def _duplicates(groups: Sequence[Group]) -> dict[str, Number]:
+    later = repeated = unlikely = 0
+    for group in groups:
+        said: set[tuple[bytes, ...]] = set()
+        for n, rollout in enumerate(group.rollouts):
+            runs = [rollout.thought, *(answer.tokens for answer in rollout.made)]
+            says = tuple(run.ids_T[~run.forced_T].tobytes() for run in runs)
+            if says in said:
+                logprob = sum(float(np.nansum(run.logprobs_T, dtype=np.float64)) for run in runs)
+                repeated += 1
+                unlikely += math.log(n) + logprob < math.log(UNLIKELY)
+            said.add(says)
+        later += max(len(group) - 1, 0)
+    shares = {"duplicates": repeated, "duplicates/unlikely": unlikely}
+    return {name: count / later if later else math.nan for name, count in shares.items()}
 
 
 def _gradient(groups: Sequence[Group], every: Sequence[Group], apart: bool) -> dict[str, Number]:

@@ -17,7 +17,7 @@ from rewards.verify import verify
 from samplers import seam, seeds
 from samplers.data import PromptStream
 from samplers.types import Group, Job, Prompt, Rollout
-from trainer import checkpoint, golds, guard, measure, scoring, staleness
+from trainer import alarms, checkpoint, golds, guard, measure, scoring, staleness, tracking
 from trainer.ahead import Ahead
 from trainer.batching import pack, without_idle
 from trainer.collect import Making, Rounds
@@ -82,6 +82,7 @@ class StageRun:
         self._rows: list[TrainSequence] = []
         self._ages: dict[str, float] = {}
         self.ahead: Ahead[Sampled] | None = None
+        self.history: list[dict[str, Any]] = []  # what alarms read of the stage's steps
 
     def _held_out(self) -> list[Prompt]:
         """The test problems of every evaluation: the first ones of the test split."""
@@ -108,6 +109,7 @@ class StageRun:
         if self.step == 0 and self.held_out:
             evaluated = self._evaluate()
             self.tracker.log(self.at, evaluated | summarise([], {}, self.clock.lap()))
+            self.history = [alarms.kept(self.tracker.newest, self.first)]
 
     def sample(self) -> list[Group]:
         stage, depth = self.stage, staleness.depth(self.stage)
@@ -225,12 +227,25 @@ class StageRun:
         metrics |= self._sampled.figures | evaluated
         if self.stage.kind == "rl":
             metrics |= verification(self.world.grading())
+        raised = self._watch(metrics)
         self.tracker.log(self.at, metrics)
+        for name, why in raised.items():
+            self.tracker.alarm(self.at, name, why)
         guard.check(self.stage, first, metrics)
         if groups:
             self.tracker.samples(self.at, groups, self.world.decode)
         if self._due(self.recipe.checkpoint):
             self._checkpoint()
+
+    def _watch(self, metrics: dict[str, Any]) -> dict[str, str]:
+        """Add the step's alarms to its figures: those that people are to be told now."""
+        if self.stage.kind != "rl":
+            return {}
+        config, step = self.stage.alarms, {"step": self.at, **metrics}
+        found = alarms.check([*self.history, alarms.kept(step, self.first)], config)
+        metrics |= alarms.figures(found)
+        self.history.append(alarms.kept(step | metrics, self.first))
+        return alarms.news(self.history, found, config.window)
 
     @property
     def at(self) -> int:
@@ -281,6 +296,8 @@ class StageRun:
         self._begun = self.step > 0
         self.sampling.load_state_dict(state)
         self.shaping.load_state_dict(state["shaping"])
+        steps = (s for s in tracking.read(self.folder) if self.first <= s["step"] <= self.at)
+        self.history = [alarms.kept(step, self.first) for step in steps]
         self.world.load(folder)
         self.world.version = state["weight_version"] - 1  # the sync below makes it this again
         self.world.sync()
@@ -298,7 +315,7 @@ class StageRun:
             thinking = self.stage.markers is not None
             result = evaluate(self.world, self.held_out, config, plan, self.at, thinking=thinking)
             result.save(self.folder / "eval")
-        return result.flat()
+        return result.flat() | {"eval/problems": len(self.held_out)}
 
     def _checkpoint(self) -> None:
         with self.clock.phase("checkpoint"):

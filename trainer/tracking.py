@@ -105,6 +105,17 @@ class Tracker:
         """A line that stays, above the progress."""
         self.console.say(text)
 
+    def alarm(self, step: int, name: str, why: str) -> None:
+        """Tell people, here and on W&B, that an alarm (trainer/alarms.py) is raised."""
+        self.say(f"step {step}: ALARM {name}: {why}")
+        if self._wandb:
+            self._wandb.alert(f"{self.folder.name}: {name}", f"step {step}: {why}")
+
+    @property
+    def newest(self) -> Mapping[str, Any]:
+        """The figures of the last step that was logged."""
+        return self._newest
+
     def close(self) -> None:
         self._stream.close()
         self.console.close()
@@ -228,6 +239,10 @@ class _Wandb:
         if self._run is not None:
             known = {k: v for k, v in record.items() if v is not None and k != "step"}
             self._try(lambda: self._run.log(known, step=step))
+
+    def alert(self, title: str, text: str) -> None:
+        if self._run is not None:
+            self._try(lambda: self._run.alert(title=title, text=text, level="WARN"))
 
     def finish(self) -> None:
         """Wait for the upload at most `wandb_patience` seconds; the files stay for `wandb sync`."""

@@ -12,6 +12,7 @@ h3{font-size:1rem;margin:1.8rem 0 .1rem;font-weight:500;overflow-wrap:anywhere}
 p{margin:.4rem 0}
 .lede{list-style:none;padding:0;margin:0;font-size:1.06rem}
 .lede li{margin:.15rem 0}
+.plain{list-style:none;padding:0;margin:0}
 .arm{font-weight:650}
 .note,figcaption{color:var(--muted);font-size:.86rem;max-width:46rem}
 figure{margin:0}

@@ -13,6 +13,7 @@ import yaml
 from trainer.report import style, table
 from trainer.report.css import CSS
 from trainer.report.data import Arm, Evaluation, Row, Run
+from trainer.report.raised import raised, watched
 from trainer.report.style import Figure
 
 FOLD = 900
@@ -24,6 +25,7 @@ def render(found: Sequence[Arm], base: Evaluation | None, figures: Sequence[Figu
     parts = [
         f"<header><h1>{_text(names)}</h1>{_lede(found, base)}</header>",
         _summary(found, base),
+        _alarms(found),
         *(_figure(figure) for figure in figures),
         _contrasts(found),
         _shown(found, base),
@@ -82,6 +84,24 @@ def _summary(found: Sequence[Arm], base: Evaluation | None) -> str:
 def _cell(estimate: Any, metric: str) -> str:
     value, _, half = table.cell(estimate, metric).partition(" +-")
     return f"{value}<small>&plusmn;{half}</small>" if half else value
+
+
+def _alarms(found: Sequence[Arm]) -> str:
+    """What looked wrong while the runs were trained; nothing where nobody looked."""
+    looked = [(i, arm, run) for i, arm in enumerate(found) for run in arm.runs if watched(run)]
+    lines = "".join(
+        f"<li>{_name(arm.name, i)} seed {run.seed}, at {_text(alarm.spans)}: "
+        f"<b>{_text(alarm.name)}</b>. {_text(alarm.why)}</li>"
+        for i, arm, run in looked
+        for alarm in raised(run)
+    )
+    if not lines:
+        return "<p class=note>No alarm was raised in training.</p>" if looked else ""
+    return (
+        f"<section><h2>Alarms</h2><ul class=plain>{lines}</ul><p class=note>Signs of a reward that "
+        "is fooled, or of a verifier that is sick; they stop nothing. What each says is what it "
+        "said first; bounds: <code>alarms</code> in the configuration below.</p></section>"
+    )
 
 
 def _figure(figure: Figure) -> str:
