@@ -256,9 +256,19 @@ def _gold(value: Any, worked: bool) -> str | None:
     if isinstance(value, list | dict):
         return json.dumps(value, sort_keys=True) if value else None
     text = str(value).strip()
+    if text[:1] in ("{", "[") and not worked and _is_json(text):
+        return text  # tests of a program, say: whatever they hold is theirs
     if "####" in text:
         return text.rsplit("####", 1)[1].strip()
     return _boxed(text) if worked else text
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _boxed(text: str) -> str | None:
