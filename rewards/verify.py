@@ -15,8 +15,8 @@ Grade = Callable[[Sequence[Item]], Sequence[Verdict]]
 def verify(groups: Sequence[Group], grade: Grade) -> list[Group]:
     """Groups with their verdicts, `[rollout][cut][answer]`, from one call of `grade`.
 
-    Only the answer part is sent (rule 4). `meta` carries the row's own fields and, as `prompt`,
-    the chat messages or the text. A probe is not sent: its probability is its score.
+    Only the answer part is sent (rule 4). `meta` carries the row's own fields, as `prompt` the chat
+    messages or the text, and as `verifier` the one that the row names. A probe is not sent: its probability is its score.
     """
     items = [
         (answer.text, group.prompt.answer, meta)
@@ -52,4 +52,5 @@ def _probed(answer: Answer) -> Verdict | None:
 
 def context(prompt: Prompt) -> dict[str, object]:
     """What a verifier may know of the prompt besides its gold."""
-    return {"prompt": list(prompt.messages) or prompt.text, **prompt.meta}
+    known = {"prompt": list(prompt.messages) or prompt.text, **prompt.meta}
+    return known | {"verifier": prompt.verifier} if prompt.verifier else known
