@@ -19,7 +19,8 @@ ROUNDED_GOLD = 7
 _COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z](?: [0-9]+)?")
 _OPTION = re.compile(
-    r"(?:\\text ?\{ ?\(?([A-Z])\)?[.:]? ?\}|\(([A-Z])\) )[ .:]*(?!or |and )([^ ,;][^,;]*)"
+    r"(?:\\text ?\{ ?\(?([A-Z])\)?[.:]? ?\}|\(([A-Z])\) )[ .:]*"
+    r"((?:(?<=\} )-|[0-9.(]|\\(?:frac|sqrt|text|pi)|(?<=[)}] )[A-Za-z]).*)"
 )
 """A choice with its value: `\\textbf{(C)}\\ 12`, `(C) 12`."""
 _LABEL = re.compile(r"\\text ?\{[A-Za-z][A-Za-z ]*\}")
@@ -69,8 +70,10 @@ def _chosen(
     said = (given[1] or given[2]) if given else _letter(answer)
     if letter and said and letter != said:
         return False
-    if (said and not given) or (letter and not wanted):
+    if said and not given:
         return letter == said
+    if letter and not wanted:  # nothing tells what the value should be; another choice may not be
+        return letter == said and not re.search(r"[,=<>]|\\text|\\pm", given[3] if given else "")
     return _measured(wanted[3] if wanted else gold, given[3] if given else answer, rules)
 
 
@@ -172,7 +175,7 @@ def _single(gold: str, answer: str, rules: Rules) -> bool:
         and not _names(sides[0])
         and (len(wanted[0]) > 2 or (number(sides[0]) and number(sides[1])))
     ):
-        sides = sides[-1:]  # 0.56 = 56%
+        return _equal(sides[-1], answer, rules)  # 0.56 = 56%
     if len(values) == 2 and len(sides) == 2:
         return _equation(sides, values, rules)
     if len(sides) == 2:
@@ -258,8 +261,14 @@ def _known(verdict: bool | None) -> bool:
 
 def _parts(text: str) -> tuple[list[str], list[str]]:
     """Sides and signs of an equation or inequality: `a < b` -> ([a, b], [<])."""
-    split = regions.SIGN.split(text)
-    return [side.strip() for side in split[::2]], split[1::2]
+    sides, signs, start = [], [], 0
+    for match in regions.SIGN.finditer(text):
+        before = text[: match.start()]
+        if all(before.count(a) == before.count(b) for a, b in ("{}", "()")):  # not in _{k=1}
+            sides.append(text[start : match.start()].strip())
+            signs.append(match[0])
+            start = match.end()
+    return [*sides, text[start:].strip()], signs
 
 
 def _names(side: str) -> bool:

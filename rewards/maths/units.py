@@ -56,7 +56,7 @@ def split(text: str) -> tuple[str, str]:
 def _named(text: str, match: re.Match[str]) -> bool:
     """It is written as text, or known, or a word that stands apart and is no function."""
     if match["text"]:
-        return True
+        return text[: match.start()].rstrip()[-1:] not in ",;:=(["
     first = match["bare"].lower().replace(".", "").partition(" ")[0]
     if first in _SHORT or first.removesuffix("s") in _SHORT:
         return True
