@@ -369,5 +369,5 @@ def test_all_real_solutions_pass_and_a_changed_one_passes_only_where_python_agre
                 with contextlib.redirect_stdout(None):
                     exec(f"{code.PRELUDE}\n{source}\n{row['tests']['functional']}", {})
     print({kind: f"{passed} of {made} pass" for kind, (made, passed) in table.items()})
-    assert table["returned"][1] == 0
     assert sum(made for made, _ in table.values()) > 1000
+    assert all(2 * passed < made for made, passed in table.values())

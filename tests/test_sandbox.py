@@ -274,6 +274,19 @@ def test_a_killed_launcher_is_an_error_and_then_replaced() -> None:
     assert graded("def solve(x): return x * x").status == "ok"
 
 
+def test_a_child_that_cannot_give_up_its_rights_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = "from rewards.sandbox import walls; walls.drop = lambda: 1 // 0; guest.main()"
+    monkeypatch.setattr(host, "_BOOT", host._BOOT.replace("guest.main()", broken))
+    host.close()
+    verdict = graded("def solve(x): return x * x")
+    host.close()
+    assert verdict.status == "error"
+    assert "a child does not start" in verdict.detail
+    assert "ZeroDivisionError" in verdict.detail
+
+
 def test_threads_share_a_launcher() -> None:
     verdicts: list[Verdict] = []
     threads = [
@@ -321,6 +334,34 @@ def test_without_namespaces_it_refuses_in_so_many_words() -> None:
     assert "set unsafe_local_exec: true" in refusal
     assert statuses == "['ok', 'wrong', 'wrong']"
     assert "run with your rights" in run.stderr
+
+
+PRIVILEGED = """
+import ctypes, os
+ready, go = os.pipe(), os.pipe()
+helper = os.fork()
+if helper == 0:  # outside, it maps all ids
+    os.read(ready[0], 1)
+    for name in ('uid_map', 'gid_map'):
+        with open(f'/proc/{os.getppid()}/{name}', 'w') as file: file.write('0 0 65536')
+    os.write(go[1], b'1'); os._exit(0)
+ctypes.CDLL(None).unshare(0x10000000)
+os.write(ready[1], b'1'); os.read(go[0], 1); os.waitpid(helper, 0)
+open('/proc/sys/user/max_user_namespaces', 'w').write('0')
+from rewards.sandbox.host import *; from rewards.sandbox import host
+print(repr(host.fault(Limits())))
+with Guest("import os; f = lambda: (os.getuid(), os.getgid())", Limits()) as guest:
+    print(guest.call("f", (), {}, 9.0).said())
+"""
+
+
+def test_who_is_privileged_needs_no_user_namespaces() -> None:
+    if os.getuid():
+        pytest.skip("needs root")
+    run = subprocess.run(
+        [sys.executable, "-c", PRIVILEGED], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.stdout.splitlines() == ["''", "{'value': [65534, 65534]}"], run
 
 
 ORDINARY = """

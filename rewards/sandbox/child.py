@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import json
 import marshal
@@ -15,8 +16,8 @@ from typing import Any
 
 from rewards.sandbox import walls
 
-FOUND = 3
-"""Descriptor that the returned value is written to."""
+FOUND, UP = 3, 4
+"""Descriptors: the returned value is written to one; to the other, that the program begins."""
 FILE_MB = 8
 """Largest file that a program may write, in MiB."""
 THREADS = 64
@@ -56,13 +57,15 @@ def main(
     source: bytes,
     test: dict[str, Any],
     given: bytes,
-    ends: tuple[int, int, int],
+    ends: tuple[int, ...],
     folder: str,
 ) -> None:
     """Run one test in this process, which ends with it."""
     code = 70
     try:
         _give_up(job, ends, folder)
+        os.write(UP, b"1")  # whatever happens from here on is the program's doing
+        os.close(UP)
         code = _serve(job, program, source, test, given)
     except SystemExit as leaving:
         code = _status(leaving)
@@ -75,13 +78,13 @@ def main(
         os._exit(code)
 
 
-def _give_up(job: dict[str, Any], ends: tuple[int, int, int], folder: str) -> None:
+def _give_up(job: dict[str, Any], ends: tuple[int, ...], folder: str) -> None:
     os.setsid()
-    spare = [os.dup(fd) for fd in ends]  # above 3, whatever the pipes were
-    for fd, end in zip((0, 1, FOUND), spare, strict=True):
+    spare = [fcntl.fcntl(fd, fcntl.F_DUPFD, UP + 1) for fd in ends]  # none is in another's place
+    for fd, end in zip((0, 1, FOUND, UP), spare, strict=True):
         os.dup2(end, fd)
     os.dup2(os.open("/dev/null", os.O_WRONLY), 2)
-    os.closerange(FOUND + 1, 4096)
+    os.closerange(UP + 1, 4096)
     os.chdir(folder)
     for number in (signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)

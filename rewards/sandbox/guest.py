@@ -42,9 +42,10 @@ def main() -> None:
             continue
         if not mark:
             break
-        if os.fork() == 0:
-            control.close()
-            _guest(socket.socket(fileno=fds[0]))
+        with contextlib.suppress(OSError):  # no process to be had: the host sees its end closed
+            if os.fork() == 0:
+                control.close()
+                _guest(socket.socket(fileno=fds[0]))
         os.close(fds[0])
     with contextlib.suppress(ChildProcessError):
         os.waitpid(-1, 0)  # the last of the guests: the host has hung up on them too
@@ -124,17 +125,20 @@ def _run(
     stdin = _file(folder, given if test["how"] == "stdin" else b"")
     out, out_end = os.pipe()
     value, value_end = os.pipe()
+    up, up_end = os.pipe()
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        child.main(job, program, source, test, given, (stdin, out_end, value_end), folder)
-    for fd in (stdin, out_end, value_end):
+        child.main(job, program, source, test, given, (stdin, out_end, value_end, up_end), folder)
+    for fd in (stdin, out_end, value_end, up_end):
         os.close(fd)
     try:
         caught = {out: bytearray(), value: bytearray()}
         end = _watch(host, pid, caught, job, test["wall"], start)
         _end_all(pid, job["walls"])
         status, usage = os.wait4(pid, 0)[1:]
+        if not os.read(up, 1):
+            raise RuntimeError(f"a child does not start: {caught[value].decode()[:200]}")
         head = {
             "end": end or ("signal" if os.WIFSIGNALED(status) else "exit"),
             "code": os.waitstatus_to_exitcode(status),
@@ -145,8 +149,8 @@ def _run(
             head["end"] = "cpu"
         return head, bytes(caught[out]), bytes(caught[value])
     finally:
-        os.close(out)
-        os.close(value)
+        for fd in (out, value, up):
+            os.close(fd)
 
 
 def _file(folder: str, content: bytes) -> int:
