@@ -1,9 +1,9 @@
-"""math-verify's own published cases (MIT, corpus/math_verify.LICENSE), transcribed: where `math` agrees, and why not.
+"""math-verify's own published cases, transcribed: where `math` agrees, and why not elsewhere.
 
 Each row of corpus/math_verify.jsonl is one parametrised case of its test suite that compares a
-gold with a prediction: `theirs` is what it expects, `ours` what `math` says (true, false or a
-status), and `why` the reason where that differs. Text before an end-of-thinking marker is left
-out, as everywhere.
+gold with a prediction (MIT, corpus/math_verify.LICENSE): `theirs` is what it expects, `ours` what
+`math` says (true, false or a status), and `why` the reason where that differs. Text before an
+end-of-thinking marker is left out, as everywhere.
 """
 
 from __future__ import annotations

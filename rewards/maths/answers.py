@@ -94,7 +94,7 @@ def _measured(gold: str, answer: str, rules: Rules) -> bool:
     """Equal, and in the same unit where both name one."""
     gold, unit = units.split(gold)
     answer, other = units.split(answer)
-    if unit and other and unit != other or (other and "%" in gold):
+    if (unit and other and unit != other) or (other and "%" in gold):
         return False
     return _equal(gold, answer, rules)
 
