@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -200,6 +201,7 @@ def test_examples_are_right_and_wrong() -> None:
     )
 
 
+@hypothesis.settings(deadline=None)
 @given(st.text(alphabet="ABCDacx ,./()\\{}*\n:;|&-orn'answeri", max_size=60))
 def test_a_right_verdict_needs_the_gold_in_the_text(text: str) -> None:
     """And the canonical answer is what was said, whatever the gold."""

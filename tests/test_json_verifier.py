@@ -6,6 +6,7 @@ import json
 import random
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,6 +132,7 @@ def shuffled(value: Any, rng: random.Random) -> Any:
     return value
 
 
+@hypothesis.settings(deadline=None)
 @given(VALUES, st.randoms(use_true_random=False))
 def test_order_is_all_that_unordered_forgives(value: Any, rng: random.Random) -> None:
     gold = json.dumps(value, default=float)

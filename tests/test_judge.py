@@ -239,7 +239,7 @@ def test_first_is_asked_first_and_only_its_noes_are_sent(server: Server) -> None
             "Solution:",
             "**Answer:**",
             "Thought process:",
-            "The final answer is".lower(),
+            "The final answer is: ",
         ),
         *("Let's think step by step.", "Let\u2019s solve this problem step by step:"),
         *("Final answer: Solution.", "\u89e3", "\u304b\u3044\u305b\u3064:", "Respuesta"),
@@ -247,10 +247,9 @@ def test_first_is_asked_first_and_only_its_noes_are_sent(server: Server) -> None
 )
 def test_openings_without_an_answer_are_never_sent(server: Server, text: str) -> None:
     grader = asked(server, "says CORRECT")
-    if text != "the final answer is":
-        assert grader(text, "12", META).status == "no_answer"
-        assert grader.at_once(text, "12", META) is not None
-        assert server.requests == []
+    assert grader(text, "12", META).status == "no_answer"
+    assert grader.at_once(text, "12", META) is not None
+    assert server.requests == []
     assert judge.says_something(f"{text} 12")
     assert judge.says_something("Solutions vary")
 

@@ -38,7 +38,7 @@ _KINDS = {dict: "object", list: "list", str: "string", bool: "bool", type(None):
 class Config(Component):
     tolerance: float = Field(0.0, ge=0, lt=1)
     """Numbers may differ by this share of the gold's. 0: not at all."""
-    absolute: float = Field(0.0, ge=0)
+    absolute: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Numbers may differ by this much. 0: not at all."""
     unordered: bool = False
     """The items of lists may come in any order, each as often as in the gold."""

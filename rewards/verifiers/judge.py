@@ -60,6 +60,7 @@ _OPENERS = (
     "answer",
     "final answer",
     "the answer is",
+    "the final answer is",
     "thought process",
     "lets solve this problem step by step",
     "lets think step by step",
