@@ -16,7 +16,8 @@ def verify(groups: Sequence[Group], grade: Grade) -> list[Group]:
     """Groups with their verdicts, `[rollout][cut][answer]`, from one call of `grade`.
 
     Only the answer part is sent (rule 4). `meta` carries the row's own fields, as `prompt` the chat
-    messages or the text, and as `verifier` the one that the row names. A probe is not sent: its probability is its score.
+    messages or the text, and as `verifier` the one that the row names. A probe is not sent: its
+    probability is its score.
     """
     items = [
         (answer.text, group.prompt.answer, meta)
