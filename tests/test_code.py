@@ -280,6 +280,8 @@ def test_all_tests_together_have_a_limit() -> None:
     slow = "import time\ndef f(x):\n    time.sleep(0.2)\n    return x"
     assert graded(slow, gold, total=0.5).status == "timeout"
     assert graded(slow, gold, total=0.5, max_tests=1).status == "ok"
+    failing = slow.replace("return x", "return -1")  # a failure is not undone by slowness
+    assert graded(failing, gold, total=0.5, partial=True).status == "wrong"
 
 
 def test_tests_are_taken_at_equal_distances() -> None:

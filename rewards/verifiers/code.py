@@ -171,11 +171,11 @@ def _tested(source: str, problem: Problem, config: Config) -> Verdict:
         for number, test in enumerate(tests, 1):
             left = end - time.monotonic()
             wall = min(WALL * config.seconds, left)
-            if left <= 0:
-                return _verdict("timeout", f"{number - 1} of {len(tests)} tests in the time of all")
-            ran = _run(guest, problem, test, wall)
-            if ran.end == "wall" and wall == left:
-                return _verdict("timeout", f"test {number} of {len(tests)} ended the time of all")
+            ran = _run(guest, problem, test, wall) if left > 0 else None
+            if ran is None or (ran.end == "wall" and wall == left):
+                if why:  # that one is its own doing
+                    break
+                return _verdict("timeout", f"test {number} of {len(tests)}: no time left")
             if (said := ran.said()).get("kind") == "syntax":
                 return _verdict("unparseable", str(said.get("error"))[:_TOLD])
             right, fault = _judged(problem, test, ran, said, config)
