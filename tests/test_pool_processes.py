@@ -242,6 +242,23 @@ def test_what_an_item_leaves_behind_ends_with_its_worker() -> None:
         assert until(lambda: len(below(pool.pids())) == 2)
 
 
+def test_a_program_in_a_sandbox_ends_with_its_worker() -> None:
+    """Its processes are in sessions and namespaces of their own."""
+    gold = json.dumps({"inputs": ["1"], "outputs": ["1"]})
+    programs = [f"```python\n{line}\n```" for line in ("while True: pass", "print(input())")]
+    try:
+        pool = VerifierPool("code", workers=1, deadline=1.0)
+    except ValueError as problem:
+        pytest.skip(str(problem))
+    with pool:
+        running = pool.submit([(programs[0], gold, {})])
+        assert until(lambda: len(below(pool.pids())) > 3)
+        inside = set(below(pool.pids())) - set(pool.pids())
+        assert running.result()[0].status == "timeout"
+        assert until(lambda: not any(exists(pid) for pid in inside - set(pool.pids())))
+        assert pool.grade([(programs[1], gold, {})])[0].correct
+
+
 def test_no_process_is_left_after_many_deaths() -> None:
     """Neither running nor dead and not reaped; here or below the template."""
     mine = {child.pid for child in psutil.Process().children()}
