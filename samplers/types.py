@@ -154,9 +154,14 @@ class Answer:
     tokens: Tokens
     """Forced text first (end marker of a cut thought, inserted phrase), then what was sampled."""
     text: str | None
-    """The answer part, decoded, without markers; None when no answer was reached."""
+    """The answer part, decoded; None where none was reached, or the model went on thinking."""
     probability: float | None = None
     """Of a probe (`Plan.probe`): what the model gave the gold answer, whole. None: sampled."""
+
+    @property
+    def reached(self) -> bool:
+        """The model was let speak here, whether it answered or went on thinking."""
+        return self.tokens.finish != "abort" and not bool(self.tokens.forced_T.all())
 
 
 @dataclass(frozen=True, slots=True)

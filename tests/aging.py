@@ -142,6 +142,9 @@ class Aging:
         for worker in self.workers:
             worker.abort()
 
+    def grading(self) -> dict[str, float]:
+        return {}
+
     def grade(self, items: Sequence[Any]) -> list[Verdict]:
         self.wait(20)
         return [Verdict(i % 2 == 0, float(i % 2 == 0), "ok") for i in range(len(items))]

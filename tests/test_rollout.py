@@ -166,7 +166,7 @@ def test_a_cut_thought_is_closed_and_answered():
         assert made.prompt_ids_T.tolist() == RENDERER.render(PROMPT, plan).tolist()
         assert made.final.tokens.ids_T[:4].tolist() == close
         assert engine.counters["sampled"] == made.answer_tokens == made.sampled_tokens > 0
-        assert made.final.text
+        assert made.final.reached
         assert not made.unfinished
 
 
@@ -194,7 +194,7 @@ def test_a_budget_is_kept_exactly_and_always_answered():
         for r in forced:
             assert r.final.tokens.ids_T[0] == END
             assert r.final.tokens.forced_T.tolist() == [True] + [False] * (len(r.final.tokens) - 1)
-        assert all(r.final.text is not None for r in rollouts)
+        assert all(r.final.reached for r in rollouts)
         assert EOS not in np.concatenate([r.thought.ids_T for r in rollouts])
 
 
@@ -205,7 +205,7 @@ def test_an_eos_in_the_thought_costs_the_answer_only_without_a_budget():
         assert (r.closed, r.final.text, len(r.final.tokens), r.truncated) == (False, None, 0, False)
     for r in (r for r in many(Plan(40, think=30)) if not r.closed and r.think_tokens < 30):
         assert r.thought.finish == "stop"  # the eos that was dropped
-        assert r.final.text is not None
+        assert r.final.reached
 
 
 def test_truncation_is_told_by_the_finish_reason():

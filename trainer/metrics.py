@@ -196,7 +196,7 @@ def _suspicious(groups: Sequence[Group]) -> dict[str, Number]:
         for answer, verdict in zip(answers, judged, strict=True)
         if answer.tokens.finish == "stop" and answer.probability is None and verdict.known
     ]
-    answered = [r for r in rollouts if r.final.text is not None]
+    answered = [r for r in rollouts if r.final.reached]
     leaked = sum(int((~a.tokens.forced_T).sum()) for r in answered for a in r.made)
     return {
         **_duplicates(groups),
@@ -209,8 +209,7 @@ def _suspicious(groups: Sequence[Group]) -> dict[str, Number]:
 
 def _cut_off(rollout: Rollout) -> bool:
     """Its thought did not end by itself, and an answer was made all the same."""
-    answered = rollout.final.text is not None
-    return answered and not rollout.ended and rollout.thought.finish != "stop"
+    return rollout.final.reached and not rollout.ended and rollout.thought.finish != "stop"
 
 
 def _duplicates(groups: Sequence[Group]) -> dict[str, Number]:

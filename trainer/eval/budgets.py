@@ -312,7 +312,7 @@ def _rows(
                 "answer": verdict.answer,
                 "think_tokens": min(think, budget) if isinstance(budget, int) else think,
                 "answer_tokens": int((~answer.tokens.forced_T).sum()) if answer else 0,
-                "forced": not ran_free and answer is not None and answer.text is not None,
+                "forced": not ran_free and answer is not None and answer.reached,
                 "closed": rollout.ended,
                 "finish": last.finish,
             }
