@@ -5,15 +5,12 @@ What fools and hangs graders is in corpus/ and in test_math_corpus.py.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards.grader import load
@@ -136,6 +133,7 @@ def test_decimals_and_groups(n: int, places: int) -> None:
         assert read.value == value, form
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=r"\boxedfrac{}()[]^_,=+-*/!.%0123456789xi $", max_size=60))
 def test_grading_is_total(text: str) -> None:
     """Through the grader, as everywhere: whatever is written, a verdict comes back."""
@@ -143,74 +141,3 @@ def test_grading_is_total(text: str) -> None:
     assert isinstance(verdict, Verdict)
     assert verdict.correct == (verdict.score == 1.0)
     assert verdict.status in ("ok", "wrong", "unparseable", "no_answer"), verdict.detail
-
-
-# real answers
-
-
-def data(name: str) -> list[str]:
-    beside = Path(__file__).parents[2] / "shared" / "data"
-    path = Path(os.environ.get("LACONIC_DATA") or beside) / name
-    if not path.is_file():
-        pytest.skip(f"{name} not found: set LACONIC_DATA to the folder that holds it")
-    text = path.read_text()
-    rows = (
-        [json.loads(line) for line in text.splitlines()] if name.endswith("l") else json.loads(text)
-    )
-    return [_gold(row) for row in rows]
-
-
-def _gold(row: dict[str, Any]) -> str:
-    answer = row["answer"]
-    if answer is None:
-        answer = row["solution"].rpartition("####")[2]
-    return f"{answer:g}" if isinstance(answer, float) else str(answer).strip()
-
-
-@pytest.mark.parametrize(
-    ("name", "verifier"),
-    [
-        ("math500.jsonl", "math"),
-        ("aime24.jsonl", "math"),
-        ("amc23.jsonl", "math"),
-        ("gsm8k_test.json", "math"),
-        ("gsm8k_test.json", "numeric"),
-        ("aime24.jsonl", "numeric"),
-    ],
-)
-def test_real_golds(name: str, verifier: str) -> None:
-    """Each gold is right as its own answer, also respelled, and wrong as its neighbour's."""
-    golds, grader = data(name), load(verifier)
-    seen = {"self": 0, "respelled": 0, "neighbour": 0, "digit changed": 0}
-    for i, gold in enumerate(golds):
-        assert grader(rf"Thus \boxed{{{gold}}}.", gold, {}).correct, gold
-        seen["self"] += 1
-        for other in respelled(gold):
-            assert grader(rf"Thus \boxed{{{other}}}.", gold, {}).correct, (gold, other)
-            seen["respelled"] += 1
-        neighbour = next(g for g in golds[i + 1 :] + golds if bare(g) != bare(gold))
-        assert not grader(rf"\boxed{{{neighbour}}}", gold, {}).correct, (gold, neighbour)
-        seen["neighbour"] += 1
-        for wrong in grader.examples(gold, {}).wrong:
-            assert not grader(wrong, gold, {}).correct, (gold, wrong)
-            seen["digit changed"] += 1
-    print(f"\n{name} by {verifier}: {len(golds)} golds, {seen}")
-
-
-def bare(gold: str) -> str:
-    """Without what may be left out: the name before a value, spaces."""
-    return notation.squeeze(notation.tidy(gold)).rpartition("=")[2]
-
-
-def respelled(gold: str) -> list[str]:
-    """Other ways to write it; none is the same string once tidied for digits' sake."""
-    out = [
-        f" ${gold}$ ",
-        gold.replace(r"\frac{", r"\dfrac{").replace("(", r"\left(").replace(")", r"\right)"),
-    ]
-    read = number(notation.tidy(gold))
-    if read is not None:
-        value = read.value
-        out += [f"{value.numerator}/{value.denominator}", f"x = {value}"]
-        out += [f"{value}.0"] if value.denominator == 1 else []
-    return out

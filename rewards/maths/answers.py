@@ -92,8 +92,8 @@ def _approximate(gold: str, answer: str, rules: Rules) -> bool:
 
 def _measured(gold: str, answer: str, rules: Rules) -> bool:
     """Equal, and in the same unit where both name one."""
-    gold, unit = units.split(gold)
-    answer, other = units.split(answer)
+    gold, unit = units.split(notation.ungrouped(gold))
+    answer, other = units.split(notation.ungrouped(answer))
     if (unit and other and unit != other) or (other and "%" in gold):
         return False
     return _equal(gold, answer, rules)

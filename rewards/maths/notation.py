@@ -23,8 +23,8 @@ _FUNCTIONS = (
 )
 
 _MATRIX = re.compile(
-    r"[\[(]?\\begin ?\{(?:[pb]?matrix|array)\}(?:\{[lcr| ]*\})?((?:(?!\\begin).)*)"
-    r"\\end ?\{(?:[pb]?matrix|array)\}[\])]?"
+    r"[\[(]?\\begin ?\{(?:[pb]?(?:small)?matrix|array)\}(?:\{[lcr| ]*\})?((?:(?!\\begin).)*)"
+    r"\\end ?\{(?:[pb]?(?:small)?matrix|array)\}[\])]?"
 )
 _END = re.compile(r"(?<![.,])[.,]$")
 _GROUPS = re.compile(r"(?<=[0-9]) (?=[0-9]{3}(?![0-9]))")
@@ -52,7 +52,11 @@ _SPELLING = tuple(
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\\degree(?![A-Za-z])|\\text\{ ?degrees? ?\}", r"^\\circ"),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?", ""),
-        (r"\\(?:displaystyle|textstyle|limits|nolimits|hfill)(?![A-Za-z])", ""),
+        (
+            r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|hfill|bf|bfseries|rm|it|sf|"
+            r"normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])",
+            "",
+        ),
         (r"\\[hvm]space\*? ?\{[^{}]*\}", " "),
         (r"(?<=[0-9]) ?\{ ?, ?\} ?(?=[0-9]{3})|,\\!\s*|\{ ?, ?\}", ","),
         (r"(?<!\\)\\!", ""),
@@ -97,12 +101,13 @@ _SPELLING = tuple(
         (r"\\frac ?(\w) ?(\w)", r"\\frac{\1}{\2}"),
         (r"\\frac ?(\w) ?\{", r"\\frac{\1}{"),
         (r"(\\frac ?\{[^{}]*\}) ?(\w)", r"\1{\2}"),
-        (r"\^ ?\{? ?\\circ ?\}?", r"\\text{degree}"),
+        (r"\^ ?(?:\{ ?\\circ ?\}|\\circ)", r"\\text{degree}"),
         (r"(?<![A-Za-z0-9)}\]]) ?\+ ?\\infty", r"\\infty"),
         (r"\{ ?: ?\}", ":"),
         (r" +", " "),
     )
 )
+_BOLD = re.compile(r"\\(?:boldsymbol|bm|pmb|mathbf) ?\{")
 _VERBAL_LIST = re.compile(r"\\text ?\{ ?([A-Za-z][A-Za-z ]*(?:,|,? and |,? or )[A-Za-z ,]*)\}")
 
 
@@ -115,6 +120,8 @@ def tidy(text: str) -> str:
         rf"\fbox{{{inner[-1]}}}",
     ):
         text = inner[-1].strip()
+    if (bold := _BOLD.match(text)) and _pair(text[bold.end() - 1 :]) == "{}":
+        text = text[bold.end() : -1]
     for pattern, to in _SPELLING:
         text = pattern.sub(to, text)
     text = text.strip()
@@ -198,6 +205,12 @@ def _unwrap(text: str) -> tuple[str, str]:
         return "", text
     inner = flat[1:-1].replace("\1", r"\{").replace("\2", r"\}").strip()
     return pair.replace("\1", "{").replace("\2", "}"), inner
+
+
+def ungrouped(text: str) -> str:
+    """`(5)` without the parentheses; a tuple keeps its."""
+    kind, inner = _unwrap(text)
+    return inner if kind == "()" and not re.search("[,;]", inner) else text
 
 
 def _pair(text: str) -> str:

@@ -12,7 +12,11 @@ from typing import Literal
 
 Percent = Literal["value", "ignore"]
 MAX_EXPONENT = 2048
-_BASES = ("", "", *"two three four five six seven eight nine ten eleven twelve".split(" "))
+_BASES = (
+    "",
+    "",
+    *["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"],
+)
 
 _NUM = r"(?:(?:\d{1,3}(?:[, ]\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
 _PLAIN = re.compile(rf"([+-]?) ?({_NUM})")

@@ -71,10 +71,10 @@ def _inequality(flat: str) -> tuple[str, str] | None:
         return None
     if set(re.findall("[A-Za-z]", name)) & algebra.symbols(bound) or "," in bound:
         return None
-    closed = sign in (r"\le", r"\ge")
+    strict = sign in ("<", ">")
     if sign in ("<", r"\le"):
-        return name, rf"(-\infty,{bound}{']' if closed else ')'}"
-    return name, rf"{'[' if closed else '('}{bound},\infty)"
+        return name, rf"(-\infty,{bound}{')' if strict else ']'}"
+    return name, rf"{'(' if strict else '['}{bound},\infty)"
 
 
 def _punctured(interval: str, points: str) -> str:
@@ -84,7 +84,8 @@ def _punctured(interval: str, points: str) -> str:
     if m is None or not all(read):
         return ""
     low, high = number(m[2]), number(m[3])
-    values = sorted((point.value, text) for point, text in zip(read, points.split(",")) if point)  # type: ignore[misc]
+    names = points.split(",")
+    values = sorted((p.value, name) for p, name in zip(read, names, strict=True) if p)
     if (low and values[0][0] <= low.value) or (high and values[-1][0] >= high.value):
         return ""
     if (low is None and r"\infty" not in m[2]) or (high is None and r"\infty" not in m[3]):
@@ -92,4 +93,5 @@ def _punctured(interval: str, points: str) -> str:
     ends = [m[2].strip(), *(text.strip() for _, text in values), m[3].strip()]
     first = [m[1], *"(" * len(values)]
     last = [*")" * len(values), m[4]]
-    return r" \cup ".join(f"{a}{x},{y}{b}" for a, x, y, b in zip(first, ends, ends[1:], last))
+    pieces = zip(first, ends[:-1], ends[1:], last, strict=True)
+    return r" \cup ".join(f"{a}{x},{y}{b}" for a, x, y, b in pieces)
