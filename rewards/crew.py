@@ -24,8 +24,10 @@ from rewards.processes import START_SECONDS, Template, Worker, ending
 from rewards.verdict import Verdict
 from rewards.worker import verdict_of
 
-MAX_STARTS = 3
+MAX_STARTS = 5
 """Starts that may fail in a row before the waiting items are given up as errors."""
+PAUSE_SECONDS = 0.2
+"""Before the second of them, twice as long before each next one: want of processes may pass."""
 MAX_TRIES = 3
 """Times that an item may be under way while the template process ends."""
 GRACE = 0.05
@@ -59,7 +61,7 @@ class Crew:
         self.wait: deque[float] = deque(maxlen=8192)
         """Seconds that the latest items waited for one."""
         self._backlog, self._numbers = backlog, itertools.count(1)
-        self._failures, self._trouble = 0, ""
+        self._failures, self._trouble, self._not_before = 0, "", 0.0
         self._template: Template | None = None
         self._workers: list[Worker] = []
         self._dying: dict[int, tuple[Worker, float]] = {}
@@ -139,14 +141,27 @@ class Crew:
 
     def _staff(self) -> None:
         """Keep `size` workers at hand beside those that are slow."""
-        needed = self._backlog.waiting or not self._begun.done()
-        if self._failures >= MAX_STARTS or (self._failures and not self._begun.done()):
+        served = any(worker.pid for worker in self._workers)
+        if self._failures and (
+            not self._begun.done() or (self._failures >= MAX_STARTS and not served)
+        ):
             self._give_up()
-        elif self._template is None:
-            if needed:  # not in vain again and again
+        elif not self._failures or (self._needed and time.monotonic() >= self._not_before):
+            try:
+                self._recruit()
+            except OSError as problem:  # no process or file left
+                self._failed(str(problem))
+
+    @property
+    def _needed(self) -> bool:
+        return self._backlog.waiting > 0 or not self._begun.done()
+
+    def _recruit(self) -> None:
+        if self._template is None:
+            if self._needed:  # not in vain again and again
                 self._template = Template(self.setup)
                 self._selector.register(self._template.socket, selectors.EVENT_READ, self._template)
-        elif self._template.ready and (needed or not self._failures):
+        elif self._template.ready:
             at_hand = sum(not worker.slow for worker in self._workers)
             most = (1 + EXTRA) * self.size
             for _ in range(min(self.size - at_hand, most - len(self._workers))):
@@ -165,7 +180,11 @@ class Crew:
         self._failures = 0
 
     def _failed(self, trouble: str) -> None:
-        self._failures, self._trouble = self._failures + 1, trouble
+        """Starts that fail together are one failure."""
+        now, self._trouble = time.monotonic(), trouble
+        if not self._failures or now >= self._not_before:
+            self._not_before = now + PAUSE_SECONDS * 2 ** min(self._failures, MAX_STARTS)
+            self._failures += 1
 
     def _watch(self, worker: Worker) -> None:
         """Listen to the worker, and for room in its socket while something is to be written."""
@@ -268,7 +287,7 @@ class Crew:
             if "ready" in event:
                 template.ready = True
             else:
-                self._buried(event["dead"], ending(event["status"]))
+                self._buried(event["dead"], event.get("why") or ending(event["status"]))
         return None
 
     def _buried(self, number: int, how: str) -> None:
@@ -351,4 +370,7 @@ class Crew:
         dues += [moment + START_SECONDS for _, moment in self._dying.values()]
         if self._template is not None and not self._template.ready:
             dues.append(self._template.due)
-        return max(0.0, min(dues) - time.monotonic()) if dues else None
+        now = time.monotonic()
+        if self._failures and self._needed and self._not_before > now:
+            dues.append(self._not_before)
+        return max(0.0, min(dues) - now) if dues else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -120,7 +119,13 @@ class Worker:
     @property
     def gone(self) -> bool:
         """Its end is closed; only an idle one has nothing to say before that."""
-        return bool(select.select([self.socket], [], [], 0)[0])
+        try:
+            self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
 
     def give(self, job: Job) -> None:
         self.job, self.outbox, self.since = job, memoryview(job.request), time.monotonic()

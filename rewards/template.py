@@ -126,7 +126,8 @@ class Nursery:
                 self._work(fd, parent)
             self.workers[pid] = number
         except OSError as problem:  # no process left: the owner is told as of any that ended
-            worker.send(self.channel.fileno(), {"dead": number, "status": problem.errno})
+            why = f"it cannot be forked ({problem.strerror})"
+            worker.send(self.channel.fileno(), {"dead": number, "why": why})
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 

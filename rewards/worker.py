@@ -42,8 +42,11 @@ def serve(fd: int, grader: Grader | None) -> None:
         return
     _limit_memory(setup["memory_mb"])
     send(fd, {"ready": grader.name, "pid": os.getpid()})
-    while (item := receive(fd)) is not None:
+    while True:
         try:
+            item = receive(fd)
+            if item is None:
+                return
             verdict = grader(*item)
         except MemoryError:
             os._exit(OUT_OF_MEMORY)

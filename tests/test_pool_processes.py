@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -329,3 +330,59 @@ def test_a_verifier_with_threads_is_not_forked(tmp_path: Path, monkeypatch) -> N
         pids = pool.pids()
     assert [v.status for v in verdicts] == ["ok"] * 6
     assert not any(exists(pid) for pid in pids)
+
+
+def test_a_process_with_many_open_files() -> None:
+    """As a trainer with data loaders is: numbers of files beyond what select(2) takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip(f"at most {hard} files may be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with VerifierPool(SICK, workers=1) as pool:
+            assert [v.status for v in pool.grade(items("a yes", "b no"))] == ["ok", "wrong"]
+    finally:
+        for file in held:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_want_of_files_passes() -> None:
+    """A worker died while no file could be opened: another starts as soon as one can."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with VerifierPool(SICK, workers=1) as pool:
+        held = [os.open(os.devnull, os.O_RDONLY)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 1, hard))
+        try:
+            asked = pool.submit(items("die", "a yes"))
+            time.sleep(0.3)
+            assert not asked.done()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            os.close(held[0])
+        assert [v.status for v in asked.result()] == ["error", "ok"]
+
+
+def test_want_of_processes_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warm process cannot fork for a while; what waits is not given up."""
+    (tmp_path / "forkless.py").write_text(
+        "import errno, os, time\nreal, forks = os.fork, []\n"
+        "def fork():\n"
+        "    forks.append(time.monotonic())\n"
+        "    if len(forks) > 1 and forks[-1] < forks[1] + 0.5:\n"
+        "        raise BlockingIOError(errno.EAGAIN, 'none left')\n"
+        "    return real()\n"
+        "os.fork = fork\n"
+        "def fn(text, gold, meta):\n    return text != 'die' or os._exit(0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with VerifierPool("forkless:fn", workers=1) as pool:
+        assert [v.status for v in pool.grade(items("die", "a", "b"))] == ["error", "ok", "ok"]
+
+
+def test_an_item_that_does_not_fit_into_memory() -> None:
+    with VerifierPool(SICK, workers=1, memory_mb=64) as pool:
+        large, small = pool.grade(items(f"{'x' * 60_000_000} yes", "a yes"))
+    assert small.correct
+    assert (large.status, "memory limit" in large.detail) == ("error", True)
