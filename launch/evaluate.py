@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launch import inprocess
+from launch.reward import columns_of, spec_of
 from rewards.pool import VerifierPool
 from samplers import seam
 from samplers.data import DataConfig, Dataset, load
@@ -37,9 +36,10 @@ def evaluate(args: argparse.Namespace) -> int:
     )
     thinking = not args.no_thinking
     config.grid(args.max_tokens, thinking)
-    dataset = _dataset(args.data, yaml.safe_load(args.columns) if args.columns else {})
+    spec = spec_of(args.verifier, "--verifier")
+    dataset = _dataset(args.data, columns_of(args.columns, "{prompt: question, answer: target}"))
     size = min(args.problems, dataset.size or args.problems)
-    with VerifierPool(yaml.safe_load(args.verifier)) as pool:
+    with VerifierPool(spec) as pool:
         worker, _ = inprocess.worker(args)
         workers = inprocess.Workers(worker, pool)
         prompts = [dataset[i] for i in range(size)]

@@ -42,7 +42,7 @@ def grade(args: argparse.Namespace) -> int:
     """Grade every response of the file, write the rows with verdicts to --out, print a table."""
     spec = verifier(args)
     dump = read(args)
-    _heed_rows(spec, dump)
+    _heed_rows(spec, dump, args.file)
     done: list[Verdict] = []
     with _writer(args.out, args.file) as out, _pool(spec, args) as pool:
         start = time.perf_counter()
@@ -136,6 +136,21 @@ def spec_of(text: str, option: str) -> str | dict[str, Any]:
     return spec
 
 
+def columns_of(text: str | None, example: str) -> dict[str, Any]:
+    """The map of columns that --columns gives.
+
+    Raises:
+        ValueError: no YAML, or no map.
+    """
+    try:
+        columns = yaml.safe_load(text) if text else {}
+    except yaml.YAMLError:
+        columns = None
+    if not isinstance(columns, dict):
+        raise ValueError(f"--columns: {text!r} is no map of columns; write '{example}'")
+    return columns
+
+
 def verifier(args: argparse.Namespace) -> str | dict[str, Any]:
     """That of --verifier, else of the run whose folder is graded, else math."""
     config = args.file / "config.yaml" if args.file else None
@@ -154,15 +169,7 @@ def read(args: argparse.Namespace, needed: bool = True) -> Dump:
         ValueError: whatever is wrong with file or columns, in one line.
     """
     try:
-        columns = yaml.safe_load(args.columns) if args.columns else {}
-    except yaml.YAMLError:
-        columns = None
-    if not isinstance(columns, dict):
-        raise ValueError(
-            f"--columns: {args.columns!r} is no map of columns; write '{{response: a, answer: b}}'"
-        )
-    try:
-        named = ResponseColumns(**columns)
+        named = ResponseColumns(**columns_of(args.columns, "{response: a, answer: b}"))
     except ValidationError as error:
         raise ValueError(components.explain(error, ResponseColumns, "--columns")) from None
     start, end = args.markers
@@ -180,9 +187,15 @@ def read(args: argparse.Namespace, needed: bool = True) -> Dump:
     return dump
 
 
-def _heed_rows(spec: Spec, dump: Dump) -> None:
-    """Say so where rows ask for another verifier than they get."""
+def _heed_rows(spec: Spec, dump: Dump, path: Path) -> None:
+    """Say so where rows ask for another verifier than they get, or lack what it may read."""
     name, _ = seam.split(spec)
+    if path.is_dir() and load(spec).reads != frozenset():
+        warnings.warn(
+            f"a run's samples keep no columns of its data, and {name} may read some: answers that "
+            "it then cannot judge are unknown",
+            stacklevel=2,
+        )
     other = next((p for p in dump.prompts if p.verifier not in ("", name)), None)
     if other and name != "by_row":
         warnings.warn(
@@ -308,6 +321,7 @@ def _summary(
     return {
         "rows": len(dump.rows),
         "responses": len(dump.responses),
+        "problems": len({dump.prompts[response.row].id for response in dump.responses}),
         "columns": {"answer": dump.gold, "response": dump.column},
         "statuses": dict(Counter(verdict.status for verdict in done)),
         "accuracy": asdict(statistics.mean(means)),

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.grader import Grader
+from rewards.grader import Grader, titled
 from rewards.verdict import Verdict
 from samplers.seam import Component, function
 from samplers.types import Group
@@ -57,7 +57,7 @@ def grader(path: str, settings: Mapping[str, Any]) -> Grader:
         correct = bool(score >= config.correct_at)
         return Verdict(correct, float(score), "ok" if correct else "wrong", text.strip(), path)
 
-    return Grader(path, config.quick, judge)
+    return Grader(titled(path, config), config.quick, judge, version=path)
 
 
 def reward(path: str) -> Callable[[Group], NDArray[np.float64]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,9 @@ from samplers import seam
 
 MAX_CANONICAL = 1024
 """Longer canonical answers travel as their hash: equal strings stay equal answers."""
+
+MAX_SETTING = 32
+"""Characters of a setting that stand in the name of a grader."""
 
 Spec = str | Mapping[str, Any]
 Item = tuple[str | None, str, Mapping[str, Any]]
@@ -34,7 +38,8 @@ def _none(gold: str, meta: Mapping[str, Any]) -> Examples:
 @dataclass(frozen=True, slots=True)
 class Grader:
     name: str
-    """Name and version: verdicts of equal names are comparable, and may be kept."""
+    """Name, version and settings that are not the defaults: verdicts of equal names are comparable,
+    and may be kept."""
     quick: bool
     """It cannot hang: it may run in the calling process."""
     judge: Callable[[str, str, Mapping[str, Any]], Verdict]
@@ -49,6 +54,8 @@ class Grader:
     """Imports what the first item would otherwise wait for."""
     deadline: float | None = None
     """Seconds that one item may take, where that follows from its settings."""
+    version: str = ""
+    """How its own verdicts are signed, if at all; those get its name."""
 
     def __call__(self, text: str, gold: str, meta: Mapping[str, Any]) -> Verdict:
         """Never raises but for MemoryError: what goes wrong inside is an `error` verdict."""
@@ -85,12 +92,25 @@ class Grader:
         if verdict.answer is not None and len(verdict.answer) > MAX_CANONICAL:
             digest = hashlib.blake2b(verdict.answer.encode(errors="replace"), digest_size=16)
             verdict = replace(verdict, answer=f"blake2b:{digest.hexdigest()}")
+        if verdict.grader in ("", self.version) and verdict.grader != self.name:
+            verdict = replace(verdict, grader=self.name)
         return verdict
 
 
 def failed(grader: str, detail: str, status: Any = "error") -> Verdict:
     """A verdict that is unknown because something went wrong."""
     return Verdict(False, 0.0, status, None, grader, detail[:300])
+
+
+def titled(version: str, config: Any) -> str:
+    """`version` and the settings that are not its defaults, long ones as their hash."""
+    told = [version]
+    changed = config.model_dump(mode="json", exclude_defaults=True) if config else {}
+    for name, value in changed.items():
+        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=4).hexdigest()
+        told.append(f"{name}={text if len(text) <= MAX_SETTING else digest}")
+    return " ".join(told)
 
 
 def load(spec: Spec) -> Grader:
@@ -101,7 +121,7 @@ def load(spec: Spec) -> Grader:
     `Config`, `GRADER` (name/version), `QUICK` (cannot hang), `READS` (fields of meta),
     `fast(text, gold, meta, config) -> Verdict | None`, `relevant(text, config) -> str`,
     `examples(gold, meta, config) -> Examples`, `deadline(config) -> seconds`, `title(config)`
-    (GRADER where it depends on settings) and `warm()` or `warm(config)`.
+    (else GRADER and what differs from the defaults) and `warm()` or `warm(config)`.
 
     Raises:
         ValueError: no such verifier, or settings it does not take.
@@ -133,6 +153,7 @@ def load(spec: Spec) -> Grader:
         given["reads"] = frozenset(module.READS)
     if hasattr(module, "deadline"):
         given["deadline"] = module.deadline(config)
-    title = module.title(config) if hasattr(module, "title") else getattr(module, "GRADER", name)
+    given["version"] = getattr(module, "GRADER", name)
+    title = module.title(config) if hasattr(module, "title") else titled(given["version"], config)
     quick = bool(getattr(module, "QUICK", False))
     return Grader(title, quick, bound(module.grade), **given)

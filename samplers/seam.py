@@ -42,7 +42,7 @@ def find(package: str, name: str) -> ModuleType:
         return importlib.import_module(f"{package}.{name}")
     if "." in name:
         try:
-            return importlib.import_module(name)
+            return _imported(name)
         except ModuleNotFoundError as error:
             if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
                 raise  # the component exists and lacks a dependency of its own
@@ -89,9 +89,21 @@ def function(path: str) -> Any:
             f"{name} into a file of its own and write my_file:{name}"
         )
     try:
-        return getattr(importlib.import_module(module_name), name)
+        return getattr(_imported(module_name), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"'{path}' cannot be imported ({error}); write my_pkg.my_file:fn and make sure that "
             "its folder is on PYTHONPATH"
         ) from None
+
+
+def _imported(name: str) -> ModuleType:
+    """A user's module.
+
+    Raises:
+        ValueError: it cannot be parsed.
+    """
+    try:
+        return importlib.import_module(name)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}; mend that line") from None

@@ -36,7 +36,7 @@ def test_each_row_has_its_own_verifier() -> None:
     grader = by_row()
     assert grader("Answer: B", "B", row("science")).grader == "choice/1"
     assert grader("YES", "yes", row("exact")).correct
-    assert grader("YES", "yes", row("exact")).grader == load("exact").name
+    assert grader("YES", "yes", row("exact")).grader == "exact/1 ignore_case=true"
     assert grader("0.33", "1/3", row("loose")).correct
     assert grader("0.33", "1/3", row("numeric")).status == "wrong"
     assert grader("it is x", "x", row("mine")).grader == "tests.graders:by_text"

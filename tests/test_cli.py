@@ -241,6 +241,8 @@ def test_eval_takes_a_file_and_a_verifier(capsys: Captured, tmp_path: Path) -> N
         ),
         (["eval", "base/find", "--data", "find", "--budgets", "500"], "500"),
         (["eval", "base/find", "--data", "find", "--verifier", "exat"], "did you mean 'exact'"),
+        (["eval", "base/find", "--data", "find", "--verifier", "{name: exact"], "is no YAML"),
+        (["eval", "base/find", "--data", "find", "--columns", "{prompt"], "no map of columns"),
         (["eval", "base/find", "--data", "find", "--budgets", "8,8"], "budgets: [8, 8]"),
         (["report", "nowhere"], "nowhere"),
     ],

@@ -81,7 +81,7 @@ class Scripted:
         if text is None:
             return Verdict(False, 0.0, "no_answer")
         right = text == "right"
-        return Verdict(right, float(right), "ok" if right else "wrong", answer=text)
+        return Verdict(right, float(right), "ok" if right else "wrong", text, "exact/1")
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         return [f"{len(i)} tokens" for i in ids]
@@ -182,6 +182,7 @@ def test_saved_rows_give_the_metrics_back(tmp_path: Path) -> None:
         k: e.value for k, e in again.items()
     }
     assert summary["budgets"] == [8, 20, "inf"]
+    assert summary["graders"] == ["exact/1"]
     shown = [json.loads(line) for line in (tmp_path / "shown-3.jsonl").read_text().splitlines()]
     assert len(shown) == 4
     assert {row["difficulty"] for row in shown} == {0, 1, 2}

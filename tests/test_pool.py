@@ -6,9 +6,11 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from rewards.grader import load
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
 from rewards.worker import frame, verdict_of
@@ -236,6 +238,19 @@ def test_equal_items_give_equal_requests() -> None:
     loop: list = []
     loop.append(loop)
     assert frame(("a", "b", {"loop": loop}))
+
+
+def test_verdicts_say_which_grader_with_which_settings() -> None:
+    """Other settings give other verdicts: they are told apart where results are kept."""
+    specs: list[Any] = ["math", {"name": "math", "percent": "ignore"}, {"name": "math", "bare": 0}]
+    names = [load(spec).name for spec in specs]
+    assert len(set(names)) == 3
+    assert names[1] == f"{names[0]} percent=ignore"
+    for text in (r"\boxed{5}", r"\boxed{\sqrt{8}}", "no answer at all to be seen"):
+        assert [load(spec)(text, "5", {}).grader for spec in specs] == names
+        assert {v.grader for s in specs[1:2] if (v := load(s).at_once(text, "5", {}))} <= {names[1]}
+    assert load({"name": "code", "prelude": "x" * 99}).name != load({"name": "code"}).name
+    assert load({"name": SICK, "correct_at": 0.5})("pid", "", {}).grader == f"{SICK} correct_at=0.5"
 
 
 def test_what_cannot_be_sent_is_an_error_of_its_own_item() -> None:

@@ -68,7 +68,7 @@ def test_a_tasks_own_score_is_the_verdict() -> None:
     meta = {"n": 3}
     assert grader.at_once("abc", "abc", meta) is None
     assert grader("abc", "abc", meta) == Verdict(
-        True, 1.0, "ok", "abc", "task/1 (tests.test_task_verifiers)"
+        True, 1.0, "ok", "abc", "task/1 task=tests.test_task_verifiers"
     )
     assert grader("xyz", "abc", meta).score == 0.5
     assert grader("xyz", "abc", meta).status == "wrong"

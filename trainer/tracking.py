@@ -195,6 +195,7 @@ def _sample(group: Group, i: int, thought: str) -> dict[str, Any]:
         "gold": prompt.answer,
         "answer": verdict.answer,
         "status": verdict.status,
+        "grader": verdict.grader,
         "rewards": {name: plain(r[i, -1, 0]) for name, r in group.rewards.items()},
         "subgroup": rollout.plan.subgroup,
         "think_tokens": rollout.think_tokens,

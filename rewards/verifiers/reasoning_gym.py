@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import Field
 
-from rewards.grader import Examples
+from rewards.grader import Examples, titled
 from rewards.maths import extract
 from rewards.maths.numbers import number
 from rewards.verdict import Status, Verdict
@@ -81,7 +81,7 @@ class Config(Component):
 
 def title(config: Config) -> str:
     try:
-        return f"reasoning_gym/1 (reasoning-gym {version('reasoning-gym')})"
+        return titled(f"reasoning_gym/1 (reasoning-gym {version('reasoning-gym')})", config)
     except PackageNotFoundError:
         raise ValueError(
             "verifier: reasoning_gym needs the library of that name; pip install "

@@ -37,28 +37,24 @@ class Config(Component):
         return task
 
 
-def title(config: Config) -> str:
-    return f"{GRADER} ({config.task})"
-
-
 def grade(text: str, gold: str, meta: Mapping[str, Any], config: Config) -> Verdict:
     """Verdict of one answer."""
     if (known := fast(text, gold, meta, config)) is not None:
         return known
-    answer, name = text.strip(), title(config)
+    answer = text.strip()
     score = _module(config).score(answer, {**meta, "gold": gold})
     if isinstance(score, Verdict):
         return score
     if score is None:
-        return Verdict(False, 0.0, "error", None, name, "the task could not judge")
+        return Verdict(False, 0.0, "error", None, GRADER, "the task could not judge")
     correct = bool(score >= config.correct_at)
-    return Verdict(correct, float(score), "ok" if correct else "wrong", answer, name)
+    return Verdict(correct, float(score), "ok" if correct else "wrong", answer, GRADER)
 
 
 def fast(text: str, gold: str, meta: Mapping[str, Any], config: Config) -> Verdict | None:
     """An empty answer, and tasks that ask for their gold."""
     if not text.strip():
-        return Verdict(False, 0.0, "no_answer", None, title(config))
+        return Verdict(False, 0.0, "no_answer", None, GRADER)
     if hasattr(_module(config), "score"):
         return None
     return exact.grade(text, gold, meta, exact.Config())

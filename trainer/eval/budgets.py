@@ -172,6 +172,7 @@ def evaluate(
         "budgets": [*grid, UNCUT],
         "max_tokens": plan.max_tokens,
         **config.model_dump(include={"samples", "temperature", "answer_tokens", "prior", "seed"}),
+        "graders": sorted({v.grader for judged in verdicts for v in judged if v.grader}),
     }
     shown = _shown(workers, jobs, rollouts, rows, config.shown)
     return EvalResult(step, settings, rows, measure(rows, grid, config.prior), shown)

@@ -236,11 +236,13 @@ def _settings(found: Sequence[Arm], base: Evaluation | None) -> str:
 
 def _how(evaluation: Evaluation) -> str:
     s = evaluation.summary
+    graders = ", ".join(s.get("graders") or ())
     return (
         f"{s['problems']} held-out problems, {s['samples']} thoughts each at temperature "
         f"{s['temperature']:g}, responses of at most {s['max_tokens']} tokens. Each thought is "
         "made once and cut at every budget; one that ended by itself keeps its own answer. "
         "Intervals and tests count problems or seeds, never samples."
+        + (f" Graded by {graders}." if graders else "")
     )
 
 
