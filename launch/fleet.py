@@ -40,6 +40,9 @@ STORE_BYTES = 512 * 2**20
 THREADS = {"rollout": 2 * CALLS, "flow": 1, "abort": 1}
 """Of an engine's actor, beside the main one: rollouts go on beside each other and beside weights;
 lots are added in the order of asking, and none between an engine's falling asleep and waking."""
+GRADES = 8
+"""Calls that a grader serves at once (training ahead, evaluation, figures): an item that hangs is
+waited for by who asked, and by nobody else."""
 
 
 class Fleet:
@@ -93,6 +96,7 @@ class Fleet:
                     remote.options(
                         num_cpus=bundle["CPU"],
                         num_gpus=bundle.get("GPU", 0),
+                        max_concurrency=GRADES if role == "grader" else None,
                         scheduling_strategy=strategy,
                         runtime_env={"env_vars": variables} if variables else None,
                     ).remote()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,7 +63,8 @@ def test_faults_of_either_side_are_named(tmp_path: Path) -> None:
 
     from trainer.modelfolder import fetch
 
-    settings = ("rollout.workers=2", "learner.ranks=2", f"sync.deadline={DEADLINE}")
+    settings = ["rollout.workers=2", "learner.ranks=2", f"sync.deadline={DEADLINE}"]
+    settings += ["verifier=tests.graders:by_text", "grader.deadline=5"]
     stage = load("grpo/find", (f"output={tmp_path}", *settings)).stages[0]
     files = set(os.listdir("/dev/shm"))
     with fleet.cluster(cpus=8), fleet.Fleet(stage, str(fetch(stage.model.path))) as world:
@@ -73,6 +76,13 @@ def test_faults_of_either_side_are_named(tmp_path: Path) -> None:
             assert same_weights(world)
 
         healthy()
+        with ThreadPoolExecutor(1) as beside:  # a call whose item hangs stops no other call
+            sick = beside.submit(world.grade, [("hang", "yes", {})])
+            time.sleep(0.3)
+            assert world.grade([("a yes", "yes", {})])[0].correct
+            assert "latency_p99" in world.grading()
+            assert not sick.done()
+        assert sick.result()[0].status == "timeout"
         ray.get(second.__ray_call__.remote(lambda actor: actor.worker.engine.sleep()))
         with pytest.raises((ValueError, SyncError), match=r"cannot load.* asleep; call wake\(\)"):
             world.sync()
