@@ -157,7 +157,11 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 def _marker_arguments(parser: argparse.ArgumentParser) -> None:
     markers = parser.add_mutually_exclusive_group()
     markers.add_argument(
-        "--markers", nargs=2, metavar=("START", "END"), default=["<think>", "</think>"]
+        "--markers",
+        nargs=2,
+        metavar=("START", "END"),
+        default=["<think>", "</think>"],
+        help="of thoughts (default: <think> </think>)",
     )
     markers.add_argument("--no-thinking", action="store_true", help="all of a response is answer")
 
@@ -194,23 +198,30 @@ def _reward_arguments(parser: argparse.ArgumentParser) -> None:
         kind = "JSONL, JSON or Parquet of golds and responses, or a run's folder"
         optional: dict[str, Any] = {"nargs": "?"} if what == "bench" else {}
         one.add_argument("file", type=Path, metavar="FILE", help=kind, **optional)
-        one.add_argument("--verifier", metavar="SPEC", help="math, '{name: math, rounded: 0}', ...")
-        one.add_argument("--columns", help="'{response: output, answer: target}'")
+        text = "exact, '{name: math, rounded: 0}', my_file:fn (default: the run's, or math)"
+        one.add_argument("--verifier", metavar="SPEC", help=text)
+        text = "'{response: output, answer: target}', answer is the gold (default: usual names)"
+        one.add_argument("--columns", metavar="MAP", help=text)
         _marker_arguments(one)
         text = "the prompt had opened the thought: without an end marker there is no answer"
         one.add_argument("--opened", action="store_true", help=text)
-        one.add_argument("--workers", type=_count, help="processes (default: cores)")
-        one.add_argument("--deadline", type=_seconds, help="seconds that one answer may take")
+        one.add_argument("--workers", type=_count, metavar="N", help="processes (default: cores)")
+        text = "that one answer may take (default: 10, or the verifier's own)"
+        one.add_argument("--deadline", type=_seconds, metavar="SECONDS", help=text)
         one.add_argument("--json", action="store_true", help="print JSON")
         if what == "bench":
-            one.add_argument("--items", type=_count, default=2000, help="verdicts to time")
+            text = "verdicts to time (default: 2000)"
+            one.add_argument("--items", type=_count, default=2000, metavar="N", help=text)
             text = "also with this share of answers that never end, as 0.01"
-            one.add_argument("--hang-share", type=_share, default=0.0, help=text)
+            one.add_argument("--hang-share", type=_share, default=0.0, metavar="SHARE", help=text)
             continue
-        one.add_argument("--out", type=Path, help="JSONL, written as it goes")
+        rows = "rows and verdicts" if what == "grade" else "rows on which they disagree"
+        text = f"{rows} as JSONL, in this file"
+        one.add_argument("--out", type=Path, metavar="FILE", help=text)
         if what == "audit":
             one.add_argument("--against", required=True, metavar="SPEC", help="the second verifier")
-            one.add_argument("--show", type=_count, default=10, help="findings of each kind")
+            text = "findings of each kind (default: 10)"
+            one.add_argument("--show", type=_count, default=10, metavar="N", help=text)
 
 
 def _bytes(text: str) -> float:

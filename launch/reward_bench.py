@@ -72,11 +72,12 @@ class _Laps:
             return
         golds = [(p.answer, context(p)) for p in dump.prompts] if dump else [(g, {}) for g in GOLDS]
         for gold, meta in golds:
-            self.rights += [(text, gold, meta) for text in grader.examples(gold, meta).right[:1]]
+            asked = [(text, gold, meta) for text in grader.examples(gold, meta).right[:1]]
+            self.rights += [item for item in asked if not _no_gold(grader, item)]
         if len(self.rights) < 2:
             whose = f"of {args.file}" if args.file else "that are built in"
             raise ValueError(
-                f"bench: verifier '{grader.name}' has no right answers to the golds {whose}; "
+                f"bench: verifier '{grader.name}' knows no right answers to the golds {whose}; "
                 "give a FILE with responses"
             )
 
@@ -97,6 +98,12 @@ class _Laps:
             if len(out) >= count or (k > 1 and not out):
                 return out[:count]
         return out
+
+
+def _no_gold(grader: Grader, item: Item) -> bool:
+    """The gold is none for this verifier, which says so at once."""
+    known = grader.at_once(str(item[0]), item[1], item[2])
+    return known is not None and known.status == "gold_error"
 
 
 def _at_once(grader: Grader, laps: _Laps) -> tuple[Callable[[Item], bool], dict[str, Any]]:

@@ -179,24 +179,24 @@ class Chat:
                         raise TimeoutError
                 return out
         except urllib.error.HTTPError as error:
-            raise _refused(error) from None
+            raise self._refused(error) from None
         except TimeoutError:
             raise ChatError(f"no reply in {self.timeout:g} s", late=True, passing=True) from None
         except (OSError, http.client.HTTPException) as error:
             late_ = isinstance(getattr(error, "reason", None), TimeoutError)
-            reason = f"{type(error).__name__}: {error}"
-            raise ChatError(f"no reply ({reason})", late=late_, passing=True) from None
+            why = getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
+            raise ChatError(f"no reply from {self.url} ({why})", late_, passing=True) from None
 
-
-def _refused(error: urllib.error.HTTPError) -> ChatError:
-    """What an HTTP status means, with the beginning of what the server says."""
-    said = ""
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        said = " ".join(error.read(500).decode(errors="replace").split())
-    pause = 0.0
-    with contextlib.suppress(TypeError, ValueError):
-        pause = max(0.0, float(error.headers.get("Retry-After", 0)))
-    return ChatError(f"HTTP {error.code}: {said[:200]}", passing=error.code in PASSING, pause=pause)
+    def _refused(self, error: urllib.error.HTTPError) -> ChatError:
+        """What an HTTP status means, with the beginning of what the server says."""
+        said = ""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            said = " ".join(error.read(500).decode(errors="replace").split())
+        pause = 0.0
+        with contextlib.suppress(TypeError, ValueError):
+            pause = max(0.0, float(error.headers.get("Retry-After", 0)))
+        message = f"HTTP {error.code} from {self.url}: {said[:200]}"
+        return ChatError(message, passing=error.code in PASSING, pause=pause)
 
 
 def _content(body: bytes) -> str:

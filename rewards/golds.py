@@ -47,12 +47,14 @@ def _fault(right: bool, text: str, verdict: Verdict) -> str:
 
 
 def told(prompts: Sequence[Prompt], bad: dict[int, str]) -> str:
-    """The bad rows: the first with their golds and reasons, the ids of more."""
+    """The bad rows: the first of each reason with its gold, the ids of more."""
+    first = {why: at for at, why in reversed(bad.items())}
+    explained = [(at, why) for at, why in bad.items() if first[why] == at][:EXPLAINED]
     rows = [
-        f"row {prompts[at].id}: answer {prompts[at].answer[:60]!r}: {why}"
-        for at, why in list(bad.items())[:EXPLAINED]
+        f"row {prompts[at].id}: answer {prompts[at].answer[:60]!r}: {why}" for at, why in explained
     ]
-    ids = [prompts[at].id for at in list(bad)[EXPLAINED:NAMED]]
+    others = [at for at in bad if at not in dict(explained)]
+    ids = [prompts[at].id for at in others[: NAMED - len(explained)]]
     more = f"; also rows {', '.join(ids)}" if ids else ""
     rest = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     return "; ".join(rows) + more + rest

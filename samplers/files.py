@@ -16,7 +16,8 @@ from samplers.types import Prompt
 
 
 class Columns(Component):
-    """Which column holds what; dots reach into nested columns. Empty: found by its usual name."""
+    """Which column holds what; dots reach into nested columns and lists (`golds.0`). Empty: found
+    by its usual name."""
 
     prompt: str = ""
     """Text, or a list of chat messages. Usual: prompt, problem, question, messages."""
@@ -50,10 +51,15 @@ class Row:
     values: Mapping[str, Any]
 
     def get(self, column: str) -> Any:
-        """The value at a dotted column name; None where there is none, NaN included."""
+        """The value at a dotted column name (a number is a place in a list, from 0); None where
+        there is none, NaN included.
+        """
         value: Any = self.values
         for part in [column] if column in self.values else column.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+            if isinstance(value, list) and part.isdecimal():
+                value = value[int(part)] if int(part) < len(value) else None
+            else:
+                value = value.get(part) if isinstance(value, Mapping) else None
         return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -110,8 +116,9 @@ def _parse(text: str, path: str, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
+        what = error.msg.removesuffix(" at")  # "Unterminated string starting at"
         raise ValueError(
-            f"{path}:{line}: broken JSON ({error.msg} at column {error.colno}); mend that line"
+            f"{path}:{line}: broken JSON ({what} at column {error.colno}); mend that line"
         ) from None
 
 
@@ -145,7 +152,7 @@ def prompts(rows: Sequence[Row], columns: Columns, skip_unanswered: bool = False
     out: list[Prompt] = []
     seen: dict[str, str] = {}
     for row in rows:
-        answer, used = gold_of(row, found["answer"])
+        answer = gold_of(row, found["answer"])
         if answer is None:
             if skip_unanswered:
                 continue
@@ -160,7 +167,7 @@ def prompts(rows: Sequence[Row], columns: Columns, skip_unanswered: bool = False
                 "mend the file or name another column in data.columns.id"
             )
         seen[name] = row.where
-        out.append(_prompt(row, found, name, answer, used, index=len(out)))
+        out.append(_prompt(row, found, name, answer, index=len(out)))
     if not out:
         raise ValueError(f"{rows[0].where}: none of {len(rows)} rows has an answer")
     return out
@@ -209,7 +216,7 @@ def messages(row: Row, column: str) -> tuple[Mapping[str, str], ...]:
 
 
 def _prompt(
-    row: Row, found: Mapping[str, tuple[str, ...]], name: str, answer: str, used: str, index: int
+    row: Row, found: Mapping[str, tuple[str, ...]], name: str, answer: str, index: int
 ) -> Prompt:
     column = next((c for c in found["prompt"] if row.get(c) is not None), found["prompt"][0])
     talk = messages(row, column)
@@ -218,7 +225,7 @@ def _prompt(
             f"{row.where}: the last message of '{column}' is of role '{talk[-1]['role']}'; "
             "a prompt ends with a user message"
         )
-    meta = {k: v for k, v in row.values.items() if k not in (column, used)}
+    meta = {k: v for k, v in row.values.items() if k != column}
     meta.pop("difficulty", None)
     level = next((row.get(c) for c in found["difficulty"]), None)
     if (difficulty := _whole(level)) is not None:
@@ -238,13 +245,10 @@ def _id(row: Row, columns: Sequence[str]) -> str:
     return "/".join(str(part) for part in parts if part is not None)
 
 
-def gold_of(row: Row, columns: Sequence[str]) -> tuple[str | None, str]:
-    """The gold answer and the column it came from."""
-    for column in columns:
-        gold = _gold(row.get(column), worked=column == "solution")
-        if gold:
-            return gold, column
-    return None, ""
+def gold_of(row: Row, columns: Sequence[str]) -> str | None:
+    """The gold answer, of the first column that has one."""
+    golds = (_gold(row.get(column), worked=column == "solution") for column in columns)
+    return next((gold for gold in golds if gold), None)
 
 
 def _gold(value: Any, worked: bool) -> str | None:

@@ -7,6 +7,7 @@ messages, or a list of any of these (several samples of one problem).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +30,18 @@ RESPONSES = (
     "predictions", "pred", "text", "messages",
 )  # fmt: skip
 """Whole responses before what somebody has cut out of them."""
+USUAL: Mapping[str, tuple[str, ...]] = {
+    **files.USUAL,
+    "prompt": (*files.USUAL["prompt"], "input", "full_prompt"),
+    "answer": GOLDS,
+    "response": RESPONSES,
+    "id": (*files.USUAL["id"], "uid", "doc_id", "custom_id", "problem_id", "question_id"),
+}
 
 
 class ResponseColumns(Columns):
-    """As of a dataset, and the column of what the model wrote. `answer` is the gold answer."""
+    """As of a dataset, and the column of what the model wrote. `answer` is the gold answer. Rows
+    with one id (without ids: with one prompt and gold) are samples of one problem."""
 
     response: str = ""
     """Text, messages {role, content} that end with the assistant's, or a list of several such.
@@ -105,12 +114,13 @@ def load(path: Path, columns: ResponseColumns, thinking: Thinking, needed: bool 
     rows = _rows(path)
     found = {
         name: files.candidates(rows, usual, getattr(columns, name), f"--columns: {name}")
-        for name, usual in {**files.USUAL, "answer": GOLDS, "response": RESPONSES}.items()
+        for name, usual in USUAL.items()
     }
     golds = [c for c in found["answer"] if c != columns.response]
     # One column of golds: where it is empty, another of these names may be the model's own answer.
     gold = golds[0] if golds else ""
-    texts = [c for c in found["response"] if c != gold and _answered(rows, c)]
+    named = bool(columns.response)
+    texts = [c for c in found["response"] if c != gold and (named or _answered(rows, c))]
     column = texts[0] if texts else ""
     for name, what, there in (("answer", "golds", gold), ("response", "responses", column)):
         if not there and (needed or name == "answer"):
@@ -119,7 +129,8 @@ def load(path: Path, columns: ResponseColumns, thinking: Thinking, needed: bool 
                 f"name it: --columns '{{{name}: ...}}'"
             )
     found |= {"answer": (gold,)}
-    prompts = [_prompt(i, row, found, column) for i, row in enumerate(rows)]
+    first: dict[bytes, str] = {}
+    prompts = [_prompt(i, row, found, column, first) for i, row in enumerate(rows)]
     responses = [
         Response(i, k, text, thinking.answer(text))
         for i, row in enumerate(rows)
@@ -151,11 +162,13 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _answered(rows: Sequence[Row], column: str) -> bool:
-    """Messages are responses only where they end with the assistant's."""
-    if column != "messages":
-        return True
-    talks = (row.get(column) for row in rows)
-    return any(_chat(talk) and talk[-1]["role"] == "assistant" for talk in talks)
+    """Whether a column of that name holds responses: not a question alone, nor its options."""
+    values = [value for row in rows if (value := row.get(column)) not in (None, [], {})]
+    if column == "messages":
+        return any(_chat(talk) and talk[-1]["role"] == "assistant" for talk in values)
+    if column == "choices":
+        return any(isinstance(value, list) and isinstance(value[0], Mapping) for value in values)
+    return bool(values)
 
 
 def _chat(value: Any) -> bool:
@@ -187,7 +200,7 @@ def _texts(row: Row, column: str, value: Any) -> Iterator[str | None]:
                 yield from _texts(row, column, one)
     else:
         fields = value if isinstance(value, Mapping) else {}
-        inner = [name for name in ("message", "content", "text") if name in fields]
+        inner = [n for n in ("body", "choices", "message", "content", "text") if n in fields]
         if not inner:
             what = f"an object of {', '.join(map(str, fields))}" if fields else repr(value)[:60]
             raise ValueError(
@@ -197,9 +210,18 @@ def _texts(row: Row, column: str, value: Any) -> Iterator[str | None]:
         yield from _texts(row, column, value[inner[0]])
 
 
-def _prompt(index: int, row: Row, found: Mapping[str, tuple[str, ...]], response: str) -> Prompt:
-    """The row as a prompt, as far as it goes: what verifiers know of a row comes from here."""
-    gold, used = files.gold_of(row, found["answer"])
+def _prompt(
+    index: int,
+    row: Row,
+    found: Mapping[str, tuple[str, ...]],
+    response: str,
+    named: dict[bytes, str],
+) -> Prompt:
+    """The row as a prompt, as far as it goes: what verifiers know of a row comes from here.
+
+    A row without an id has that of the first with its prompt and gold, which `named` keeps.
+    """
+    gold = files.gold_of(row, found["answer"])
 
     def first(name: str) -> str:
         return next((c for c in found[name] if row.get(c) is not None), "")
@@ -210,10 +232,15 @@ def _prompt(index: int, row: Row, found: Mapping[str, tuple[str, ...]], response
         talk = files.messages(row, column) if column else ()
     if column == response and talk:
         talk = talk[:-1]
-    meta = {k: v for k, v in row.values.items() if k not in (column, used, response)}
+    meta = {k: v for k, v in row.values.items() if k not in (column, response)}
     verifier = str(row.get(first("verifier")) or "") if first("verifier") else ""
-    name = next((str(v) for c in found["id"] if (v := row.get(c)) is not None), row.name)
+    same = named.setdefault(_digest(talk, gold), row.name) if talk else row.name
+    name = next((str(v) for c in found["id"] if (v := row.get(c)) is not None), same)
     return Prompt(index, name, talk, "", gold or "", verifier, meta)
+
+
+def _digest(*what: object) -> bytes:
+    return hashlib.blake2b(repr(what).encode(errors="replace"), digest_size=16).digest()
 
 
 def _numbers(path: Path) -> tuple[list[int], str]:

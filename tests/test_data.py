@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rewards.verify import context
 from samplers.data import DataConfig, PromptStream, dress, load
 from samplers.files import read
 from samplers.types import Prompt
@@ -68,6 +69,14 @@ def test_file_kinds_read_the_same(tmp_path, name, write):
         assert (prompt.index, prompt.id, prompt.answer) == (i, row["id"], row["answer"])
     with pytest.raises(IndexError):
         dataset[7]
+
+
+def test_users_functions_get_the_golds_column_as_it_stands(tmp_path):
+    """TRL's reward functions name it: `def accuracy(completions, solution, **kwargs)`."""
+    row = {"problem": "2 + 3 = ?", "solution": r"2 + 3 is \boxed{5}.", "source": "x"}
+    prompt = load(DataConfig(path=jsonl(tmp_path, [row])))[0]
+    assert (prompt.answer, prompt.meta["solution"]) == ("5", row["solution"])
+    assert context(prompt).keys() == {"prompt", "solution", "source"}
 
 
 def test_verl_layout(tmp_path):

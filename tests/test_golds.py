@@ -26,6 +26,8 @@ def test_a_gold_accepts_itself_and_rejects_its_neighbour() -> None:
     assert check_golds(prompts("1", r"\frac{1}{2}", r"\text{east}", "(1,2)"), "math") == {}
     assert [*check_golds(prompts("1", "", r"\frac{1}{", "2"), "math")] == [1, 2]
     assert [*check_golds(prompts("one"), "numeric")] == [0]
+    others = prompts('["5"]', '{"inputs": ["1"], "outputs": ["2"]}', '[{"input": "1"}]')
+    assert [*check_golds(others, "math")] == [0, 1, 2]  # they would accept nothing but themselves
     assert check_golds(prompts("x"), "tests.graders:by_text") == {}
 
 
@@ -70,9 +72,10 @@ def test_bad_rows_are_refused_with_their_ids(desk: Path) -> None:
     with pytest.raises(ValueError, match=r"gold of 1 of 3 rows.*row r1: .*bad_golds=drop"):
         golds.load(stage(desk, rows(desk, "1", r"\frac{1}{", "3"), "refuse"), "train", 0)
     many = [r"\frac{1}{"] * 80
-    with pytest.raises(ValueError, match=r"rows r6, r7.*and 30 more") as told:
+    with pytest.raises(ValueError, match=r"also rows r2, r3.*and 30 more") as told:
         golds.load(stage(desk, rows(desk, "1", *many), "refuse"), "train", 0)
     assert "\n" not in str(told.value)
+    assert str(told.value).count("braces do not match") == 1  # one reason is told once
 
 
 def test_bad_rows_are_left_out_and_told_once(desk: Path) -> None:

@@ -40,6 +40,7 @@ SHAPES: dict[str, tuple[Any, list[str | None]]] = {
               ["ab"]),
     "completions of an engine": ([{"text": "5"}, {"text": "6"}], ["5", "6"]),
     "choices": ([{"index": 0, "message": SAID}], ["5"]),
+    "a batch's": ({"status_code": 200, "body": {"id": "c", "choices": [{"message": SAID}]}}, ["5"]),
     "nested samples": ([["5"], ["6"]], ["5", "6"]),
     "no samples": ([], []),
 }  # fmt: skip
@@ -59,6 +60,36 @@ def test_messages_that_end_with_the_assistant_are_prompt_and_response(tmp_path: 
     assert (dump.gold, dump.column) == ("ground_truth", "messages")
     assert dump.responses[0].answer == "5"
     assert dump.prompts[0].messages == (ASKED,)
+
+
+def test_the_options_of_a_question_are_no_responses(tmp_path: Path) -> None:
+    row = {"question": "2+3?", "choices": ["4", "5"], "answer": "B", "prediction": "B"}
+    dump = read(write(tmp_path / "r.jsonl", row, row | {"choices": []}))
+    assert (dump.column, [r.whole for r in dump.responses]) == ("prediction", ["B", "B"])
+    chosen = read(tmp_path / "r.jsonl", response="choices")
+    assert [r.whole for r in chosen.responses] == ["4", "5"]
+
+
+def test_a_place_in_a_list_is_a_column(tmp_path: Path) -> None:
+    row = {"doc": {"choices": ["5", "6"]}, "model_response": {"text": ["x", "y"]}}
+    columns = {"answer": "doc.choices.0", "response": "model_response.text"}
+    dump = read(write(tmp_path / "r.jsonl", row, {**row, "doc": {"choices": []}}), **columns)
+    assert [p.answer for p in dump.prompts] == ["5", ""]
+    assert [r.whole for r in dump.responses] == ["x", "y", "x", "y"]
+
+
+def test_rows_without_ids_that_ask_the_same_are_samples_of_one_problem(tmp_path: Path) -> None:
+    rows = [
+        {"input": text, "gts": gold, "output": "x"}
+        for text, gold in (("2+3?", "5"), ("2+4?", "6"), ("2+3?", "5"), ("2+3?", "7"))
+    ]
+    dump = read(write(tmp_path / "r.jsonl", *rows))
+    assert [p.id for p in dump.prompts] == ["r/1", "r/2", "r/1", "r/4"]
+    assert [dump.name(r) for r in dump.responses] == ["r/1#0", "r/2#0", "r/3#0", "r/4#0"]
+    named = write(tmp_path / "n.jsonl", *({**row, "uid": i} for i, row in enumerate(rows)))
+    assert [p.id for p in read(named).prompts] == ["0", "1", "2", "3"]
+    bare = [{k: v for k, v in row.items() if k != "input"} for row in rows]
+    assert len({p.id for p in read(write(tmp_path / "b.jsonl", *bare)).prompts}) == 4
 
 
 def test_the_models_own_answer_is_never_taken_for_the_gold(tmp_path: Path) -> None:
@@ -111,7 +142,7 @@ def test_what_verifiers_know_of_a_row_is_what_they_know_in_training(tmp_path: Pa
     prompt = read(write(tmp_path / "r.jsonl", row)).prompts[0]
     assert prompt.messages == (ASKED,)
     assert prompt.verifier == "exact"
-    assert dict(prompt.meta) == {"verifier": "exact", "choices": [1]}
+    assert dict(prompt.meta) == {"verifier": "exact", "choices": [1], "answer": "5"}
 
 
 def test_a_runs_folder_is_read_step_by_step(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_table_says_what_was_taken_for_what(dump: Path, capsys: Captured) ->
     text = capsys.readouterr().out
     assert "3 rows, 7 responses; answer: answer, response: responses" in text
     assert ["ok", "2", "28.57%"] in [line.split() for line in text.splitlines()]
-    assert "accuracy  0.333" in text
+    assert "accuracy  0.333 [0.000, 1.000] over 2 of 3 problems" in text
     assert "any of 3: 0.500, majority: 0.500" in text
     assert "c#0 gold_error: the gold answer is empty" in text
 
@@ -137,6 +137,24 @@ def test_trouble_is_unknown_and_listed(tmp_path: Path, capsys: Captured) -> None
     assert got["timing"]["crashed"] == 1
 
 
+def test_one_reason_is_told_once(tmp_path: Path, capsys: Captured) -> None:
+    rows = [{"answer": "5", "response": "raise"}] * 30 + [{"answer": "", "response": "5"}]
+    path = write(tmp_path / "r.jsonl", rows)
+    assert main(["reward", "grade", str(path), "--verifier", BY_TEXT, "--workers", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = lines[lines.index("unknown (30), in no figure above:") + 1 :]
+    assert told == ["  r/1#0 error: RuntimeError: no judge today  (and 29 more)"]
+
+
+def test_a_runs_samples_lack_the_columns_that_some_verifiers_read(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "rollouts").mkdir()
+    write(tmp_path / "rollouts" / "step-1.jsonl", [{"id": "p", "gold": "B", "text": "B"}])
+    error = warned(capsys, "grade", str(tmp_path), "--verifier", "choice")
+    assert "keep no columns of its data, and choice may read some" in error
+
+
 def test_odd_values_are_written_as_json_and_shown_as_text(tmp_path: Path, capsys: Captured) -> None:
     row = {"answer": "\x1b[31mA\ud800", "response": "\x1b[31ma\ud800\n", "x": float("nan")}
     path, out = write(tmp_path / "r.jsonl", [row]), tmp_path / "out.jsonl"
@@ -168,13 +186,15 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "second": (["audit", "FILE", "--against", "mth"], "did you mean 'math'"),
     "function": (["grade", "FILE", "--verifier", "os:nothing"], "cannot be imported"),
     "column": (["grade", "FILE", "--columns", "{response: respnses}"], "'responses'?"),
-    "columns": (["grade", "FILE", "--columns", "{respons: x}"], "did you mean 'response'"),
+    "columns": (["grade", "FILE", "--columns", "{respons: x}"], "--columns.respons: unknown"),
+    "no name": (["grade", "FILE", "--verifier", "{nme: x}"], "verifier: a component is a name"),
     "no map": (["grade", "FILE", "--columns", "x"], "no map of columns"),
     "out is in": (["grade", "FILE", "--out", "FILE"], "is the file that is graded"),
     "out": (["grade", "FILE", "--out", "FILE/x/y"], "cannot be written"),
     "golds only": (["grade", "GOLDS"], "no column of responses"),
     "broken": (["bench", "BROKEN"], "broken.jsonl:2: broken JSON"),
     "bench": (["bench", "--verifier", "tests.graders:by_text"], "give a FILE with responses"),
+    "bench's golds": (["bench", "--verifier", "choice"], "knows no right answers"),
 }
 
 
@@ -289,7 +309,8 @@ def test_an_audit_finds_what_a_naive_grader_accepts(tmp_path: Path, capsys: Capt
     assert main(["reward", *map(str, argv), "--show", "1"]) == 0
     text = capsys.readouterr().out
     assert "agree on 2 of 5 answers that both could judge (40.00%)" in text
-    assert "3 answers, 2 different" in text
+    assert "likely false accepts (the first says right, the second wrong): 3, 2 different" in text
+    assert max(map(len, text.splitlines())) <= 80
     assert "... and 1 more: --show 2, or --out FILE" in text
 
 
@@ -319,7 +340,7 @@ def test_bench_counts_every_answer_that_hangs(tmp_path: Path, capsys: Captured) 
     assert sum(sick["statuses"].values()) == 196
     assert main(["reward", *map(str, [*argv, *options])]) == 0
     text = capsys.readouterr().out
-    assert "at once       100.0% of answers" in text
+    assert "at once       100.0% of 50 different answers" in text
     assert "hanging       4 of 200 verdicts" in text
 
 

@@ -31,7 +31,10 @@ ENTRIES = {
 
 def check(kind: str, package: str, spec: str | dict[str, Any]) -> None:
     """Find and validate one component; its mistakes are told under the field's name."""
-    name, settings = seam.split(spec)
+    try:
+        name, settings = seam.split(spec)
+    except ValueError as error:
+        raise ValueError(f"{kind}: {error}") from None
     if kind in ("verifier", "shaping") and ":" in name:
         _function(kind, name, settings)
         return
@@ -64,10 +67,11 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     """pydantic's report about a `model` as one line per mistake, with the nearest known field."""
     lines = []
     for item in error.errors():
-        where = [prefix, *(str(part) for part in item["loc"])]
+        loc = [p for part in item["loc"] if not set("-[") & set(p := str(part))]  # no unions' tags
+        where = [prefix, *loc]
         if where[1:2] == ["stages"]:  # the stage number only matters where there are several
             where = where[3:] if where[2:3] == ["0"] else where
-        field = ".".join(p for p in where if p and "-" not in p and "[" not in p)
+        field = ".".join(filter(None, where))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             known = _fields_at(model, item["loc"][:-1])

@@ -58,7 +58,7 @@ class Config(Component):
             try:
                 self._graders[name] = load(spec)
             except ValueError as error:
-                reason = " ".join(str(error).split())
+                reason = " ".join(str(error).split()).removeprefix("verifier: ")
                 raise ValueError(f"verifiers: '{name}': {reason}") from None
         return self
 

@@ -156,7 +156,10 @@ def _gold(gold: str, options: Mapping[str, str], config: Config) -> frozenset[st
     labels = list(options) or list(LABELS)
     if gold.isascii() and gold.isdigit() and gold not in options and not _by_text(gold, options):
         if config.counted_from is None:
-            raise ValueError(f"the gold {gold[:9]} is a number; say counted_from, 0 or 1")
+            raise ValueError(
+                f"the gold {gold[:9]} is a number; say from what options are counted: "
+                "{name: choice, counted_from: 0}, or 1"
+            )
         place = int(gold[:9]) - config.counted_from
         if not 0 <= place < len(labels):
             raise ValueError(f"the gold {gold[:9]} counts beyond {len(labels)} options")

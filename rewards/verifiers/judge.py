@@ -114,7 +114,11 @@ class Config(Component):
     @model_validator(mode="after")
     def _loads(self) -> Config:
         if self.first is not None:
-            self._first.append(load(self.first))
+            try:
+                self._first.append(load(self.first))
+            except ValueError as error:
+                reason = " ".join(str(error).split()).removeprefix("verifier: ")
+                raise ValueError(f"first: {reason}") from None
         record = Record(self.record) if self.record else None
         waits = (self.timeout, self.retries, self.backoff)
         self._chat.append(Chat(self.url, self.model, self.api_key_env, *waits, record))

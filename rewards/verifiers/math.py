@@ -7,6 +7,7 @@ ever, so it runs only where it can be killed (`rewards.pool`).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -112,7 +113,20 @@ def _gold_fault(gold: str) -> str:
         return "the gold answer is empty"
     if len(gold) > guards.MAX_CHARS:
         return f"the gold answer has {len(gold)} characters, at most {guards.MAX_CHARS}"
+    if re.match(r'\s*[\[{]\s*["{]', gold) and _is_json(gold):
+        return (
+            "the gold answer is JSON: name one of its items as the column (answer.0), or another "
+            "verifier"
+        )
     return "" if extract.balanced(gold) else f"braces do not match in {gold[:80]!r}"
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def examples(gold: str, meta: Mapping[str, Any], config: Config) -> Examples:
