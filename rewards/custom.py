@@ -64,7 +64,8 @@ def reward(path: str) -> Callable[[Group], NDArray[np.float64]]:
     """A TRL-style function as a reward component: group -> [G, C, A].
 
     It sees every answer of the group at once, as columns besides the row's own: `completion_ids`
-    (thought and answer), `think_tokens` and `correct`. None (does not apply) is 0, NaN unknown.
+    (thought and answer), `think_tokens` and `correct` (None: unknown). None (does not apply) is 0,
+    NaN unknown.
 
     Raises:
         ValueError: the path cannot be imported, or the function has another signature.
@@ -89,7 +90,7 @@ def reward(path: str) -> Callable[[Group], NDArray[np.float64]]:
                 for rollout, answer, _ in cells
             ],
             "think_tokens": [min(r.think_tokens, a.after) for r, a, _ in cells],
-            "correct": [verdict.correct for _, _, verdict in cells],
+            "correct": [verdict.correct if verdict.known else None for _, _, verdict in cells],
         }
         texts = [answer.text or "" for _, answer, _ in cells]
         prompt, meta = group.prompt, dict(group.prompt.meta)

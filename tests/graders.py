@@ -112,6 +112,11 @@ def trl_brief(completions: Any, completion_ids: list[list[int]]) -> list[float]:
     return [-0.01 * len(ids) for ids in completion_ids]
 
 
+def trl_lenient(completions: Any, correct: list[bool | None]) -> list[float]:
+    """Half for what nobody could judge."""
+    return [0.5 if right is None else float(right) for right in correct]
+
+
 def trl_short(completions: Any, **kwargs: Any) -> list[float]:
     return [1.0]
 

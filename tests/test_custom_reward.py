@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from rewards.apply import Shaping
-from rewards.custom import wait
-from rewards.grader import load
+from rewards.custom import reward, wait
+from rewards.grader import failed, load
 from rewards.pool import VerifierPool
 from rewards.verdict import Verdict
 from rewards.verify import verify
@@ -84,6 +85,15 @@ def test_a_trl_function_is_a_reward_component() -> None:
 def test_a_reward_sees_its_whole_group() -> None:
     whole = shaped(group(["B", "C", "B"]), "tests.graders:spread")
     assert whole.rewards["spread"][:, 0, 0].tolist() == [0.5, 1.0, 0.5]
+
+
+def test_an_unknown_verdict_is_not_told_as_a_wrong_one() -> None:
+    """Nor is it rewarded, whatever the function says."""
+    verdicts = [Verdict(True, 1.0, "ok"), Verdict(False, 0.0, "wrong"), failed("g", "sick")]
+    judged = replace(group(["B", "C", "D"]), verdicts=tuple(((v,),) for v in verdicts))
+    assert reward("tests.graders:trl_lenient")(judged).ravel().tolist() == [1.0, 0.0, 0.5]
+    rewards = Shaping(["tests.graders:trl_lenient"]).apply([judged])[0].rewards
+    assert np.isnan(rewards["trl_lenient"].ravel()).tolist() == [False, False, True]
 
 
 def test_only_named_columns_reach_a_function_without_kwargs() -> None:
