@@ -79,6 +79,10 @@ def _table(result: EvalResult, budgets: tuple[int, ...]) -> str:
         f"{result.settings['problems']} problems, {result.settings['samples']} samples each; "
         f"cut at the cap: {metrics['truncated'].value:.1%}"
     )
+    if unknown := metrics["unknown"].value:
+        lines.append(
+            f"unknown (timeout, error, a gold that cannot be graded), in no accuracy: {unknown:.1%}"
+        )
     return "\n".join(lines)
 
 

@@ -224,6 +224,8 @@ def test_eval_takes_a_file_and_a_verifier(capsys: Captured, tmp_path: Path) -> N
     assert table[0].split() == ["budget", "accuracy", "tokens", "forced"]
     assert [line.split()[0] for line in table[1:3]] == ["8", "inf"]
     assert float(table[2].split()[1]) > 0
+    assert main([*argv, "--verifier", "numeric"]) == 0  # to which these golds mean nothing
+    assert "unknown (timeout, error, a gold" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

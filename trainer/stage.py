@@ -6,6 +6,7 @@ own nothing that cannot be rebuilt.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -230,7 +231,7 @@ class StageRun:
         raised = self._watch(metrics)
         self.tracker.log(self.at, metrics)
         for name, why in raised.items():
-            self.tracker.alarm(self.at, name, why)
+            self.tracker.alarm(self.at, name, why + (_trouble(groups) if name == "unknown" else ""))
         guard.check(self.stage, first, metrics)
         if groups:
             self.tracker.samples(self.at, groups, self.world.decode)
@@ -369,3 +370,10 @@ def _demonstrations(stage: Stage, model: str, seed: int) -> SupervisedStream:
         opened=opened,
         context=ModelFolder(Path(model)).context,
     )
+
+
+def _trouble(groups: Sequence[Group]) -> str:
+    """What went wrong most often in verdicts that are unknown."""
+    cells = (cell for group in groups for rollout in group.verdicts for cell in rollout)
+    found = Counter(f"{v.status}: {v.detail}" for cell in cells for v in cell if not v.known)
+    return f"; most often {found.most_common(1)[0][0]}" if found else ""

@@ -196,6 +196,7 @@ def _sample(group: Group, i: int, thought: str) -> dict[str, Any]:
         "answer": verdict.answer,
         "status": verdict.status,
         "grader": verdict.grader,
+        **({"detail": verdict.detail} if verdict.detail else {}),
         "rewards": {name: plain(r[i, -1, 0]) for name, r in group.rewards.items()},
         "subgroup": rollout.plan.subgroup,
         "think_tokens": rollout.think_tokens,
