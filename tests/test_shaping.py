@@ -173,7 +173,7 @@ def test_verify_sends_the_answer_part_and_the_row() -> None:
     whole = Group(prompt, 0, (rollout(5, 1), rollout(6, 1)))
     asked: list[Any] = []
     verify([whole], lambda items: asked.extend(items) or [verdict(True)] * len(items))
-    meta = {"prompt": [{"role": "user", "content": "2+5?"}], "level": 4}
+    meta = {"prompt": [{"role": "user", "content": "2+5?"}], "verifier": "exact", "level": 4}
     assert asked == [("7", "7", meta)] * 2
 
 
