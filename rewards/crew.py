@@ -77,10 +77,13 @@ class Crew:
         self.thread = threading.Thread(target=self._main, name="verifier pool", daemon=True)
         self.thread.start()
         try:
-            self._begun.result()
+            problem = self._begun.exception()
         except BaseException:
             self.close()
             raise
+        if problem is not None:
+            self.close()
+            raise problem  # here: a mistake that is told, of our own frame
 
     def close(self) -> None:
         """End every process. Takes no lock: the garbage collector may call it anywhere."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launch import mistakes
 from rewards.pool import VerifierPool
 from tests.graders import BY_TEXT as SICK
 from tests.graders import items
@@ -104,8 +105,9 @@ def test_a_verifier_that_starts_here_and_not_there_is_told(
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("FUSSY", str(os.getpid()))
-    with pytest.raises(ValueError, match=r"does not start.*no licence"):
+    with pytest.raises(ValueError, match=r"does not start.*no licence") as caught:
         VerifierPool("fussy:fn", workers=2)
+    assert mistakes.told(caught.value)  # the command line tells it in one line
 
 
 def resident(pids: Sequence[int]) -> int:
