@@ -168,7 +168,7 @@ def _answered(rows: Sequence[Row], column: str) -> bool:
         return any(_chat(talk) and talk[-1]["role"] == "assistant" for talk in values)
     if column == "choices":
         return any(isinstance(value, list) and isinstance(value[0], Mapping) for value in values)
-    return bool(values)
+    return True
 
 
 def _chat(value: Any) -> bool:

@@ -66,6 +66,8 @@ def test_the_options_of_a_question_are_no_responses(tmp_path: Path) -> None:
     row = {"question": "2+3?", "choices": ["4", "5"], "answer": "B", "prediction": "B"}
     dump = read(write(tmp_path / "r.jsonl", row, row | {"choices": []}))
     assert (dump.column, [r.whole for r in dump.responses]) == ("prediction", ["B", "B"])
+    empty = read(write(tmp_path / "e.jsonl", {"answer": "B", "response": []}))
+    assert (empty.column, empty.responses) == ("response", [])
     chosen = read(tmp_path / "r.jsonl", response="choices")
     assert [r.whole for r in chosen.responses] == ["4", "5"]
 
