@@ -109,7 +109,9 @@ def _limit_memory(megabytes: int) -> None:
     except OSError:  # not Linux: the owner has said so
         return
     limit = now + (megabytes << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]  # what a verifier starts has its own limits
+    least = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (least, hard))
 
 
 def receive(fd: int) -> Any:

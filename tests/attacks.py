@@ -104,6 +104,28 @@ def solve(x):
     return deep
 """,
     "no Python": "def solve(x) return x",
+    "reply in packets": """
+import fcntl, os
+def solve(x):
+    fcntl.fcntl(3, fcntl.F_SETFL, os.O_DIRECT)
+    os.write(3, b'{"value":'); os.write(3, b'0}{"value":0}'); os._exit(0)
+""",
+    "a value that is itself for ever": "def solve(x):\n    a = []\n    a.append(a)\n    return a",
+    "names of numbers": """
+class Nine(int):
+    def __repr__(self): return '9'
+    __str__ = __repr__
+def solve(x): return Nine(0)
+""",
+    "frames of the harness": """
+import sys
+def solve(x):
+    frame = sys._getframe().f_back
+    while frame:
+        frame.f_globals.update(_tell=lambda m: None, plain=lambda v: 9, code=0)
+        frame = frame.f_back
+    return 0
+""",
 }
 
 # attacks by exhaustion: each ends at a limit, and the verdict is wrong
@@ -158,6 +180,20 @@ def solve(x):
     deep = []
     for _ in range(10 ** 7): deep = [deep]
     return repr(deep)
+""",
+    "threads that outlive the first": """
+import ctypes, threading
+def spin():
+    while True: pass
+def solve(x):
+    threading.Thread(target=spin).start()
+    ctypes.CDLL(None).pthread_exit(None)
+""",
+    "alarms without end": """
+import signal
+def solve(x):
+    signal.signal(signal.SIGALRM, lambda *a: None); signal.setitimer(0, 1e-6, 1e-6)
+    while True: pass
 """,
     "a crash": "import ctypes\ndef solve(x): return ctypes.string_at(0)",
     "threads without end": """
@@ -288,6 +324,30 @@ def left():
 def solve(x):
     return tried(left, lambda: through('/etc/passwd'), lambda: through('/proc/self/environ'),
         lambda: through('FOLDER/secret'), into, lambda: os.link(os.__file__, '/tmp/hard') or 'linked')
+""",
+    "descriptors": """
+import fcntl, gc, os, signal, sys, time
+def open_(fd): return os.fstat(fd) and fd
+def owned(pid):
+    read, write = os.pipe()
+    fcntl.fcntl(read, fcntl.F_SETOWN, pid); fcntl.fcntl(read, 10, signal.SIGKILL)
+    fcntl.fcntl(read, fcntl.F_SETFL, os.O_ASYNC); os.write(write, b'x'); time.sleep(0.02)
+def solve(x):
+    sockets = [o for o in gc.get_objects() if type(o).__name__ == 'socket']
+    frame = sys._getframe()
+    while frame:
+        sockets += [v for v in frame.f_locals.values() if type(v).__name__ == 'socket']
+        frame = frame.f_back
+    return tried(*(lambda fd=fd: open_(fd) for fd in range(4, 5000)), *(s.fileno and (lambda s=s: s.send(b'x')) for s in sockets),
+        lambda: owned(1), lambda: owned(-1))
+""",
+    "calls of later kernels": """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number):
+    ctypes.set_errno(0)
+    return (libc.syscall(number, -1, -1, -1, -1, -1, -1) >= 0 or ctypes.get_errno() != 38) and f'call {number}'
+def solve(x): return tried(*(lambda n=n: call(n) for n in range(425, 600) if n not in (436, 437, 439)))
 """,
     "privileges": """
 import ctypes, os

@@ -135,7 +135,6 @@ def test_tests_that_cannot_be_read_are_gold_errors(gold: Any, why: str) -> None:
         ("def f(): pass", None),
         ("~~~\nx\n~~~", None),
         ("````\n```\nx\n```\n````", "```\nx\n```\n"),
-        ("1. so:\n   ```python\n   x\n   ```", "   x\n"),
         ("```python\nx\n```\n```text\n", ""),
     ],
 )
@@ -211,7 +210,6 @@ def test_values(expected: Any, got: Any, equal: bool) -> None:
         ("1\n\n2", "1\n2", False),
         ("YES", "yes", False),
         ("0.333333", "0.3333331", True),
-        ("3", "3.0", False),
         ("3.0", "3", True),
         ("1.0", "nan", False),
         ("1.0", "1_0", False),
@@ -263,8 +261,8 @@ def test_settings_reach_the_program() -> None:
     prelude = "def triple(x): return 3 * x"
     assert graded("def f(x): return triple(x) // 3", gold, prelude=prelude).status == "ok"
     numpy = "import numpy\ndef f(x): return numpy.int64(x)"
-    assert graded(numpy, gold).status == "wrong"
-    assert graded(numpy, gold, packages=["numpy"], memory_mb=1024, seconds=9).status == "ok"
+    assert graded(numpy, gold, packages=[]).status == "wrong"
+    assert graded(numpy, gold, packages=["numpy"], seconds=9).status == "ok"
 
 
 @walled

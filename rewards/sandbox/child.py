@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import fcntl
 import gc
@@ -32,6 +33,7 @@ def prepare() -> None:
     """Import what many programs need."""
     for name in COMMON.split():
         __import__(name)
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # `site` would: we run without it
     gc.freeze()  # a collection in a child need not copy these pages
 
 
@@ -44,7 +46,7 @@ def namespace(job: dict[str, Any]) -> types.ModuleType:
     sys.path[:] = job["path"]
     program = types.ModuleType("__main__")
     try:
-        exec(compile(job["prelude"], "prelude", "exec"), program.__dict__)
+        exec(compile(job["prelude"], "prelude", "exec", dont_inherit=True), program.__dict__)
     except Exception as problem:
         raise RuntimeError(f"the prelude fails: {type(problem).__name__}: {problem}") from None
     gc.freeze()
@@ -74,7 +76,7 @@ def main(
         code = 1
     finally:
         with contextlib.suppress(BaseException):
-            sys.stdout.flush()
+            _flush()
         os._exit(code)
 
 
@@ -114,15 +116,19 @@ def _serve(
         os.fdopen(fd, mode, encoding="utf-8", errors="replace", closefd=False)
         for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
     )
+    vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
     sys.setrecursionlimit(RECURSION)
+    sys.set_int_max_str_digits(0)  # the clock is limit enough
     random.seed(0)  # a verdict is the same every time
     sys.modules["__main__"] = program
     try:
-        code = compile(source, "answer.py", "exec")
+        code = compile(source, "answer.py", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError) as problem:
         _tell({"error": f"{type(problem).__name__}: {problem}"[:300], "kind": "syntax"})
         return 1
     if test["how"] == "call":
+        program.__name__ = "answer"  # it is imported, not run
+        sys.modules["answer"] = program
         _call(code, program, test["name"], given)
         return 0
     return _script(code, program)
@@ -140,8 +146,15 @@ def _script(code: Any, program: types.ModuleType) -> int:
 
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    sys.stdout.flush()
+    _flush()
     return status
+
+
+def _flush() -> None:
+    """What was printed goes out, also where the program has put something in stdout's place."""
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None and not getattr(stream, "closed", False):
+            stream.flush()
 
 
 def _status(leaving: SystemExit) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 MAX_NUMBER = 40
 """Longer tokens are compared as text only."""
+WHOLE = re.compile("-?[0-9]+")
 
 
 def same(expected: Any, given: Any, tolerance: float) -> bool:
@@ -40,10 +42,8 @@ def _same_tagged(expected: dict[str, Any], given: Any, tolerance: float) -> bool
         return False
     if tag == "dict" and not all(isinstance(pair, list) and len(pair) == 2 for pair in left):
         return False
-    if sorted(map(repr, members)) == sorted(map(repr, left)):
-        return True
-    left = list(left)
-    for member in members:
+    left = sorted(left, key=repr)  # equal ones then stand at about the same place
+    for member in sorted(members, key=repr):
         at = next((i for i, other in enumerate(left) if same(member, other, tolerance)), None)
         if at is None:
             return False
@@ -54,8 +54,10 @@ def _same_tagged(expected: dict[str, Any], given: Any, tolerance: float) -> bool
 def _near(expected: float, given: float, tolerance: float) -> bool:
     if expected == given:
         return True
-    if not isinstance(expected, float) or not math.isfinite(expected):
-        return math.isnan(expected) and math.isnan(given)
+    if not isinstance(expected, float):
+        return False
+    if not math.isfinite(expected):
+        return math.isnan(expected) and isinstance(given, float) and math.isnan(given)
     try:
         distance = abs(float(given) - expected)
     except OverflowError:
@@ -67,7 +69,8 @@ def same_text(expected: str, given: str, tolerance: float) -> bool:
     """Equality of printed text: line by line, word by word.
 
     Spaces at the ends of lines and between words, and empty lines at both ends, do not count;
-    `tolerance` holds where the expected word is a fraction (has a point or an exponent).
+    `tolerance` holds where the expected word is a fraction (has a point or an exponent). Where
+    it is a whole number, zeros behind a point are the same one: 3.0 for 3.
     """
     wanted, got = expected.strip().splitlines(), given.strip().splitlines()
     if len(wanted) != len(got):
@@ -83,6 +86,9 @@ def _same_line(expected: str, given: str, tolerance: float) -> bool:
 
 
 def _near_words(expected: str, given: str, tolerance: float) -> bool:
+    if WHOLE.fullmatch(expected):
+        whole, _, zeros = given.partition(".")
+        return whole == expected and bool(zeros) and not zeros.strip("0")
     if not tolerance or not any(mark in expected for mark in ".eE"):
         return False
     if max(len(expected), len(given)) > MAX_NUMBER or "_" in expected + given:

@@ -21,7 +21,8 @@ from rewards.sandbox.child import plain
 
 READS = ("fn_name", "func_name", "entry_point", "metadata", "starter_code")
 """Fields of a row that may name the function to call."""
-KEPT = 64
+KEPT = 8
+"""Golds of megabytes take ten times that once they are read: a few are kept."""
 
 
 class GoldError(ValueError):

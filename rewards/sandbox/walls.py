@@ -135,7 +135,7 @@ def own_root(visible: Mapping[str, str], hidden: Sequence[str]) -> None:
         _bind(f"/.old{real}", name)
     for folder in hidden:
         if os.path.isdir(folder):
-            _tmpfs(folder, "size=0,nr_inodes=1,mode=755")
+            _mount("tmpfs", folder, "tmpfs", _RDONLY | _NOSUID | _NODEV, "nr_inodes=1,mode=755")
     os.makedirs("/dev")
     for name in ("null", "zero", "random", "urandom"):
         if os.path.exists(f"/.old/dev/{name}"):
@@ -171,7 +171,8 @@ def limit(memory_mb: int, seconds: float, file_mb: int, threads: int) -> None:
     for which, value in limits.items():
         hard = resource.getrlimit(which)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (value, value))
+        own = which == resource.RLIMIT_STACK  # programs raise it: it counts as address space
+        resource.setrlimit(which, (value, hard if own else value))
 
 
 def drop() -> None:

@@ -20,7 +20,7 @@ from rewards.sandbox.problems import GoldError, Problem, Test
 from rewards.verdict import Status, Verdict
 from samplers.seam import Component
 
-GRADER = "code/1"
+GRADER = "code/2"
 MAX_SOURCE = 1 << 17
 """Characters of a program; longer ones are unparseable."""
 WALL = 3
@@ -30,6 +30,7 @@ FENCE = "```"
 _TOLD = 160
 
 PRELUDE = """\
+from typing import *
 from statistics import *
 from operator import *
 from math import *
@@ -41,13 +42,12 @@ from copy import *
 from functools import *
 from heapq import *
 from itertools import *
-from typing import *
 from builtins import abs, pow
-import array, bisect, collections, copy, datetime, functools, heapq, itertools, math, operator
-import os, random, re, string, sys, time
+import array, bisect, collections, copy, datetime, functools, heapq, io, itertools, json, math
+import operator, os, random, re, string, sys, time
 """
-"""What judges import before a program; later lines win: `pow` takes three numbers, `random` and
-`copy` are modules."""
+"""What judges import before a program; later lines win: `Counter` is that of collections, `pow`
+takes three numbers, `random` and `copy` are modules."""
 
 
 class Config(Component):
@@ -55,8 +55,8 @@ class Config(Component):
     """Processor time of one test, in seconds; it may last three times as long by the clock."""
     total: float = Field(60.0, gt=0)
     """Seconds by the clock for all tests of an answer; beyond it the verdict is timeout."""
-    memory_mb: int = Field(512, ge=64)
-    """Address space of the program, in MiB."""
+    memory_mb: int = Field(1024, ge=64)
+    """Address space of the program, in MiB; judges give 256 to 1024."""
     output_mb: float = Field(1.0, gt=0)
     """What one test may print, in MiB."""
     max_tests: int = Field(64, ge=1)
@@ -67,9 +67,9 @@ class Config(Component):
     """Where a fraction is expected: this error passes, relative above 1 and absolute below."""
     prelude: str = PRELUDE
     """Run before the program, in its namespace."""
-    packages: tuple[str, ...] = ("sortedcontainers",)
+    packages: tuple[str, ...] = ("sortedcontainers", "numpy")
     """Installed packages that the program can import, where they are installed; "*": all there
-    are. numpy and its like need more memory_mb and seconds."""
+    are. Large ones need more memory_mb and seconds."""
     unsafe_local_exec: bool = False
     """Run without walls, with limits only: programs can read your files. For machines that allow
     no user namespaces."""
@@ -99,19 +99,27 @@ def deadline(config: Config) -> float:
 
 
 def program(text: str) -> str | None:
-    """The last fenced block of an answer, closed or running to its end; None: there is none."""
-    opened: tuple[str, int] | None = None
+    """The last fenced block of an answer, closed or running to its end; None: there is none.
+
+    As in CommonMark: what is farther in than its fence ends no block (text of a program may hold
+    fences), and a block inside a list is as far out as its fence.
+    """
+    opened: tuple[str, int, int] | None = None
     found, at = None, 0
     for line in text.splitlines(keepends=True):
         mark = line.lstrip(" ")
-        run = len(mark) - len(mark.lstrip("`"))
+        run, indent = len(mark) - len(mark.lstrip("`")), len(line) - len(mark)
         if opened is None:
             if run >= len(FENCE) and "`" not in mark[run:]:
-                opened = mark[:run], at + len(line)
-        elif run >= len(opened[0]) and not mark[run:].strip():
-            found, opened = text[opened[1] : at], None
+                opened = mark[:run], at + len(line), indent
+        elif run >= len(opened[0]) and indent <= opened[2] + 3 and not mark[run:].strip():
+            found, opened = _further_out(text[opened[1] : at], opened[2]), None
         at += len(line)
-    return found if opened is None else text[opened[1] :]
+    return found if opened is None else _further_out(text[opened[1] :], opened[2])
+
+
+def _further_out(source: str, indent: int) -> str:
+    return re.sub(rf"^ {{1,{indent}}}", "", source, flags=re.MULTILINE) if indent else source
 
 
 def relevant(text: str, config: Config) -> str:
@@ -165,6 +173,8 @@ def _verdict(status: Status, detail: str = "", score: float = 0.0) -> Verdict:
 def _tested(source: str, problem: Problem, config: Config) -> Verdict:
     """Run the tests, in order, until one fails (all of them for a share)."""
     tests, end = _chosen(problem.tests, config.max_tests), time.monotonic() + config.total
+    if fault := _too_much(tests, config):
+        return _verdict("gold_error", fault)
     readings = set(range(len(tests[0].expected)))
     passed, why = 0, ""
     with host.Guest(source, limits(config)) as guest:
@@ -172,12 +182,12 @@ def _tested(source: str, problem: Problem, config: Config) -> Verdict:
             left = end - time.monotonic()
             wall = min(WALL * config.seconds, left)
             ran = _run(guest, problem, test, wall) if left > 0 else None
-            if ran is None or (ran.end == "wall" and wall == left):
+            if ran is None or (ran.end == "wall" and wall == left and number > 1):
                 if why:  # that one is its own doing
                     break
                 return _verdict("timeout", f"test {number} of {len(tests)}: no time left")
             if (said := ran.said()).get("kind") == "syntax":
-                return _verdict("unparseable", str(said.get("error"))[:_TOLD])
+                return _verdict("unparseable", _line(said.get("error")))
             right, fault = _judged(problem, test, ran, said, config)
             if readings & right:
                 readings, passed = readings & right, passed + 1
@@ -188,6 +198,19 @@ def _tested(source: str, problem: Problem, config: Config) -> Verdict:
     if passed == len(tests):
         return _verdict("ok", score=1.0)
     return _verdict("wrong", why, passed / len(tests) if config.partial else 0.0)
+
+
+def _line(told: Any) -> str:
+    """What a program says, fit for a table or a terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(told)[:_TOLD])
+
+
+def _too_much(tests: tuple[Test, ...], config: Config) -> str:
+    """Whether no program could print what is expected: '' if one could."""
+    longest = max((len(e) for t in tests for e in t.expected if isinstance(e, str)), default=0)
+    if longest <= config.output_mb * (1 << 20):
+        return ""
+    return f"a test expects {longest} characters; output_mb={config.output_mb:g} is less: raise it"
 
 
 def _chosen(tests: tuple[Test, ...], most: int) -> tuple[Test, ...]:
@@ -208,9 +231,9 @@ def _judged(
     if ran.end != "exit" or ran.code:
         how = {"cpu": "out of time", "wall": "out of time", "output": "too much output"}
         ended = how.get(ran.end, f"ended with status {ran.code}")
-        return set(), str(said.get("error") or ended)[:_TOLD]
+        return set(), _line(said.get("error") or ended)
     if problem.name and "value" not in said:
-        return set(), str(said.get("error", "no value came back"))[:_TOLD]
+        return set(), _line(said.get("error", "no value came back"))
     given = said["value"] if problem.name else ran.out.decode(errors="replace")
     right = set()
     for at, expected in enumerate(test.expected):
