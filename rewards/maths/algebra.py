@@ -159,23 +159,31 @@ def _fraction(value: Any) -> Fraction:
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> Any:
     """The sympy object of a tidy expression, or None."""
-    from latex2sympy2_extended import NormalizationConfig  # type: ignore[import-untyped]
-    from math_verify import LatexExtractionConfig, parse
+    from latex2sympy2_extended.latex2sympy2 import (  # type: ignore[import-untyped]
+        ConversionConfig,
+        NormalizationConfig,
+        latex2sympy,
+        normalize_latex,
+    )
+    from math_verify.grader import should_treat_as_complex
 
     # units are ours to tell: to math-verify the t of `12+10t` is one
     written = NormalizationConfig(units=False, malformed_operators=True, nits=True)
+    cased = ConversionConfig(lowercase_symbols=False)  # m and M are two masses
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
     text = _DECIMAL.sub(_ratio_of, text)  # as a float it would have 15 digits
     for spelling in (text, squeeze(text)):  # math-verify takes some words for units: `a + b`
-        found = parse(
-            f"${spelling}$",
-            extraction_config=[LatexExtractionConfig(normalization_config=written)],
-            fallback_mode="no_fallback",
-            parsing_timeout=None,
-        )
-        if found and not isinstance(found[0], str):
-            return _named(found[0])
+        try:
+            found = latex2sympy(
+                normalize_latex(spelling, written),
+                is_real=not should_treat_as_complex(spelling),
+                normalization_config=None,
+                conversion_config=cased,
+            )
+        except Exception:  # not in its grammar
+            continue
+        return _named(found)
     return None
 
 

@@ -18,6 +18,7 @@ ROUNDED_GOLD = 7
 
 _COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z](?: [0-9]+)?")
+_SHORT_WORDS = frozenset(["yes", "no", "all", "odd", "red", "one", "two", "six", "ten"])
 _OPTION = re.compile(
     r"(?:\\text ?\{ ?\(?([A-Z])\)?[.:]? ?\}|\(([A-Z])\) )[ .:]*"
     r"((?:(?<=\} )-|[0-9.(]|\\(?:frac|sqrt|text|pi)|(?<=[)}] )[A-Za-z]).*)"
@@ -116,7 +117,9 @@ def _equal(gold: str, answer: str, rules: Rules) -> bool:
     if (m := numeral(gold)) or numeral(answer):
         return m == numeral(answer)  # in another base it is right only as it stands
     if (words := _words(gold)) and words == _words(answer):
-        return True
+        letters = len(words) <= 3 and words not in _SHORT_WORDS and r"\text" not in gold + answer
+        if not letters or gold.strip() == answer.strip():  # `mgh` and `Mgh` are two products
+            return True
     if _LABEL.fullmatch(gold) or r"\emptyset" in (gold, answer):
         return False
     left, right = notation.shape(gold), notation.shape(answer)
@@ -130,6 +133,8 @@ def _equal(gold: str, answer: str, rules: Rules) -> bool:
 
 
 def _same_shape(gold: Shape, answer: Shape, rules: Rules) -> bool:
+    if answer.kind == "set" and len(answer.items) == 1 and not answer.items[0].startswith(r"\{"):
+        answer = notation.shape(answer.items[0])  # the only element of a set
     if len(gold.items) != len(answer.items):
         return False
     if len(gold.items) == 1 and {gold.kind, answer.kind} <= {"", "set"}:
@@ -232,7 +237,7 @@ def _ordered(
 
 def _value(gold: str, answer: str, rules: Rules) -> bool:
     """Two expressions that are no numbers both."""
-    if "%" in answer + gold:
+    if "%" in answer + gold or (r"\infty" in answer and r"\infty" not in gold):
         return False
     if re.search(r"(?<![_^])[0-9] [0-9]", squeeze(answer)):
         raise RefusedError("two numbers side by side")

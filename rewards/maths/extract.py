@@ -17,7 +17,11 @@ LONG_GOLD = 512
 MAX_BOXES = 64
 """More boxes than this are no answer that all of them could be meant by."""
 
-_TOKEN = re.compile(r"(?<!\\)\\+(?:boxed|fbox)[ \t\n]*\{|\\.|[{}]", re.S)
+_TOKEN = re.compile(
+    r"(?<!\\)\\+(?:boxed|fbox)[ \t\n]*"
+    r"(?:\{|(?P<bare>[0-9]+(?:\.[0-9]+)?)(?= *(?:\$|\\[)\]]|\.?(?:\n|$))))|\\.|[{}]",
+    re.S,
+)
 _BOX = re.compile(r"\\(?:boxed|fbox)[ \t\n]*\{")
 # What may stand between two boxes that make one list: `\boxed{1}, \boxed{2}`,
 # `$x = \boxed{1}$ and $y = \boxed{2}$`; at most a few words before an 'and'.
@@ -28,15 +32,27 @@ _BETWEEN = re.compile(
 )
 _GAP = re.compile(r"[\s$]*")
 _PERCENT = re.compile(r"[\s$]{0,4}(?:\\\)|\\\])?\s{0,2}(?:\\text\{\s?)?(?:\\?%|percent\b|pct\b)")
-_STATED = re.compile(r"(?<![A-Za-z])answer(?![A-Za-z])|####", re.I)
-_IS = re.compile(
-    r"[\s*_]{0,4}(?:\s(?:is|equals|would be)(?![A-Za-z])|:|=)[\s*_:]{0,4}|\*\*\s*\n\s*", re.I
+_STATED = re.compile(
+    r"^[#* ]*(?:the )?(?:final )?answer[*: ]*\n|(?<![A-Za-z])answer(?![A-Za-z])|####", re.I | re.M
+)
+_IS = re.compile(r"[\s*_]{0,4}(?:\s(?:is|equals|would be)(?![A-Za-z])|:|=)[\s*_:]{0,4}", re.I)
+# Where a sentence goes on to give reasons.
+_REASON = re.compile(
+    r"[\s,;]\(?(?:since|because|as|which|where|when|by|so|thus|hence|for)(?![A-Za-z])"
+    r"|\s\((?!\s*(?:or|and|not)(?![A-Za-z]))"
+)
+_DOUBT = re.compile(
+    r"\d|\?|n['\u2019]t(?![A-Za-z])|(?<![A-Za-z])(?:not?|nor|never|n?either|or|but|doubt|cannot|wrong|"
+    r"incorrect|false|unless|if|maybe|perhaps|possibly|except|million|billion|thousand|hundred|"
+    r"squared|cubed)(?![A-Za-z])",
+    re.I,
 )
 _LAST_IS = re.compile(r".*\b(?:is|are|equals) ", re.I)
 _FORMULA = re.compile(
     r"(?<!\\)\$\$([^$]+)\$\$|(?<!\\)\$([^$]+?)(?<!\\)\$|\\\(((?:[^\\]|\\[^()\[\]])+)\\\)|"
     r"\\\[((?:[^\\]|\\[^()\[\]])+)\\\]"
 )
+_QUOTES = " *_`\"'\u201c\u201d"
 _SENTENCE = re.compile(r"\.(?=\s|$)(?![^{}]*\})|\n")
 
 
@@ -83,6 +99,8 @@ def _boxes(text: str) -> list[_Box]:
                 while closed and closed[-1].start > box[0]:
                     closed.pop()  # inside this one
                 closed.append(_Box(*box, match.start()))
+        elif match["bare"]:
+            closed.append(_Box(match.start(), match.start("bare"), match.end("bare")))
         elif len(token) > 2:
             opened.append((match.start(), match.end()))
     return closed
@@ -130,18 +148,27 @@ def _lists(text: str, found: list[_Box], touching: bool) -> list[Found]:
             groups.append([box])
     out = []
     for group in groups:
-        parts = dict.fromkeys(text[box.inner : box.end].strip() for box in group)
+        parts = dict.fromkeys(_stripped(text[box.inner : box.end]) for box in group)
         out.append(Found(tuple(parts), bool(_PERCENT.match(text, group[-1].end + 1))))
     return out
+
+
+def _stripped(part: str) -> str:
+    r"""Without spaces around; `5\ ` keeps the one that its backslash needs."""
+    short = part.strip()
+    return f"{short} " if len(short) - len(short.rstrip("\\")) & 1 else short
 
 
 def bare(text: str, limit: int) -> tuple[str, bool] | None:
     """The answer of a text without a box, and whether a percent sign follows its formula.
 
-    The last "answer is ...", else the only formula, else the whole text if it is a short line.
+    Of the last <answer>...</answer>, or of all: the last "answer is ...", else the only formula,
+    else the whole text if it is a short line.
     """
     if limit <= 0 or _BOX.search(text):
         return None  # a box that was opened and never closed is an answer cut off
+    if (end := text.rfind("</answer>")) >= 0 and (start := text.rfind("<answer>", 0, end)) >= 0:
+        text = text[start + len("<answer>") : end]
     said = _stated(text[-TAIL:], limit) or _line(text.strip()[: TAIL + 1], limit)
     return said if said and balanced(said[0]) else None
 
@@ -149,19 +176,28 @@ def bare(text: str, limit: int) -> tuple[str, bool] | None:
 def _stated(tail: str, limit: int) -> tuple[str, bool] | None:
     for match in reversed(list(_STATED.finditer(tail))):
         rest = tail[match.end() : match.end() + 1024]
-        joint = re.match(r"\s*", rest) if match[0] == "####" else _IS.match(rest)
+        joint = _IS.match(rest) if match[0][-1] in "rR" else re.match(r"\s*", rest)
         if joint is None:
             continue
         rest = rest[joint.end() :].lstrip()
         if formula := _FORMULA.match(rest):
-            return _inner(formula), bool(_PERCENT.match(rest, formula.end()))
+            return _sentence(formula, rest, limit)
         line = _SENTENCE.split(rest, maxsplit=1)[0]
         if verb := _LAST_IS.match(line):
             line = line[verb.end() :]
-        line = line.strip(" *_\"'")
+        line = line.strip(_QUOTES)
         if line and len(line) <= limit:
             return line, False
     return None
+
+
+def _sentence(formula: re.Match[str], rest: str, limit: int) -> tuple[str, bool] | None:
+    """A formula with what its sentence adds to it: `$5$ or $6$` is no way to say 5."""
+    if _PERCENT.match(rest, formula.end()):
+        return _inner(formula), True
+    after = _SENTENCE.split(rest[formula.end() :], maxsplit=1)[0]
+    after = _REASON.split(after, maxsplit=1)[0].strip(_QUOTES + ".,:;!)]")
+    return (f"{_inner(formula)} {after}".rstrip(), False) if len(after) <= limit else None
 
 
 def _line(text: str, limit: int) -> tuple[str, bool] | None:
@@ -171,8 +207,9 @@ def _line(text: str, limit: int) -> tuple[str, bool] | None:
     if len(formulas) == 1:
         only = formulas[0]
         outside = text[: only.start()] + text[only.end() :]
-        if not re.search(r"\d", outside):
+        if not _DOUBT.search(outside):
             return _inner(only), bool(_PERCENT.match(text, only.end()))
+    text = text.strip(_QUOTES)
     return (text, False) if text and len(text) <= limit and "\n" not in text else None
 
 

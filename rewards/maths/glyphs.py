@@ -75,7 +75,7 @@ _GREEK_LETTERS = (
 )
 _GREEK = dict(zip(_GREEK_LETTERS, _GREEK_NAMES.split(), strict=True))
 _ONE_BY_ONE = str.maketrans(_SIGNS | {char: rf"\{name} " for char, name in _GREEK.items()})
-_MONEY = {"\u20ac": "euro", "\u00a3": "pound", "\u00a5": "yen", "\u20b9": "rupee"}
+_MONEY = {"\u00a2": "cent", "\u20ac": "euro", "\u00a3": "pound", "\u00a5": "yen", "\u20b9": "rupee"}
 _RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b"
 _LOWERED = "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089"
 _POWER = re.compile(f"[{_RAISED}]+")

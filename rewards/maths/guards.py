@@ -27,6 +27,7 @@ _UNEVALUATED = (
     r"\frac{d}",
     "matrix}^",
     "vmatrix",
+    "mod",
     "!",
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+)")

@@ -7,6 +7,7 @@ between `(` and `]`. Values are the business of `rewards.maths.numbers` and of t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -30,10 +31,21 @@ _END = re.compile(r"(?<![.,])[.,]$")
 _GROUPS = re.compile(r"(?<=[0-9]) (?=[0-9]{3}(?![0-9]))")
 _ENDS = re.compile(r"(\\[A-Za-z]+) (?=[A-Za-z])")
 _APART = re.compile(r"(?<=[0-9]) (?=[0-9])")
+_PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
 _SHORT = re.compile(r"([_^])\{(\w)\}")
 
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE = rf"({'|'.join(_SCALES)})(?![A-Za-z])( [A-Za-z ]*)?"
+
+
+def _scaled(match: re.Match[str]) -> str:
+    """`5 million` as a number, with what is counted as its unit."""
+    counted = (match[2] or "").strip()
+    return rf"\cdot 10^{_SCALES[match[1]]}" + (rf"\text{{ {counted}}}" if counted else "")
+
+
 # Ordered: each rule sees what the ones before it left.
-_SPELLING = tuple(
+_SPELLING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern, re.ASCII), to)
     for pattern, to in (
         # commands escaped twice, as JSON in JSON does; in a matrix \\ ends a row
@@ -58,23 +70,46 @@ _SPELLING = tuple(
             "",
         ),
         (r"\\[hvm]space\*? ?\{[^{}]*\}", " "),
-        (r"(?<=[0-9]) ?\{ ?, ?\} ?(?=[0-9]{3})|,\\!\s*|\{ ?, ?\}", ","),
+        (r"(?<=[0-9]) ?(?:\{ ?(?:,|\\, ?) ?\}|,\\!)(?: |\\,)*(?=[0-9]{3}(?![0-9]))", ""),
+        (r",\\!\s*|(?<![A-Za-z])(?<![A-Za-z] )\{ ?, ?\}", ","),
+        (r"(?:^|(?<=[0-9]))\{ ?\}", ""),
         (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\\[,;: >]|~|\\q?quad", " "),
         (r"(?<!\\)\\[()\[\]]", ""),
         (r"\\\\ ?\[ ?[0-9.]+ ?(?:pt|em|ex|mm)\]", r"\\\\"),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:[dtc]|nice|s)frac(?![A-Za-z])", r"\\frac"),
+        (r"\{([^{}\\]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"\{([^{}\\]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+        (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+        (r"\\bigcup(?![A-Za-z])", r"\\cup"),
         (r"\\times(?![A-Za-z])|\\ast(?![A-Za-z])", r"\\cdot"),
         (r"\\div(?![A-Za-z])", "/"),
         (rf"\\(?:operatorname|mathrm|text) ?\{{ ?({_FUNCTIONS}) ?\}}", r"\\\1 "),
         (
-            r"\\(?:mbox|textbf|textrm|textit|textnormal|textup|mathbf|mathrm|mathit|mathsf|"
+            r"\\(?:mbox|textbf|textrm|textit|textnormal|textup|textsf|texttt|textsc|mathbf|mathrm|mathit|mathsf|"
             r"boldsymbol|bm|operatorname|hbox|underline)(?![A-Za-z])",
             r"\\text",
         ),
-        (r"\\text ?\{ ?([eiI]) ?\}", r"\1"),
+        # letters that are no unit are variables in another style
+        (r"\\text ?\{ ?([eiInpqrxyz]) ?\}", r"\1"),
         (r"\\text ?\{([^A-Za-z{}]*)\}", r"\1"),
+        (r"\\text ?\{((?=[^{}]*[0-9])(?:[^A-Za-z{}\\]|\b(?:and|or)\b)*)\}", r"\1"),
+        # what is a number and its unit, or a word and a full stop
+        (r"^\\text ?\{ ?([-+0-9.,/]*[0-9]) ?([A-Za-z][A-Za-z .]*)\}$", r"\1\\text{ \2}"),
+        (r"^(\\text ?\{[A-Za-z ]+)\.\}$", r"\1}"),
+        # between inequalities `or` is another thing than `and`
+        (
+            r"(?:\\text ?\{ ?(?:or|and) ?\}| (?:or|and) |\\(?:lor|vee|land|wedge)(?![A-Za-z]))"
+            r"(?=[^,]*(?:[<>]|\\[lg]e(?![A-Za-z])))",
+            lambda m: r"\lor " if re.search("or|vee", m[0]) else r"\land ",
+        ),
         (r",? ?\\text ?\{ ?(?:,? ?(?:or|and) ?,?) ?\}", ", "),
+        (
+            r",? ?(?:\\text ?\{ ?,? ?for (?:all|every|any|each)(?: real| integer)?(?: numbers?)? ?"
+            r"\}|\\forall)"
+            r"(?: ?[A-Za-z](?: ?\\in ?\\mathbb ?\{?[A-Z]\}?)?)?$",
+            "",
+        ),
         (r", ?(?:or|and)(?![A-Za-z]) ?(?=[-+0-9\\(])", ", "),
         (
             r"(?:(?<=[0-9)}\]])|(?<=\\circ)|(?<=\b[A-Za-z])|(?<=[0-9][a-z]))"
@@ -82,7 +117,11 @@ _SPELLING = tuple(
             r"(?=[-+0-9\\(]|[A-Za-z](?![A-Za-z]))",
             ", ",
         ),
-        (r", ?,", ","),
+        (r"\\(?:lor|vee)(?![A-Za-z])(?![^,]*(?:[<>]|\\[lg]e(?![A-Za-z])))", ", "),
+        (rf"(?<=[0-9}}]) ?\\text ?\{{ ?{_SCALE}\}}", _scaled),
+        (rf"(?<=[0-9}}]) ?{_SCALE}", _scaled),
+        # thousands after a name: `N = 1,000`
+        (r"^[^,=]*= ?[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?=$| ?\\text)", lambda m: m[0].replace(",", "")),
         (r"\\(?:langle|lparen)(?![A-Za-z])", "("),
         (r"\\(?:rangle|rparen)(?![A-Za-z])", ")"),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
@@ -126,7 +165,7 @@ def tidy(text: str) -> str:
         text = pattern.sub(to, text)
     text = text.strip()
     text = _END.sub("", text).rstrip("\\").removeprefix("=").strip()
-    if text[:1] == "{" and _pair(text) == "{}":
+    while text[:1] == "{" and _pair(text) == "{}":
         text = text[1:-1].strip()  # braces that only group
     if m := _VERBAL_LIST.fullmatch(text):
         words = re.split(r",? (?:and|or) |,(?: (?:and|or) )?", m[1])
@@ -192,8 +231,8 @@ def _signs(items: tuple[str, ...]) -> tuple[str, ...]:
     r"""`a \pm b` is two items."""
     out: list[str] = []
     for item in items:
-        twice = item.count(r"\pm") == 1
-        out += [item.replace(r"\pm", sign).strip() for sign in "+-"] if twice else [item]
+        twice = len(_PLUS_MINUS.findall(item)) == 1
+        out += [_PLUS_MINUS.sub(sign, item).strip() for sign in "+-"] if twice else [item]
     return tuple(out)
 
 

@@ -13,6 +13,8 @@ from rewards.maths.numbers import number
 
 SIGN = re.compile(r"(<|>|=|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z]))")
 _MEMBER = re.compile(r"^(?:[A-Za-z]|\([A-Za-z](?:, ?[A-Za-z])+\)) ?\\in(?![A-Za-z]) ?")
+_RULE = re.compile(r"\\\{ ?[A-Za-z](?: ?\\in ?\\mathbb\{?R\}?)? ?(?:\\mid|:|\|)(.+)\\\}")
+"""`\\{x : x > 1\\}`."""
 _ORDER = r"(<|>|\\le|\\ge) ?"
 _NAME = r"[A-Za-z](?:\([A-Za-z]\))?"
 _BETWEEN = re.compile(rf"([^<>]+?){_ORDER}({_NAME}){_ORDER}([^<>]+)")
@@ -38,19 +40,47 @@ def both(gold: str, answer: str) -> tuple[str, str]:
 def region(text: str) -> str:
     r"""Tidy text as an interval or a union: `x > 3`, `x < 1, x > 3`, `x \ne 2`, `\mathbb{R}`."""
     text = _MEMBER.sub("", text.strip())
+    if (m := _RULE.fullmatch(text)) and SIGN.search(m[1]):
+        text = m[1].strip()
     if _REALS.fullmatch(text):
         return _LINE
     if m := _WITHOUT.fullmatch(text):
         return _punctured(_LINE if _REALS.fullmatch(m[1].strip()) else m[1].strip(), m[2]) or text
     if not SIGN.search(text):
         return text
-    flat = squeeze(text).replace(r"\lor", ",")
+    flat = squeeze(text)
     if m := _UNEQUAL.fullmatch(flat):
         return _punctured(_LINE, m[2]) or text
-    pieces = [_inequality(piece) for piece in notation.split(flat, ",")]
+    return _joined(flat) or text.replace(r"\land", ",").replace(r"\lor", ",")
+
+
+def _joined(flat: str) -> str:
+    r"""`x < 1 \lor x > 3` as a union, `x > 1 \land x < 3` as an interval, '' where neither is told.
+
+    A comma is either: a union, but for two rays that overlap.
+    """
+    sign = next((sign for sign in (r"\land", r"\lor") if sign in flat), ",")
+    pieces = [_inequality(piece) for piece in notation.split(flat, sign)]
     if not all(pieces) or len({name for name, _ in pieces}) > 1:  # type: ignore[misc]
-        return text
-    return r" \cup ".join(interval for _, interval in pieces)  # type: ignore[misc]
+        return ""
+    intervals = [interval for _, interval in pieces]  # type: ignore[misc]
+    intervals.sort(key=lambda one: not one.startswith(r"(-\infty"))
+    common = "" if sign == r"\lor" else _common(intervals)
+    return common if common or sign == r"\land" else r" \cup ".join(intervals)
+
+
+def _common(intervals: list[str]) -> str:
+    """What `(-infinity, b)` and `(a, infinity)` share, where a < b are numbers; else ''."""
+    below = re.fullmatch(r"\(-\\infty,(.+)([)\]])", intervals[0])
+    above = re.fullmatch(r"([(\[])(.+),\\infty\)", intervals[-1])
+    if len(intervals) != 2 or not below or not above:
+        return ""
+    low, high = number(above[2]), number(below[1])
+    return (
+        f"{above[1]}{above[2]},{below[1]}{below[2]}"
+        if low and high and low.value < high.value
+        else ""
+    )
 
 
 def _inequality(flat: str) -> tuple[str, str] | None:

@@ -52,6 +52,7 @@ _NEXT = re.compile(rf" ?(?P<by>, ?(?:and |or )?|[/&;]|and |or ) ?{_LABEL}")
 _AFTER = re.compile(
     r"\*{0,2} ?(?:$|[.:,;!)\]]|[-\u2013\u2014] |\b(?:because|since|as|which|(?:is|are) correct)\b)"
 )
+_DOUBT = re.compile(r"[ ,;.]*(?:but )?(?:maybe|perhaps|possibly|unless|or)\b", re.I)
 _WRAPPED = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox) ?\{([^{}]*)\}")
 
 
@@ -247,6 +248,7 @@ def _named(said: str, options: Mapping[str, str]) -> frozenset[str] | None:
         labels |= {_label(after)} | ({OPEN} if after["by"].strip(", ") in ("or", "/") else set())
         match = after
     rest = said[match.end() :]
+    labels |= {OPEN} if _DOUBT.match(rest) else set()
     if not _AFTER.match(rest) and match["b"]:
         return None  # 'A dog': an article
     text = rest.strip(_NOISE + ".:,;!)]-\u2013\u2014")
