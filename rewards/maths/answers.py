@@ -117,7 +117,9 @@ def _equal(gold: str, answer: str, rules: Rules) -> bool:
     if (m := numeral(gold)) or numeral(answer):
         return m == numeral(answer)  # in another base it is right only as it stands
     if (words := _words(gold)) and words == _words(answer):
-        letters = len(words) <= 3 and words not in _SHORT_WORDS and r"\text" not in gold + answer
+        letters = (
+            1 < len(words) <= 3 and words not in _SHORT_WORDS and r"\text" not in gold + answer
+        )
         if not letters or gold.strip() == answer.strip():  # `mgh` and `Mgh` are two products
             return True
     if _LABEL.fullmatch(gold) or r"\emptyset" in (gold, answer):
