@@ -208,7 +208,7 @@ class GraderActor(Actor):
     def build(self, stage: Stage, path: Sequence[str]) -> None:
         """`path`: the driver's sys.path, on which a user's verifier may lie."""
         sys.path += [folder for folder in path if folder not in sys.path]
-        from rewards.pool import VerifierPool
+        from rewards.service.pool import VerifierPool
 
         grader = stage.grader
         self.pool = VerifierPool(

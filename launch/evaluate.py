@@ -10,7 +10,7 @@ from typing import Any
 
 from launch import inprocess
 from launch.reward import columns_of, spec_of
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from samplers import seam
 from samplers.data import DataConfig, Dataset, load
 from samplers.types import Plan

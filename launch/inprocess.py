@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from samplers.engines.torch import Config as EngineConfig
 from samplers.render import ThinkingConfig

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from launch import reward_tables as tables
 from rewards.grader import Item, Spec, load
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from rewards.verify import context
 from samplers import responses, seam

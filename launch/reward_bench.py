@@ -19,7 +19,7 @@ from launch import reward_tables as tables
 from launch.reward import graded, items, plain, read, verifier, workers
 from rewards.grader import Grader, Item, Spec, load
 from rewards.hanging import HANG
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from rewards.verify import context
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rewards.grader import Item, Spec, load
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from rewards.verify import context
 from samplers.types import Prompt

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.inprocess import Workers
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from samplers.flow import Flow
 from samplers.rollout import RolloutWorker
 from samplers.types import Ids

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
 from tests import here

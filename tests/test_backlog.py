@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from rewards import backlog
-from rewards.backlog import Backlog, Batch
+from rewards.service import backlog
+from rewards.service.backlog import Backlog, Batch
 from rewards.verdict import Verdict
 
 OK = Verdict(True, 1.0, "ok")

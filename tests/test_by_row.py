@@ -10,7 +10,7 @@ import pytest
 
 from rewards.golds import check_golds
 from rewards.grader import Grader, load
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from rewards.verify import context
 from samplers.files import Columns, Row, prompts
 from samplers.types import Prompt

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.grader import load
-from rewards.pool import VerifierPool
 from rewards.sandbox import compare, host, problems
 from rewards.sandbox.child import plain
+from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from rewards.verifiers import code
 from samplers import files

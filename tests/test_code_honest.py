@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from rewards.grader import load
-from rewards.pool import VerifierPool
 from rewards.sandbox import compare, host, problems
+from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from rewards.verifiers import code
 

@@ -13,7 +13,7 @@ import pytest
 from rewards.apply import Shaping
 from rewards.custom import reward, wait
 from rewards.grader import failed, load
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from rewards.verify import verify
 from samplers.types import Answer, Group, Plan, Prompt, Rollout

@@ -19,7 +19,7 @@ import pytest
 from rewards.chat import Record
 from rewards.golds import check_golds
 from rewards.grader import Grader, load
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from rewards.verifiers import judge
 from samplers.types import Prompt
 from trainer import components

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from rewards.grader import load
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
+from rewards.service.worker import frame, verdict_of
 from rewards.verdict import Verdict
-from rewards.worker import frame, verdict_of
 from tests.graders import BY_TEXT as SICK
 from tests.graders import items
 

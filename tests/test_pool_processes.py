@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from launch import mistakes
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from tests.graders import BY_TEXT as SICK
 from tests.graders import items
 
@@ -159,7 +159,7 @@ def test_inside_a_ray_actor() -> None:
 
 PARENT = """
 import json, os, sys, time
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 pool = VerifierPool("tests.graders:by_text", workers=2, deadline=60.0)
 children = [pool.grade([(f"leave a {what}", "yes", {})])[0].answer for what in ("child", "stray")]
 if "fork" in sys.argv and not os.fork():

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import pytest
 
 from rewards.grader import Grader, load
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from tests import answers, corpus_rows, oracle
 from tests.answers import Items, Tried, examine

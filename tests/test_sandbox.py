@@ -19,10 +19,10 @@ import psutil
 import pytest
 
 from rewards.grader import load
-from rewards.pool import VerifierPool
 from rewards.sandbox import filter as calls
 from rewards.sandbox import host
 from rewards.sandbox.host import Guest, Limits
+from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from rewards.verifiers import code
 from tests.attacks import EXHAUSTING, FORGED, OUTSIDE, REACH
@@ -313,7 +313,7 @@ def closed():
     open('/proc/self/gid_map', 'w').write(f'{gid} {gid} 1')
     for name in ('user', 'mnt'): open(f'/proc/sys/user/max_{name}_namespaces', 'w').write('0')
 closed()
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 try: VerifierPool({'name': 'code'}, workers=1)
 except ValueError as refused: print(refused)
 else: print('started')

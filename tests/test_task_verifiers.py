@@ -21,7 +21,7 @@ import pytest
 
 from rewards.golds import check_golds
 from rewards.grader import Grader, load
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from rewards.verify import context
 from samplers.data import DataConfig

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import PrivateAttr, field_validator, model_validator
 
 from rewards.grader import Examples, Grader, failed, load
-from rewards.pool import DEADLINE
+from rewards.service.pool import DEADLINE
 from rewards.verdict import Verdict
 from samplers import seam
 from samplers.seam import Component

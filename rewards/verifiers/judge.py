@@ -133,7 +133,7 @@ def title(config: Config) -> str:
 
 def deadline(config: Config) -> float:
     """Every try and wait, and the first verifier's own."""
-    from rewards.pool import DEADLINE
+    from rewards.service.pool import DEADLINE
 
     first = sum(grader.deadline or DEADLINE for grader in config._first)
     return first + config._chat[0].longest + 2.0

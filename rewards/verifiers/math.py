@@ -2,7 +2,7 @@ r"""math: mathematical equality of the last `\boxed{...}`, exact where it can be
 
 What counts as equal is said in rewards/maths/README.md. Numbers, letters, words, and tuples and
 sets of those are decided at once (`fast`); the rest needs computer algebra, which may take for
-ever, so it runs only where it can be killed (`rewards.pool`).
+ever, so it runs only where it can be killed (`rewards.service.pool`).
 """
 
 from __future__ import annotations

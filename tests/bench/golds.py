@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from tests import answers
 from tests.answers import Tried, examine
 

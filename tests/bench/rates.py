@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launch.inprocess import Workers
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from samplers.data import load
 from samplers.engines.torch import Config as EngineConfig
 from samplers.rollout import RolloutWorker

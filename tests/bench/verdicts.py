@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 
 from rewards.grader import Grader, Item, load
-from rewards.pool import VerifierPool
+from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from samplers.seam import Component
 

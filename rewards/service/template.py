@@ -21,12 +21,12 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from rewards import worker
 from rewards.grader import Grader
+from rewards.service import worker
 
 COMMAND = (
-    "import sys; sys.path[:] = sys.argv[1].split('\\n'); from rewards.{module} import {entry}; "
-    "{entry}()"
+    "import sys; sys.path[:] = sys.argv[1].split('\\n'); "
+    "from rewards.service.{module} import {entry}; {entry}()"
 )
 ORDER = struct.Struct("!cQ")
 FORK, KILL = b"F", b"K"

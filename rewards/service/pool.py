@@ -23,11 +23,11 @@ from types import TracebackType
 
 import numpy as np
 
-from rewards.backlog import Backlog, Batch
-from rewards.crew import Crew
 from rewards.grader import Item, Spec, failed, load
+from rewards.service.backlog import Backlog, Batch
+from rewards.service.crew import Crew
+from rewards.service.worker import frame
 from rewards.verdict import Verdict
-from rewards.worker import frame
 
 DEADLINE = 10.0
 

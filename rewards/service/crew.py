@@ -18,11 +18,11 @@ from collections import deque
 from concurrent.futures import Future
 from typing import Any
 
-from rewards.backlog import Backlog
 from rewards.grader import failed
-from rewards.processes import START_SECONDS, Template, Worker, ending
+from rewards.service.backlog import Backlog
+from rewards.service.processes import START_SECONDS, Template, Worker, ending
+from rewards.service.worker import verdict_of
 from rewards.verdict import Verdict
-from rewards.worker import verdict_of
 
 MAX_STARTS = 5
 """Starts that may fail in a row before the waiting items are given up as errors."""
@@ -40,7 +40,7 @@ _LATE = f"not ready after {START_SECONDS:.0f} s"
 
 
 class Crew:
-    """`size` workers for the verifier that `setup` names (see `rewards.worker.frame`).
+    """`size` workers for the verifier that `setup` names (see `rewards.service.worker.frame`).
 
     Raises:
         ValueError: the verifier does not start.

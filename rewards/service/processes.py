@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from rewards.backlog import Job
-from rewards.template import COMMAND, FORK, KILL, ORDER
-from rewards.worker import OUT_OF_MEMORY
+from rewards.service.backlog import Job
+from rewards.service.template import COMMAND, FORK, KILL, ORDER
+from rewards.service.worker import OUT_OF_MEMORY
 
 START_SECONDS = 120.0
 """For imports; and for a fork, on a machine that does a great deal else."""
@@ -24,7 +24,7 @@ MAX_REPLY = 1 << 20
 
 
 class Template:
-    """The process that forks (`rewards.template`). To be made by the thread that closes it.
+    """The process that forks (`rewards.service.template`). To be made by the thread that closes it.
 
     The kernel ends the process with the thread that made it: it must live as long as the pool.
     """
