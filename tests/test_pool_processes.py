@@ -193,6 +193,22 @@ def test_nothing_outlives_a_killed_owner(texts: tuple[str, ...]) -> None:
         os.killpg(owner.pid, signal.SIGKILL) if "fork" in texts else None
 
 
+def test_a_signal_does_not_cut_the_ending_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner's sockets close before the kernel says that it is dead: the template is at it."""
+    (tmp_path / "late.py").write_text(
+        "import os, signal\nfrom rewards.service.template import Nursery\n"
+        "from tests.graders import by_text as fn\n"
+        "def end(self, end=Nursery.end):\n    os.kill(os.getpid(), signal.SIGTERM)\n    end(self)\n"
+        "Nursery.end = end\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with VerifierPool("late:fn", workers=1) as pool:
+        stray = int(pool.grade(items("leave a stray"))[0].answer or 0)
+    assert not alive(stray)
+
+
 def test_killed_workers_are_replaced_and_only_their_items_lost() -> None:
     with VerifierPool(SICK, workers=2, deadline=60.0) as pool:
         busy = pool.submit(items("after 30 yes"))

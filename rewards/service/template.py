@@ -52,8 +52,6 @@ def main() -> None:
         try:
             worker.send(channel.fileno(), {"ready": grader.name})
             nursery.serve()
-        except SystemExit:  # the owner has ended, or wants it to end
-            pass
         finally:
             nursery.end()
     os._exit(0)  # nothing here is worth an interpreter's farewell
@@ -75,13 +73,15 @@ class Nursery:
         self.ringer.setblocking(False)
         signal.set_wakeup_fd(self.ringer.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, _leave)
+        self.leaving = False
+        """The owner has ended. Said by a flag: an exception could cut the ending itself short."""
+        signal.signal(signal.SIGTERM, self._leave)
 
     def serve(self) -> None:
         poll = select.poll()
         poll.register(self.bell, select.POLLIN)
         poll.register(self.channel, select.POLLIN)
-        while True:
+        while not self.leaving:
             active = {fd for fd, _ in poll.poll()}
             if self.bell.fileno() in active:
                 with contextlib.suppress(BlockingIOError):
@@ -92,12 +92,14 @@ class Nursery:
 
     def end(self) -> None:
         """Kill every worker and whatever it has started."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for pid in self.workers:
             _kill(pid)
         until = time.monotonic() + END_SECONDS
         while self._reap(quiet=True) and time.monotonic() < until:
             time.sleep(0.001)
+
+    def _leave(self, *_: object) -> None:
+        self.leaving = True
 
     def _obey(self) -> bool:
         """Do what the owner asks; False once it has gone."""
@@ -196,7 +198,3 @@ def _kill(pid: int, *ways: Callable[[int, int], None]) -> None:
     for way in ways or (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             way(pid, signal.SIGKILL)
-
-
-def _leave(*_: object) -> NoReturn:
-    raise SystemExit
