@@ -196,6 +196,42 @@ def test_probes_and_summaries_that_are_left_out_are_not_trained_on() -> None:
             assert {id for id in by_token(row) if id < 1000} == ids
 
 
+def shaped_group(rng: np.random.Generator) -> tuple[Group, np.ndarray]:
+    """Four rollouts with what a shaper adds, [G, S, A]."""
+    rollouts = [nested(g, 2 + 2 * g, (2, 4, 8), 2) for g in range(4)]
+    group = scored_group(rollouts, rng.integers(0, 2, (4, 3, 2)).astype(float))
+    extra = rng.normal(size=(4, 3, 2))
+    return replace(group, rewards={**group.rewards, "length": extra}), extra
+
+
+def test_shaping_counts_where_it_is_asked_to() -> None:
+    group, extra = shaped_group(np.random.default_rng(1))
+    correct, prior = group.rewards["correct"], np.full((4, 3), 1 / 3)
+    last = np.zeros_like(extra)
+    last[:, -1] = extra[:, -1]
+    own = extra[:, -1].mean(axis=1)
+    want = {
+        "cuts": thinking(correct + extra, prior).advantages_GS,
+        "final": thinking(correct + last, prior).advantages_GS,
+        "rollout": thinking(correct, prior).advantages_GS + (own - own.mean())[:, None],
+    }
+    everywhere = sequences([group], Config())
+    for where, advantages in want.items():
+        found = sequences([group], Config(shaping=where))
+        for g, (row, plain) in enumerate(zip(found, everywhere, strict=True)):
+            tokens, answers = by_token(row), by_token(plain)
+            assert tokens[1001] == pytest.approx(advantages[g, 0], rel=1e-5)
+            assert {i: tokens[i] for i in tokens if i < 1000} == {
+                i: answers[i] for i in answers if i < 1000
+            }
+    bare = replace(group, rewards={"correct": correct})
+    for where in want:
+        for row, plain in zip(
+            sequences([bare], Config(shaping=where)), sequences([bare], Config()), strict=True
+        ):
+            np.testing.assert_allclose(row.advantages_T, plain.advantages_T, atol=1e-6)
+
+
 # -- what is unknown, kept, alone ----------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ DEFAULT: dict[str, Spec] = {
     "o1_pruner": {},
     "pass_rate_linear": {},
     "phi4": {},
+    "random_cap": {},
     "soft_overlong": {"cache": 32},
     "thinkdial": {},
     "tldr": {},
@@ -45,6 +46,7 @@ HARD: dict[str, Spec] = {
     "l1 max": {"mode": "max", "alpha": 0.1},
     "l1 max_paper": {"mode": "max_paper", "alpha": 0.1},
     "pass_rate_linear": {"weight": 0.99},
+    "random_cap": {"max_tokens": 16},
     "thinkdial": {"alpha": {"medium": 5.0, "low": 9.0}, "leak": 2.0},
     "tldr": {"levels": {"medium": 5.0, "low": 9.0}},
     "triangular": {"correct": 0.3, "weight": 0.6, "band": True},
@@ -52,7 +54,7 @@ HARD: dict[str, Spec] = {
 }
 """Settings that bring out what each form lacks."""
 PAYS_RIGHT: dict[str, Spec] = {
-    **{name: DEFAULT[name] for name in ("arora_zanette", "cosine_trl", "phi4", "tldr")},
+    **{n: DEFAULT[n] for n in ("arora_zanette", "cosine_trl", "phi4", "random_cap", "tldr")},
     "kimi": {"weight": 1.9},
     "pass_rate_linear": {"weight": 0.99},
     "triangular": {"correct": 0.31, "weight": 0.3},
@@ -77,6 +79,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "o1_pruner": (-3.0, 3.0),  # a z-score of n values is at most (n - 1) / sqrt(n)
     "pass_rate_linear": (-0.25, 1.0),
     "phi4": (-8 / 13, 8 / 13),
+    "random_cap": (0.0, 1.0),
     "soft_overlong": (-1.0, 1.0),
     "thinkdial": (0.0, 2.0),  # where no answer leaks
     "tldr": (-0.5, 1.5),
@@ -176,6 +179,7 @@ FAILURES: dict[str, tuple[Spec, int, int]] = {
     "l1": ({"alpha": 0.05}, 64, 20),
     "l1 max": ({"mode": "max", "alpha": 0.1}, 64, 1),
     "o1_pruner": ({"alpha": 1.1}, 64, 2),
+    "random_cap": ({"max_tokens": 32}, 64, 1),
     "soft_overlong": ({"cache": 32}, 64, 1),
     "triangular": ({"correct": 0.3, "weight": 0.6}, 64, 20),
 }
@@ -235,7 +239,10 @@ def test_among_right_answers_a_shorter_one_never_earns_less(
     assert np.ptp(reward[lengths == lengths[0]]) == 0
 
 
-@pytest.mark.parametrize("name", ["kimi", "cosine_trl", "pass_rate_linear", "tldr", "thinkdial"])
+SHARP = ["kimi", "cosine_trl", "pass_rate_linear", "random_cap", "tldr", "thinkdial"]
+
+
+@pytest.mark.parametrize("name", SHARP)
 @given(lengths=st.lists(st.integers(1, CAP), min_size=2, max_size=9, unique=True))
 def test_some_always_tell_lengths_apart(name: str, lengths: list[int]) -> None:
     (reward,) = total([group(lengths, [True] * len(lengths), modes="low")], spec(name, {}))
@@ -323,6 +330,17 @@ def test_the_order_of_rollouts_does_not_matter(
     shuffled = Group(whole.prompt, 0, tuple(rollouts), tuple(verdicts))
     one, other = (total([g], spec(name, settings))[0] for g in (whole, shuffled))
     np.testing.assert_allclose(other, one[order], rtol=1e-9, atol=1e-12)
+
+
+@given(whole=groups(), longest=st.integers(1, CAP))
+def test_random_cap_is_the_mean_over_all_caps(whole: Group, longest: int) -> None:
+    """Of the thought's length: that of an empty one is within every cap."""
+    one = {"name": "random_cap", "length": "think", "max_tokens": longest}
+    (reward,) = total([whole], one)
+    for found, rollout, ((verdict,),) in zip(reward, whole.rollouts, whole.verdicts, strict=True):
+        within = [rollout.think_tokens <= cap for cap in range(1, longest + 1)]
+        want = float(np.mean(within)) * verdict.correct if verdict.known else np.nan
+        assert found == pytest.approx(want, abs=1e-12, nan_ok=True)
 
 
 @given(step=st.lists(groups(), min_size=1, max_size=4))

@@ -13,8 +13,9 @@ constant length: `loss: {aggregation: drgrpo, norm_length: ...}`.
 
 Cuts may differ between rollouts (they may be drawn): a segment ends where its own rollout was cut.
 Cuts at or beyond the end of a thought collapse to one truncation point; the last segment's return
-holds the rewards of all of them. Unknown answers leave every mean; a rollout with a cut of which no
-answer is known is not trained on.
+holds the rewards of all of them. A thought that is cut has the length of the cut whatever it does:
+`shaping` says at which cuts length rewards and the like count. Unknown answers leave every mean; a
+rollout with a cut of which no answer is known is not trained on.
 
 Shape suffixes: G rollouts of a group, S cuts, A answers per cut, T tokens.
 """
@@ -29,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from rewards.apply import CORRECT
 from samplers.facts import CUT_CREDIT, CUTS, TOKEN_REWARDS, TREES
 from samplers.seam import Component
 from samplers.types import Group, Rollout
@@ -51,6 +53,10 @@ class Config(Component):
     """Weight of the loss of forced answers, those to a thought that was cut. 1 is the paper's; on
     the tiny model 0 to 0.25 is safer early on. At 0 they are not trained on and cost nothing. The
     answer to a thought that ended by itself always weighs 1."""
+    shaping: Literal["cuts", "final", "rollout"] = "cuts"
+    """Where the reward components beside `correct` count for a thought: at every cut, each with
+    what it is there; at the last cut alone, by that cut's prior; or the last cut's whole, against
+    the group's mean, beside what the cuts bring. Answers are always compared by all components."""
     baseline: Baseline = "centred"
     """A mean over rollouts or answers holds what is compared with it (the paper), or the others."""
     ended_by_eos: Literal["zero", "close"] = "zero"
@@ -103,9 +109,7 @@ def _trees(group: Group, config: Config) -> list[TrainSequence]:
     scores_GSA = scores(group, config)
     after_GS = np.array([[cut[0].after for cut in r.answers] for r in group.rollouts])
     split_GS = np.argmax(after_GS[:, :, None] == after_GS[:, None, :], axis=2)
-    thought_GS = thinking(
-        scores_GSA, priors(group), config.variance_reduction, config.baseline
-    ).advantages_GS
+    thought_GS = _thoughts(group, config)
     answers_GSA = answering(scores_GSA, split_GS, config.summary, config.baseline)
     known_G = ~np.isnan(thought_GS).any(axis=1)
     kept_G = known_G if group.kept_G is None else known_G & group.kept_G
@@ -113,6 +117,22 @@ def _trees(group: Group, config: Config) -> list[TrainSequence]:
         _credited(group, int(g), thought_GS[g], answers_GSA[g], config.answer_weight)
         for g in np.flatnonzero(kept_G)
     ]
+
+
+def _thoughts(group: Group, config: Config) -> Floats:
+    """[G, S] advantage of each segment, shaping where `config.shaping` has it."""
+    how = (config.variance_reduction, config.baseline)
+    scores_GSA, prior_GS = scores(group, config), priors(group)
+    if config.shaping == "cuts":
+        return thinking(scores_GSA, prior_GS, *how).advantages_GS
+    correct = replace(group, rewards={CORRECT: group.rewards[CORRECT]})
+    bare_GSA = scores(correct, config)
+    if config.shaping == "final":
+        bare_GSA[:, -1] = scores_GSA[:, -1]
+        return thinking(bare_GSA, prior_GS, *how).advantages_GS
+    shaped_G1A = (scores_GSA - bare_GSA)[:, -1:]
+    shaped_G1 = thinking(shaped_G1A, np.ones((len(group), 1)), *how).advantages_GS
+    return thinking(bare_GSA, prior_GS, *how).advantages_GS + shaped_G1
 
 
 def _credited(
