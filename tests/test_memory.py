@@ -21,6 +21,9 @@ SMALL = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
 SIZES = {  # as the pages of these models on the hub give them
     SMALL: 1_777_088_000,
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": 7_615_616_512,
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": 32_763_876_352,
+    "agentica-org/DeepScaleR-1.5B-Preview": 1_777_088_000,
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
 }
 
 
