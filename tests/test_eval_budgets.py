@@ -120,7 +120,10 @@ def test_every_metric_by_hand() -> None:
         assert value[f"tokens@{b}"] == pytest.approx(np.mean(spent))
     assert value["accuracy"] == pytest.approx(np.mean([closed for *_, closed in truth]))
     assert value["truncated"] == value["no_answer"] == pytest.approx(1 - value["accuracy"])
+    caps = [closed * (length <= c) for _, length, closed in truth for c in range(1, CAP + 1)]
+    assert value["cap_area"] == pytest.approx(np.mean(caps))
     lengths = [length for _, length, _ in truth]
+    assert value["think_tokens/sd"] == pytest.approx(np.std(lengths))
     assert value["think_tokens/mean"] == pytest.approx(np.mean(lengths))
     assert value["think_tokens/p95"] == pytest.approx(np.quantile(lengths, 0.95))
     assert value["anytime"] == pytest.approx(np.mean([value[f"accuracy@{b}"] for b in grid]))
@@ -147,7 +150,7 @@ def test_unknown_verdicts_are_counted_and_in_no_accuracy() -> None:
     dirty, _ = run(EvalConfig(budgets=(16,)), count=9, unknown={"p8"})
     assert clean.metrics["unknown"].value == 0
     assert dirty.metrics["unknown"].value == pytest.approx(1 / 9)
-    for name in ("accuracy", "accuracy@16", "cap_accuracy@16", "anytime"):
+    for name in ("accuracy", "accuracy@16", "cap_accuracy@16", "cap_area", "anytime"):
         assert dirty.metrics[name].value == pytest.approx(clean.metrics[name].value)
         assert dirty.metrics[name].n == 8
 
@@ -176,7 +179,7 @@ def test_saved_rows_give_the_metrics_back(tmp_path: Path) -> None:
     result, _ = run(EvalConfig(budgets=(8, 20), samples=2, shown=4))
     result.save(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "step-3.jsonl").read_text().splitlines()]
-    again = budgets.measure(rows, (8, 20), "equal")
+    again = budgets.measure(rows, (8, 20), "equal", CAP)
     summary = json.loads((tmp_path / "step-3.json").read_text())
     assert {k: v["value"] for k, v in summary["metrics"].items()} == {
         k: e.value for k, e in again.items()
@@ -277,6 +280,7 @@ def test_a_thought_that_the_prompt_closed_has_an_answer_of_its_own(mode: dict[st
     assert not any(r.closed for r in rollouts)
     value = {name: e.value for name, e in result.metrics.items()}
     assert value["accuracy"] == value["accuracy@8"] == value["cap_accuracy@8"] == 1
+    assert value["cap_area"] == 1 or mode.get("prefill")  # whose tokens are thought
     assert value["forced@0"] == value["forced@8"] == 0
     assert all(row["text"] is not None for row in result.shown)
 

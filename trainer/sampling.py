@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from samplers import seam
+from samplers.budgets import base
 from samplers.data import PromptStream
 from samplers.types import Group, Plan, Prompt
 from trainer import carried, checkpoint, compatibility, staleness
@@ -124,6 +125,10 @@ class Sampling:
         natural = getattr(self.budget, "natural", None)
         plan: Plan = natural(self.budget_config) if natural else self.plans(prompt, 1, step, 0)[0]
         return replace(plan, chunk=None)
+
+    def asked(self) -> dict[str, Plan]:
+        """Name -> how a prompt is asked for each mode or number of tokens that there is."""
+        return base.asked(self.budget, self.budget_config)
 
     def _chunks(self) -> dict[str, float]:
         """Of chunked rollouts: how many go on, and the tokens that they hold already."""

@@ -23,6 +23,7 @@ from trainer.ahead import Ahead
 from trainer.batching import pack, without_idle
 from trainer.collect import Making, Rounds
 from trainer.config import CheckpointConfig, Recipe, Stage
+from trainer.eval.asked import with_asked
 from trainer.eval.budgets import EvalConfig, evaluate
 from trainer.metrics import Clock, summarise, verification
 from trainer.modelfolder import ModelFolder
@@ -315,6 +316,8 @@ class StageRun:
             self.tracker.note("evaluating")
             thinking = self.stage.markers is not None
             result = evaluate(self.world, self.held_out, config, plan, self.at, thinking=thinking)
+            if config.asked and (asked := self.sampling.asked()):
+                result = with_asked(result, self.world, self.held_out, config, asked)
             result.save(self.folder / "eval")
         return result.flat() | {"eval/problems": len(self.held_out)}
 

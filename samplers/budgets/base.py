@@ -239,6 +239,13 @@ def natural(module: ModuleType, config: Any) -> Plan:
     return first
 
 
+def asked(module: ModuleType, config: Any) -> dict[str, Plan]:
+    """Name -> how a prompt is asked for that mode or number of tokens, for evaluation; most
+    policies ask in one way only and name none."""
+    found: dict[str, Plan] = getattr(module, "asked", lambda _: {})(config)
+    return found
+
+
 def said(what: str, module: ModuleType, config: Any) -> Any:
     """What a policy provides, requires or refuses (`samplers/facts.py`), if anything."""
     return getattr(module, what, lambda _: {})(config)

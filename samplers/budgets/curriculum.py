@@ -134,6 +134,11 @@ def natural(config: Config) -> Plan:
     return base.natural(*config.final)
 
 
+def asked(config: Config) -> dict[str, Plan]:
+    """What the inner policy asks for in the end."""
+    return base.asked(*config.final)
+
+
 def last_step(config: Config) -> int:
     """The first step from which nothing changes: a stage that ends before it never gets there."""
     return max(config.last_step, base.last_step(*config.final))

@@ -52,6 +52,11 @@ def natural(config: Config) -> Plan:
     return base.announce(config, None)
 
 
+def asked(config: Config) -> dict[str, Plan]:
+    """Every budget, by its number."""
+    return {str(budget): base.announce(config, budget, config.hard) for budget in config.budgets}
+
+
 def provides(config: Config) -> set[str]:
     return {SUBGROUPS, TARGET}
 

@@ -93,6 +93,11 @@ def natural(config: Config) -> Plan:
     return _plan(config, config.natural or next(iter(config.modes)))
 
 
+def asked(config: Config) -> dict[str, Plan]:
+    """Every mode, by its name."""
+    return {name: _plan(config, name) for name in config.modes}
+
+
 def provides(config: Config) -> set[str]:
     return {SUBGROUPS, MODES}
 

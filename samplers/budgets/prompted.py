@@ -17,6 +17,9 @@ from samplers.budgets.base import Amount
 from samplers.facts import MARKERS, TARGET
 from samplers.types import Plan, Prompt
 
+ASKED = 5
+"""Numbers of a range that evaluation asks for."""
+
 
 class Config(base.Asking):
     budget: Amount = (100, 4000)
@@ -58,6 +61,15 @@ def _plan(config: Config, prompt: Prompt, key: int) -> Plan:
 def natural(config: Config) -> Plan:
     """A prompt that is always asked with the same number is so here too; else none is announced."""
     return base.announce(config, config.budget if isinstance(config.budget, int) else None)
+
+
+def asked(config: Config) -> dict[str, Plan]:
+    """Numbers evenly over the range, both ends among them; none where each prompt has its own."""
+    if isinstance(config.budget, str):
+        return {}
+    low, high = (config.budget,) * 2 if isinstance(config.budget, int) else config.budget
+    budgets = [low + round(i * (high - low) / (ASKED - 1)) for i in range(ASKED)]
+    return {str(budget): base.announce(config, budget, config.hard) for budget in budgets}
 
 
 def provides(config: Config) -> set[str]:

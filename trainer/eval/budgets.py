@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -53,6 +53,9 @@ class EvalConfig(Component):
     """Weights of the budgets in any-time accuracy (trainer/eval/statistics.py: prior_weights)."""
     shown: int = Field(default=6, ge=0)
     """Problems whose thoughts are written out, to be read in the report."""
+    asked: bool = True
+    """Also measure, uncut, every mode or budget that the policy asks for (trainer/eval/asked.py);
+    policies that ask in one way only cost nothing."""
     seed: int = 0
 
     @field_validator("budgets")
@@ -106,13 +109,18 @@ class EvalResult:
     metrics: dict[str, Estimate]
     shown: list[Row]
     """A few problems with their texts."""
+    asked: list[Row] = field(default_factory=list)
+    """One row for every way of asking, problem and sample (trainer/eval/asked.py)."""
 
     def flat(self) -> dict[str, float]:
         """Values alone, as they go into metrics.jsonl."""
         return {f"eval/{name}": estimate.value for name, estimate in self.metrics.items()}
 
     def save(self, folder: Path) -> None:
-        """Write step-N.jsonl (rows), step-N.json (metrics with intervals), shown-N.jsonl."""
+        """Write step-N.jsonl (rows), step-N.json (metrics with intervals), shown-N.jsonl.
+
+        Where something was asked for, asked-N.jsonl too.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         summary = {
             "step": self.step,
@@ -121,6 +129,8 @@ class EvalResult:
         }
         (folder / f"step-{self.step}.jsonl").write_text(_lines(self.rows))
         (folder / f"shown-{self.step}.jsonl").write_text(_lines(self.shown))
+        if self.asked:
+            (folder / f"asked-{self.step}.jsonl").write_text(_lines(self.asked))
         (folder / f"step-{self.step}.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
@@ -146,22 +156,10 @@ def evaluate(
     if not prompts:
         raise ValueError("evaluation.problems: there is nothing to evaluate on; got 0 problems")
     grid = config.grid(plan.max_tokens, thinking)
-    jobs = [
-        Job(
-            prompt=prompt,
-            plan=nested(plan, grid, config.answer_tokens),
-            group=m,
-            index=s,
-            # The same numbers at every evaluation: steps and arms differ by the weights alone.
-            seed=seeds.key(config.seed, _STREAM, prompt.index, s),
-            temperature=config.temperature,
-        )
-        for m, prompt in enumerate(prompts)
-        for s in range(config.samples)
-    ]
+    jobs = jobs_of(prompts, config, nested(plan, grid, config.answer_tokens))
     rollouts = workers.rollout(jobs)
-    taken = [_answers(rollout, len(grid)) for rollout in rollouts]
-    verdicts = _grade(workers, jobs, taken)
+    taken = [answers_of(rollout, len(grid)) for rollout in rollouts]
+    verdicts = grade(workers, jobs, taken)
     rows = [
         row
         for job, rollout, answers, judged in zip(jobs, rollouts, taken, verdicts, strict=True)
@@ -175,7 +173,28 @@ def evaluate(
         "graders": sorted({v.grader for judged in verdicts for v in judged if v.grader}),
     }
     shown = _shown(workers, jobs, rollouts, rows, config.shown)
-    return EvalResult(step, settings, rows, measure(rows, grid, config.prior), shown)
+    metrics = measure(rows, grid, config.prior, plan.max_tokens if thinking else None)
+    return EvalResult(step, settings, rows, metrics, shown)
+
+
+def jobs_of(prompts: Sequence[Prompt], config: EvalConfig, plan: Plan) -> list[Job]:
+    """Every sample of every problem, problem-major.
+
+    The random numbers are the same at every evaluation and under every plan: steps, arms and ways
+    of asking differ by weights and prompts alone.
+    """
+    return [
+        Job(
+            prompt=prompt,
+            plan=plan,
+            group=m,
+            index=s,
+            seed=seeds.key(config.seed, _STREAM, prompt.index, s),
+            temperature=config.temperature,
+        )
+        for m, prompt in enumerate(prompts)
+        for s in range(config.samples)
+    ]
 
 
 def nested(plan: Plan, grid: Sequence[int], answer_tokens: int | None = None) -> Plan:
@@ -197,32 +216,40 @@ def nested(plan: Plan, grid: Sequence[int], answer_tokens: int | None = None) ->
     )
 
 
-def measure(rows: Sequence[Row], grid: Sequence[int], prior: Prior) -> dict[str, Estimate]:
+def measure(
+    rows: Sequence[Row], grid: Sequence[int], prior: Prior, cap: int | None = None
+) -> dict[str, Estimate]:
     """Metrics of saved rows, each with a 95% interval over problems.
 
     accuracy (uncut), accuracy@b (forced answer at b), cap_accuracy@b (closed within b unforced, and
-    right), forced@b, tokens@b (thought and answer), anytime, think_tokens and answer_tokens
-    (uncut), truncated, no_answer, unknown, tokens_per_solve, difficulty-d/*. Unknown verdicts are
-    in no accuracy.
+    right), cap_area (its mean over b = 1 .. `cap`), forced@b, tokens@b (thought and answer),
+    anytime, think_tokens and answer_tokens (uncut; sd: of all samples), truncated, no_answer,
+    unknown, tokens_per_solve, difficulty-d/*. Unknown verdicts are in no accuracy.
     """
     table = _Table(rows, grid)
     correct, think, answer = table.correct_MSJ, table.think_MSJ, table.answer_MSJ
-    uncut_M = _over_samples(correct[..., -1])
+    uncut_M = statistics.over_samples(correct[..., -1])
     tokens_M = (think + answer)[..., -1].mean(axis=1)
     out = {"accuracy": statistics.mean(uncut_M)}
-    at_MJ = _over_samples(correct)[:, :-1]
+    at_MJ = statistics.over_samples(correct)[:, :-1]
     for j, b in enumerate(grid):
         within = (table.finish_closed_MS & (think[..., -1] <= b)).astype(float)
         out[f"accuracy@{b}"] = statistics.mean(at_MJ[:, j])
-        out[f"cap_accuracy@{b}"] = statistics.mean(_over_samples(within * correct[..., -1]))
+        out[f"cap_accuracy@{b}"] = statistics.mean(
+            statistics.over_samples(within * correct[..., -1])
+        )
         out[f"forced@{b}"] = statistics.mean(table.forced_MSJ[..., j].mean(axis=1))
         out[f"tokens@{b}"] = statistics.mean((think + answer)[..., j].mean(axis=1))
+    if cap is not None:
+        worth_MS = table.finish_closed_MS * statistics.under_caps(think[..., -1], cap)
+        out["cap_area"] = statistics.mean(statistics.over_samples(worth_MS * correct[..., -1]))
     if grid:
         out["anytime"] = statistics.mean(statistics.anytime(at_MJ, grid, prior))
     for name, tokens in (("think_tokens", think[..., -1]), ("answer_tokens", answer[..., -1])):
         out[f"{name}/mean"] = statistics.mean(tokens.mean(axis=1))
         out[f"{name}/median"] = statistics.quantile(tokens, 0.5)
         out[f"{name}/p95"] = statistics.quantile(tokens, 0.95)
+    out["think_tokens/sd"] = statistics.deviation(think[..., -1])
     for name, share_MS in table.shares_MS.items():
         out[name] = statistics.mean(share_MS.mean(axis=1))
     known_M = ~np.isnan(uncut_M)
@@ -263,7 +290,7 @@ class _Table:
         }
 
 
-def _answers(rollout: Rollout, budgets: int) -> list[Answer | None]:
+def answers_of(rollout: Rollout, budgets: int) -> list[Answer | None]:
     """The answer at each budget and, last, the model's own: None where its thought never ended."""
     if not rollout.plan.cuts:
         return [rollout.final]
@@ -272,7 +299,7 @@ def _answers(rollout: Rollout, budgets: int) -> list[Answer | None]:
     return [*(cut[0] for cut in rollout.answers[:-1]), own]
 
 
-def _grade(
+def grade(
     workers: Workers, jobs: Sequence[Job], taken: Sequence[Sequence[Answer | None]]
 ) -> list[list[Verdict]]:
     """Verdicts [rollout][budget]; an answer that several budgets share is graded once."""
@@ -358,13 +385,6 @@ def _shown(
 
 def _last_message(prompt: Prompt) -> str:
     return prompt.messages[-1]["content"] if prompt.messages else ""
-
-
-def _over_samples(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over axis 1 of what is known; NaN where nothing is."""
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(axis=1) / known.sum(axis=1)
 
 
 def _finite(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,15 @@ def mean(values_M: ArrayLike, confidence: float = 0.95) -> Estimate:
     return Estimate(centre, centre - half, centre + half, int(kept.size))
 
 
+def over_samples(values: ArrayLike) -> Floats:
+    """Mean over the samples of [M, S] or [M, S, J], unknown ones (NaN) apart; NaN of none."""
+    values = np.asarray(values, dtype=np.float64)
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        mean: Floats = np.where(known, values, 0).sum(axis=1) / known.sum(axis=1)
+    return mean
+
+
 def fixed_set_error(correct_MS: ArrayLike) -> float:
     """Standard error of the mean over these very problems: sampling noise alone.
 
@@ -178,6 +187,32 @@ def quantile(values_MS: ArrayLike, q: float, draws: int = 500, seed: int = 0) ->
     return bootstrap(statistic, len(values), draws, seed)
 
 
+def deviation(values_MS: ArrayLike, draws: int = 500, seed: int = 0) -> Estimate:
+    """Standard deviation of all samples, with a bootstrap interval over problems."""
+    values = np.asarray(values_MS, dtype=np.float64)
+
+    def statistic(index: NDArray[np.intp]) -> Floats:
+        return values[index].reshape(len(index), -1).std(axis=1)
+
+    return bootstrap(statistic, len(values), draws, seed)
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> float:
+    """Rank correlation; ties share their mean rank; NaN where one of both is constant."""
+    x, y = ranks(a), ranks(b)
+    x, y = x - x.mean(), y - y.mean()
+    scale = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / scale) if scale else float("nan")
+
+
+def ranks(values: ArrayLike) -> Floats:
+    """From 1; equal values share the mean of their ranks."""
+    _, which, counts = np.unique(np.ravel(values), return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mean: Floats = (last - (counts - 1) / 2)[which]
+    return mean
+
+
 def prior_weights(budgets: Sequence[int], prior: Prior) -> Floats:
     """Weight of each budget, [J], summing to 1.
 
@@ -205,6 +240,12 @@ def prior_weights(budgets: Sequence[int], prior: Prior) -> Floats:
     gaps = np.diff(grid)
     weights = np.append(gaps, 0) + np.append(0, gaps)
     return weights / weights.sum()
+
+
+def under_caps(lengths: ArrayLike, cap: int) -> Floats:
+    """Share of the caps 1 .. `cap` that a thought of each length stays within."""
+    kept: Floats = np.maximum(cap + 1 - np.maximum(np.asarray(lengths), 1), 0) / cap
+    return kept
 
 
 def anytime(accuracy_J: ArrayLike, budgets: Sequence[int], prior: Prior = "equal") -> Floats:

@@ -1,0 +1,125 @@
+"""Whether a model does what it is asked: every mode or budget of a policy, run uncut.
+
+A budget policy may offer `asked(config)`: name -> how the prompt is asked for that mode or number
+of tokens. Each is run on the same problems with the same random numbers, no thought is cut, and
+accuracy and tokens are told by name; where numbers are asked for, how well they are kept.
+
+Shape suffixes: N ways of asking, M problems, S samples of a problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewards.verdict import UNKNOWN, Verdict
+from samplers.types import Answer, Job, Plan, Prompt, Rollout
+from trainer.eval import statistics
+from trainer.eval.budgets import (
+    EvalConfig,
+    EvalResult,
+    Row,
+    Workers,
+    answers_of,
+    grade,
+    jobs_of,
+    nested,
+)
+from trainer.eval.statistics import Estimate
+
+DRAWS = 500
+"""Resamples of the problems behind an interval of the rank correlation."""
+COUNTED = ("think_tokens", "answer_tokens", "tokens")
+
+
+def with_asked(
+    result: EvalResult,
+    workers: Workers,
+    prompts: Sequence[Prompt],
+    config: EvalConfig,
+    asked: Mapping[str, Plan],
+) -> EvalResult:
+    """The evaluation with rows and metrics of every way of asking added; as it is if none is."""
+    rows: list[Row] = []
+    for name, plan in asked.items():
+        jobs = jobs_of(prompts, config, nested(plan, (), config.answer_tokens))
+        rollouts = workers.rollout(jobs)
+        taken = [answers_of(rollout, 0) for rollout in rollouts]
+        verdicts = grade(workers, jobs, taken)
+        for job, rollout, [answer], [verdict] in zip(jobs, rollouts, taken, verdicts, strict=True):
+            rows.append(_row(name, job, rollout, answer, verdict))
+    return replace(result, asked=rows, metrics={**result.metrics, **measure(rows)})
+
+
+def measure(rows: Sequence[Row]) -> dict[str, Estimate]:
+    """Metrics of saved rows, each with a 95% interval over problems.
+
+    asked/NAME/accuracy, /think_tokens, /answer_tokens, /tokens (what was sampled of the response).
+    Of names that ask for a number N of tokens, n being the response's: asked/deviation, the mean of
+    |n - N| / N, and, with two numbers or more, asked/rank_correlation (Spearman) over all samples.
+    """
+    out: dict[str, Estimate] = {}
+    wanted_N, used_NMS = [], []
+    for name in dict.fromkeys(row["asked"] for row in rows):
+        mine = [row for row in rows if row["asked"] == name]
+        correct = np.where(
+            np.isin([row["status"] for row in mine], list(UNKNOWN)),
+            np.nan,
+            np.array([row["correct"] for row in mine], dtype=np.float64),
+        )
+        correct_MS = _samples(mine, correct.tolist())
+        out[f"asked/{name}/accuracy"] = statistics.mean(statistics.over_samples(correct_MS))
+        for kind in COUNTED:
+            tokens_MS = _samples(mine, [row[kind] for row in mine])
+            out[f"asked/{name}/{kind}"] = statistics.mean(tokens_MS.mean(axis=1))
+        if mine[0]["target"] is not None:
+            wanted_N.append(mine[0]["target"])
+            used_NMS.append(_samples(mine, [row["tokens"] for row in mine]))
+    if wanted_N:
+        out |= _kept(np.array(wanted_N, dtype=np.float64), np.array(used_NMS))
+    return out
+
+
+def _kept(wanted_N: NDArray[np.float64], used_NMS: NDArray[np.float64]) -> dict[str, Estimate]:
+    """How well the numbers that were asked for are kept."""
+    wanted_N11 = wanted_N[:, None, None]
+    off_M = (np.abs(used_NMS - wanted_N11) / wanted_N11).mean(axis=(0, 2))
+    out = {"asked/deviation": statistics.mean(off_M)}
+    if len(set(wanted_N.tolist())) > 1:
+        wanted = np.broadcast_to(wanted_N11, used_NMS.shape).ravel()
+
+        def statistic(index: NDArray[np.intp]) -> NDArray[np.float64]:
+            return np.array([statistics.spearman(wanted, used_NMS[:, i].ravel()) for i in index])
+
+        units = used_NMS.shape[1]
+        out["asked/rank_correlation"] = statistics.bootstrap(statistic, units, DRAWS)
+    return out
+
+
+def _row(name: str, job: Job, rollout: Rollout, answer: Answer | None, verdict: Verdict) -> Row:
+    difficulty = job.prompt.meta.get("difficulty")
+    last = answer.tokens if answer and len(answer.tokens) else rollout.thought
+    return {
+        "asked": name,
+        "target": job.plan.target,
+        "id": job.prompt.id,
+        "sample": job.index,
+        "difficulty": None if difficulty is None else int(difficulty),
+        "correct": verdict.correct,
+        "status": verdict.status,
+        "answer": verdict.answer,
+        "think_tokens": rollout.think_tokens,
+        "answer_tokens": int((~answer.tokens.forced_T).sum()) if answer else 0,
+        "tokens": rollout.sampled_tokens,
+        "closed": rollout.ended,
+        "finish": last.finish,
+    }
+
+
+def _samples(rows: Sequence[Row], values: Sequence[float]) -> NDArray[np.float64]:
+    """[M, S] of rows that are problem-major and complete."""
+    samples = 1 + max(row["sample"] for row in rows)
+    return np.asarray(values, dtype=np.float64).reshape(-1, samples)
