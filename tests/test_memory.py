@@ -24,6 +24,10 @@ SIZES = {  # as the pages of these models on the hub give them
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": 32_763_876_352,
     "agentica-org/DeepScaleR-1.5B-Preview": 1_777_088_000,
     "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": 8_030_261_248,
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": 14_770_033_664,
+    "Suu/Klear-Reasoner-8B-SFT": 8_190_735_360,
+    "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
 }
 
 
