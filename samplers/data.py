@@ -119,14 +119,21 @@ def load(config: DataConfig, split: Split = "train", seed: int = 0) -> Dataset:
     """
     if config.task:
         return _task(config, split, seed if split == "train" else 0)
-    if config.path:
-        rows = read(of_split("path", config.path, split))
-    else:
-        rows = _hub(config, of_split("split", config.split, split))
-    found = prompts(rows, config.columns, config.skip_unanswered)
+    found = prompts(rows(config, split), config.columns, config.skip_unanswered)
     kept = [dress(config, prompt) for prompt in found[: config.limit]]
     content = "\n".join(repr((p.id, p.messages, p.text, p.answer, p.verifier)) for p in kept)
     return Dataset(kept.__getitem__, len(kept), digest(content))
+
+
+def rows(config: DataConfig, split: Split) -> list[Row]:
+    """Rows of `split`, of a file or a hub dataset.
+
+    Raises:
+        ValueError: one line that names the file or the dataset, and the fix.
+    """
+    if config.path:
+        return read(of_split("path", config.path, split))
+    return _hub(config, of_split("split", config.split, split))
 
 
 @dataclass(slots=True)

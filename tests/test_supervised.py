@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from itertools import pairwise
 from pathlib import Path
 
@@ -223,5 +225,19 @@ def test_wrong_settings_are_named():
     ]:
         with pytest.raises(ValueError, match=says):
             SupervisedConfig(**config)
-    with pytest.raises(ValueError, match="hub"):
-        make(None, data=DataConfig(hub="a/b"))
+
+
+def test_completions_of_a_hub_dataset(tokenizer, monkeypatch):
+    asked: list = []
+
+    def load_dataset(path, **settings):
+        asked.append((path, settings["split"]))
+        return [{"problem": "A1+6?", "generation": "A1+6=0!"}]
+
+    hub = types.ModuleType("datasets")
+    monkeypatch.setattr(hub, "load_dataset", load_dataset, raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    data = DataConfig(hub="some/traces", split={"train": "train[:1]"})
+    rows = make(tokenizer, SupervisedConfig(completion="generation"), data).next()
+    assert asked == [("some/traces", "train[:1]")]
+    assert rows[0].mask_T.sum() == len("A1+6=0!") + 1

@@ -1,5 +1,5 @@
-"""Supervised batches: demonstrations of a task, prompts with completions from a file, or examples
-that the stage's own model makes (`trainer/traces`).
+"""Supervised batches: demonstrations of a task, prompts with completions from a file or a hub
+dataset, or examples that the stage's own model makes (`trainer/traces`).
 
 Rows are bucketed: a pool of examples is sorted by length and cut into batches of about as many
 tokens each, which are then visited in random order. A curriculum may begin with easier problems.
@@ -16,8 +16,9 @@ import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from samplers import seam
-from samplers.data import DataConfig, Dataset, PromptStream, digest, dress, of_split
-from samplers.files import USUAL, Columns, Row, candidates, messages, read
+from samplers.data import DataConfig, Dataset, PromptStream, digest, dress
+from samplers.data import rows as read
+from samplers.files import USUAL, Columns, Row, candidates, messages
 from samplers.seam import Component
 from samplers.seeds import key, uniforms
 from samplers.types import Ids, Plan, Prompt
@@ -93,7 +94,8 @@ class SupervisedConfig(Component):
 
 
 class SupervisedStream:
-    """Batches of rows, one per step, from `data` (a task with demonstrations, or a file).
+    """Batches of rows, one per step, from `data` (a task with demonstrations, or rows with
+    completions).
 
     With `config.traces` the data are `supply`-ed before the first row is asked for.
 
@@ -211,16 +213,13 @@ def examples(
     """Prompts that carry the text to imitate in `meta`.
 
     Raises:
-        ValueError: a task without demonstrations, a row without completion, data from a hub.
+        ValueError: a task without demonstrations, a row without completion.
     """
     if data.task:
         return _demonstrations(data, change, seed)
-    if not data.path:
-        raise ValueError(f"data.hub: '{data.hub}': supervised data comes from a task or a file")
     if change:
-        raise ValueError("supervised.curriculum: a file has no settings; use data.task, or drop it")
-    rows = read(of_split("path", data.path, "train"))
-    prompts = _with_completions(rows, data.columns, config.completion)
+        raise ValueError("supervised.curriculum: rows have no settings; use data.task, or drop it")
+    prompts = _with_completions(read(data, "train"), data.columns, config.completion)
     kept = [dress(data, prompt) for prompt in prompts[: data.limit]]
     text = "\n".join(repr((p.messages, p.text, p.meta[COMPLETION])) for p in kept)
     return Dataset(kept.__getitem__, len(kept), digest(text))
