@@ -28,7 +28,7 @@ VOCABULARY = [PAD, EOS, THINK, END_THINK, *MODES, *"0123456789+-*=", *LABELS, *"
 """All tokens in the order of their ids: one per character, and the markers."""
 
 _HELD_OUT = 8  # one prompt text in so many belongs to the test split
-_STREAM = {"train": 1, "thought": 2, "test": 3}  # one stream of random numbers each
+_STREAM = {"train": 1, "thought": 2, "test": 3, "instruction": 4}  # of random numbers, one each
 _TRIES = 1000  # problems posed in search of one of the wanted split
 _BLOCK, _STRIDE = 96, 1 << 20  # draws computed at once; draws reserved for one index
 
