@@ -40,6 +40,7 @@ def scheduled(schedule: Any, field: str = "think", of: Any = FIXED) -> dict[str,
         ({"name": "elastic", "think": 8, "answer": [0, 4]}, "budget.answer: [0, 4]"),
         ({"name": "elastic", "think": "budget"}, "'meta:COLUMN'"),
         ({"name": "elastic", "think": True}, "True is no budget"),
+        ({"name": "elastic", "think": 8, "answer": None, "separate": False}, "answer is null: set"),
         (
             {"name": "elastic", "think": [8, 200], "answer": 4},
             "think=200, the end marker and answer",

@@ -115,6 +115,16 @@ def test_elastic_is_the_papers_budget_of_two_parts():
     assert module.natural(config) == Plan(4096, answer=1024)
 
 
+def test_elastic_without_parts_is_one_cap_and_forces_nothing():
+    settings = {"think": [8, 96], "answer": 8, "max_tokens": 192}
+    apart = plans("elastic", n=1, **settings, key=5)[0]
+    total = plans("elastic", n=1, **settings, separate=False, key=5)[0]
+    assert (total.think, total.answer, total.max_tokens) == (None, None, apart.think + 1 + 8)
+    module, config = seam.resolve("samplers.budgets", {"name": "elastic", **settings})
+    assert module.requires(config)
+    assert not module.requires(config.model_copy(update={"separate": False}))
+
+
 def test_elastic_ranges_are_uniform_and_drawn_for_a_prompt_or_a_rollout():
     wanted = [plans("elastic", think=[3, 6], answer=None, per="prompt", key=k) for k in range(400)]
     assert all(len(set(map(repr, group))) == 1 for group in wanted)

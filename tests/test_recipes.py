@@ -17,7 +17,21 @@ from trainer import preflight
 from trainer.config import Recipe, load, read, resolve, shipped
 from trainer.settings import merge
 
+VARIANTS = [
+    "brpo/forced_sft",
+    "chunked/whole",
+    "curriculum/fixed",
+    "dler/tiered",
+    "elastic/total",
+    "flagship/one_sample",
+    "gppo/clip",
+    "hbpo/single",
+    "modes/one",
+    "t1/rloo",
+]
+"""Baselines and forms of what is called find, of the tiny reasoner as well."""
 RECIPES = [name for name in shipped() if name.endswith("/find") and name != "warmup/find"]
+RECIPES += VARIANTS
 ENGINES = ["torch", "vllm"]
 SMALL: dict[str, Any] = {
     "prompts_per_step": 2,

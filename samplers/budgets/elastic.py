@@ -27,11 +27,16 @@ class Config(base.Asking):
     per: Literal["prompt", "rollout"] = "prompt"
     """Ranges are drawn once for all rollouts of a prompt, which are then compared under equal
     budgets, or for each."""
+    separate: bool = True
+    """False: one budget for both, think + end marker + answer, the control. Nothing is forced;
+    generation ends there, answered or not."""
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
         answer = None if self.answer is None else base.largest(self.answer)
         base.fit(base.largest(self.think), answer, self.max_tokens)
+        if self.answer is None and not self.separate:
+            raise ValueError("separate=false adds think and answer up; answer is null: set it")
         drawn = isinstance(self.think, tuple) or isinstance(self.answer, tuple)
         if self.per == "rollout" and not drawn:
             warnings.warn(
@@ -59,6 +64,8 @@ def _plan(config: Config, prompt: Prompt, key: int) -> Plan:
     if config.answer is not None:
         answer = base.tokens(config.answer, prompt, base.uniform(key, 1))
     base.fit(think, answer, config.max_tokens, where=f"budget of prompt '{prompt.id}': ")
+    if not config.separate and answer is not None:
+        return base.plan(config, max_tokens=think + 1 + answer, answer=None)
     return base.plan(config, think=think, answer=answer)
 
 
@@ -70,4 +77,4 @@ def natural(config: Config) -> Plan:
 
 
 def requires(config: Config) -> dict[str, str]:
-    return {MARKERS: base.CLOSES}
+    return {MARKERS: base.CLOSES} if config.separate else {}
