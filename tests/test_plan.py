@@ -159,6 +159,8 @@ def test_full_scale_recipes_fit_what_they_are_made_for(name: str) -> None:
     assert made.deficits == ()
     for part in made.stages:
         assert all(one.has == size("80GB") for one in part.fit.loads)
+        if part.stage.kind == "sft":
+            continue  # without engines, and fewer learners may do
         gpus = sum(made.hardware.cluster.gpus)
         assert len(part.fit.loads) == gpus, "no GPU is idle"
         assert part.fit.cached is not None, "the model's sizes ship"
