@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from launch import values
+
 SETTINGS = "a.b=c: change any field, e.g. optim.lr=1e-3, stages.0.steps=5"
 
 
@@ -32,7 +34,9 @@ def sweep(args: argparse.Namespace) -> int:
 
     arms = [text for text in args.arms if "=" not in text]
     settings = [text for text in args.arms if "=" in text]
-    return run(arms, args.seeds, settings, jobs=args.jobs, output=args.output)
+    return run(
+        arms, args.seeds, settings, jobs=args.jobs, output=args.output, options=_options(args)
+    )
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -74,8 +78,14 @@ def report(args: argparse.Namespace) -> int:
     """Write report.html of finished runs and print their table."""
     from launch.sweep import summarise
 
-    summarise(args.runs, args.out)
+    summarise(args.runs, args.out, _options(args))
     return 0
+
+
+def _options(args: argparse.Namespace) -> Any:
+    from trainer.report.options import Options
+
+    return Options(args.against, args.reach, args.at_tokens, args.show)
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -93,63 +103,14 @@ def recipes(args: argparse.Namespace) -> int:
     return 0
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    """'0-4', '3', '0,2,5-7'."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        try:
-            seeds += range(int(first), int(last or first) + 1)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}': write 0-4, 3 or 0,2,5") from None
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise argparse.ArgumentTypeError(f"'{text}': no seed, or one twice; write 0-4 or 0,2,5")
-    return tuple(seeds)
-
-
-def _budget(text: str) -> int | None:
-    """A number of tokens; 'none' and 'inf' mean unlimited."""
-    if text in ("none", "inf"):
-        return None
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"'{text}': a budget is a number of tokens, none or inf")
-    return int(text)
-
-
-def _budgets(text: str) -> tuple[int | None, ...]:
-    return tuple(_budget(part) for part in text.split(","))
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}': write a whole number from 1 up")
-    return int(text)
-
-
-def _steps(text: str) -> int:
-    if not text.isdigit() or int(text) < 2:
-        raise argparse.ArgumentTypeError(
-            f"'{text}': write how many steps, from 2 up (the first warms up), after the recipe"
-        )
-    return int(text)
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}': write a number from 0 (greedy) up")
-    return value
-
-
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a model folder, base/find, or a hub name")
-    parser.add_argument("--temperature", type=_temperature, default=1.0, help="0 is greedy")
+    parser.add_argument("--temperature", type=values.temperature, default=1.0, help="0 is greedy")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-tokens", type=_count, default=192, help="cap of a whole response")
-    parser.add_argument("--answer-tokens", type=_count, help="cap of the answer")
+    parser.add_argument(
+        "--max-tokens", type=values.count, default=192, help="cap of a whole response"
+    )
+    parser.add_argument("--answer-tokens", type=values.count, help="cap of the answer")
     _marker_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -164,26 +125,6 @@ def _marker_arguments(parser: argparse.ArgumentParser) -> None:
         help="of thoughts (default: <think> </think>)",
     )
     markers.add_argument("--no-thinking", action="store_true", help="all of a response is answer")
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 0.5:
-        raise argparse.ArgumentTypeError(f"'{text}': write a share from 0 to 0.5, as 0.01")
-    return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}': write seconds, more than 0")
-    return value
 
 
 def _reward_arguments(parser: argparse.ArgumentParser) -> None:
@@ -205,15 +146,19 @@ def _reward_arguments(parser: argparse.ArgumentParser) -> None:
         _marker_arguments(one)
         text = "the prompt had opened the thought: without an end marker there is no answer"
         one.add_argument("--opened", action="store_true", help=text)
-        one.add_argument("--workers", type=_count, metavar="N", help="processes (default: cores)")
+        one.add_argument(
+            "--workers", type=values.count, metavar="N", help="processes (default: cores)"
+        )
         text = "that one answer may take (default: 10, or the verifier's own)"
-        one.add_argument("--deadline", type=_seconds, metavar="SECONDS", help=text)
+        one.add_argument("--deadline", type=values.seconds, metavar="SECONDS", help=text)
         one.add_argument("--json", action="store_true", help="print JSON")
         if what == "bench":
             text = "verdicts to time (default: 2000)"
-            one.add_argument("--items", type=_count, default=2000, metavar="N", help=text)
+            one.add_argument("--items", type=values.count, default=2000, metavar="N", help=text)
             text = "also with this share of answers that never end, as 0.01"
-            one.add_argument("--hang-share", type=_share, default=0.0, metavar="SHARE", help=text)
+            one.add_argument(
+                "--hang-share", type=values.share, default=0.0, metavar="SHARE", help=text
+            )
             continue
         rows = "rows and verdicts" if what == "grade" else "rows on which they disagree"
         text = f"{rows} as JSONL, in this file"
@@ -221,23 +166,27 @@ def _reward_arguments(parser: argparse.ArgumentParser) -> None:
         if what == "audit":
             one.add_argument("--against", required=True, metavar="SPEC", help="the second verifier")
             text = "findings of each kind (default: 10)"
-            one.add_argument("--show", type=_count, default=10, metavar="N", help=text)
+            one.add_argument("--show", type=values.count, default=10, metavar="N", help=text)
 
 
-def _bytes(text: str) -> float:
-    from launch.hardware import size
-
-    try:
-        return size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "compare all others with this arm (default: all pairs; of many arms, the first)"
+    parser.add_argument("--against", metavar="ARM", help=text)
+    text = "tell the generated tokens until the area under caps is this, as 0.7"
+    parser.add_argument("--reach", type=values.area, metavar="AREA", help=text)
+    text = "compare area and accuracy after so many generated tokens"
+    parser.add_argument("--at-tokens", type=values.count, metavar="N", help=text)
+    text = "more metrics of evaluations, as think_tokens/sd,truncated"
+    parser.add_argument("--show", type=values.metrics, default=(), metavar="METRIC,...", help=text)
 
 
 def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
     text = "plan for a cluster of so many nodes (default: this machine as it is)"
-    parser.add_argument("--nodes", type=_count, metavar="N", help=text)
+    parser.add_argument("--nodes", type=values.count, metavar="N", help=text)
     parser.add_argument("--gpus-per-node", type=int, metavar="M", help="GPUs of a node; 0: none")
-    parser.add_argument("--gpu-memory", type=_bytes, metavar="80GB", help="memory of one GPU")
+    parser.add_argument(
+        "--gpu-memory", type=values.memory, metavar="80GB", help="memory of one GPU"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -261,33 +210,43 @@ def parser() -> argparse.ArgumentParser:
         if name == "train":
             text = "trace the first STEPS steps (5) into RUN/trace.json, for ui.perfetto.dev"
             one.add_argument(
-                "--profile", nargs="?", type=_steps, const=5, default=0, metavar="STEPS", help=text
+                "--profile",
+                nargs="?",
+                type=values.steps,
+                const=5,
+                default=0,
+                metavar="STEPS",
+                help=text,
             )
         else:
             _cluster_arguments(one)
     one = add("sweep", sweep)
     one.add_argument("arms", nargs="+", metavar="RECIPE | a.b=c", help="arms; " + SETTINGS)
-    one.add_argument("--seeds", type=_seeds, default=(0,), help="0-4, 3 or 0,2,5 (default 0)")
-    one.add_argument("--jobs", type=_count, help="processes at once (default: cores)")
+    one.add_argument("--seeds", type=values.seeds, default=(0,), help="0-4, 3 or 0,2,5 (default 0)")
+    one.add_argument("--jobs", type=values.count, help="processes at once (default: cores)")
     one.add_argument("--output", help="folder of runs, logs and report.html")
+    _report_arguments(one)
     one = add("eval", evaluate)
     _model_arguments(one)
     one.add_argument("--data", required=True, help="a dataset file, or a task (find)")
     one.add_argument("--columns", help="of the file: '{prompt: question, answer: target}'")
-    one.add_argument("--budgets", type=_budgets, default=(None,), help="0,8,16,inf")
-    one.add_argument("--problems", type=_count, default=256)
-    one.add_argument("--samples", type=_count, default=1, help="per problem and budget")
+    one.add_argument("--budgets", type=values.budgets, default=(None,), help="0,8,16,inf")
+    one.add_argument("--problems", type=values.count, default=256)
+    one.add_argument("--samples", type=values.count, default=1, help="per problem and budget")
     one.add_argument("--verifier", default="exact")
     one.add_argument("--out", type=Path, help="folder for rows and figures")
     one = add("generate", generate)
     _model_arguments(one)
     one.add_argument("prompt", help="one user message")
-    one.add_argument("--thinking-budget", type=_budget, help="tokens, 0 for none of it, or none")
-    one.add_argument("--samples", type=_count, default=1)
+    one.add_argument(
+        "--thinking-budget", type=values.budget, help="tokens, 0 for none of it, or none"
+    )
+    one.add_argument("--samples", type=values.count, default=1)
     _reward_arguments(add("reward", reward))
     one = add("report", report)
     one.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     one.add_argument("--out", type=Path, default=Path("report.html"), help="the page to write")
+    _report_arguments(one)
     add("doctor", doctor).add_argument("--deep", action="store_true", help="also start Ray")
     add("recipes", recipes)
     return main

@@ -23,6 +23,8 @@ from trainer.tracking import METRICS
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from trainer.report import Options
+
 LAST_LINES = 8
 
 
@@ -68,8 +70,12 @@ def sweep(
     *,
     jobs: int | None = None,
     output: str | None = None,
+    options: Options | None = None,
 ) -> int:
     """Run what is not finished yet, print the table, write <output>/report.html.
+
+    Args:
+        options: what the table and the report are asked for beyond the usual.
 
     Returns:
         1 if a cell failed (the others went on), else 0.
@@ -80,6 +86,8 @@ def sweep(
     """
     chosen = [*settings, f"output={output}"] if output else list(settings)
     cells = plan_cells(arms, seeds, chosen)
+    if options is not None:
+        options.check(cell.recipe.name for cell in cells)
     waiting = [cell for cell in cells if not runfolder.finished(cell.recipe)]
     for recipe in {cell.arm: cell.recipe for cell in waiting}.values():
         preflight.check_all(recipe)
@@ -95,7 +103,7 @@ def sweep(
     bad = {end.cell.name for end in failed}
     good = [cell.recipe.folder for cell in cells if cell.name not in bad]
     if good:
-        summarise(good, cells[0].recipe.folder.parent / "report.html")
+        summarise(good, cells[0].recipe.folder.parent / "report.html", options)
     return int(bool(failed))
 
 
@@ -250,9 +258,10 @@ def _tail(log: Path) -> str:
     return "\n".join(f"    {line}" for line in lines[-LAST_LINES:])
 
 
-def summarise(runs: Sequence[Path], out: Path) -> None:
+def summarise(runs: Sequence[Path], out: Path, options: Options | None = None) -> None:
     """Print the table of `runs` and write their report to `out`."""
     from trainer import report
 
-    print(report.summary_table(runs))
-    print(f"report: {report.write(runs, out)}")
+    asked = options or report.Options()
+    print(report.summary_table(runs, options=asked))
+    print(f"report: {report.write(runs, out, options=asked)}")

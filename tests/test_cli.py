@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launch import cli, doctor, mistakes
+from launch import cli, doctor, mistakes, values
 from launch.cli import main
 from samplers import seeds
 from samplers.tasks import find
@@ -141,10 +141,10 @@ def test_how_many_steps_are_profiled() -> None:
 
 
 def test_budgets_of_the_command_line() -> None:
-    assert cli._budgets("0,8,16,inf") == (0, 8, 16, None)
-    assert cli._budget("none") is None
+    assert values.budgets("0,8,16,inf") == (0, 8, 16, None)
+    assert values.budget("none") is None
     with pytest.raises(argparse.ArgumentTypeError, match=r"'8\.5'"):
-        cli._budgets("8.5")
+        values.budgets("8.5")
 
 
 def test_recipes_are_listed(capsys: Captured) -> None:

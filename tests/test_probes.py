@@ -10,6 +10,7 @@ from rewards.verdict import Verdict
 from rewards.verify import verify
 from samplers.types import Answer
 from tests.made import group, rollout, run
+from trainer.metrics import summarise
 
 
 def test_a_probe_is_graded_by_its_probability():
@@ -32,3 +33,14 @@ def test_a_probe_is_graded_by_its_probability():
     assert [v.grader for v in verdicts] == ["gold-probability"] * 4 + [""]
     assert probed.known_GCA.all()
     assert np.array_equal(other.correct_GCA, [[[True]]])
+
+
+def test_probes_are_told_apart_from_what_was_sampled():
+    probes = [[Answer(1, run((21, 22), forced=2), "x", p)] * 3 for p in (0.0, 0.5)]
+    made = rollout(0, answers=[*probes, [Answer(3, run((23,)), "said")] * 3])
+    verdicts = tuple(tuple(Verdict(True, 1.0, "ok") for _ in cut) for cut in made.answers)
+    plain = group([1.0])
+    figures = summarise([replace(plain, rollouts=(made,), verdicts=(verdicts,), rewards={})])
+    assert figures["tokens/scored"] == 2 * 2, "once a cut"
+    assert figures["tokens/sampled"] == made.sampled_tokens
+    assert "tokens/scored" not in summarise([plain])

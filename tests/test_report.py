@@ -23,7 +23,7 @@ from trainer import report
 from trainer.console import Console
 from trainer.eval.budgets import EvalConfig, Item, evaluate
 from trainer.metrics import summarise
-from trainer.report import data, plots, style, table
+from trainer.report import data, labels, plots, style, table
 from trainer.tracking import Tracker, TrackingConfig
 
 CAP, BUDGETS = 192, (0, 8, 16, 32, 64, 128)
@@ -258,13 +258,13 @@ def test_page_is_whole_and_fetches_nothing(runs: list[Path], tmp_path: Path) -> 
     assert "@import" not in text
     assert "url(http" not in text
     assert len(page.ids) == len(set(page.ids))
-    assert page.tags.count("svg") == 8  # four figures, wide and narrow
+    assert page.tags.count("svg") == 12  # six figures, wide and narrow
     references = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
     assert references <= set(page.ids)
     assert "prefers-color-scheme:dark" in text
     assert not [c for c in style.SERIES if f"fill: {c}" in text or f"stroke: {c}" in text]
     plots_made = sorted(p.name for p in (out.parent / "plots").iterdir())
-    assert len(plots_made) == 8
+    assert len(plots_made) == 12
     assert all((out.parent / "plots" / name).stat().st_size > 2000 for name in plots_made)
     again = report.write(runs, tmp_path / "again.html")
     assert again.read_bytes() == out.read_bytes()
@@ -330,7 +330,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 @settings(deadline=None)
 def test_labels_keep_apart_in_order_and_in_bounds(values: list[float]) -> None:
-    places = plots.apart(values, 0.08, 0, 1)
+    places = labels.apart(values, 0.08, 0, 1)
     order = np.argsort(values, kind="stable")
     gaps = np.diff(np.array(places)[order])
     assert (gaps >= 0.08 - 1e-9).all()

@@ -74,7 +74,7 @@ def test_a_failed_cell_is_told_with_the_end_of_its_log_and_the_others_go_on(
     code = "import sys\nfor i in range(50): print('line', i)\nsys.exit(3 if SEED == 1 else 0)"
     monkeypatch.setattr(sweeping, "plan_cells", lambda *_: cells(tmp_path, code, 3))
     summarised: list[Any] = []
-    monkeypatch.setattr(sweeping, "summarise", lambda runs, out: summarised.extend([runs, out]))
+    monkeypatch.setattr(sweeping, "summarise", lambda runs, out, _: summarised.extend([runs, out]))
     assert sweeping.sweep(["grpo/find"], [0, 1, 2], jobs=3) == 1
     out = capsys.readouterr().out
     assert "[3/3]" in out

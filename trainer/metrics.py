@@ -281,11 +281,15 @@ def _spent(groups: Sequence[Group], every: Sequence[Group]) -> dict[str, Number]
     """Rollouts and tokens that were sampled for this step, and how many of them train.
 
     A rollout that is selected away counts in its group's statistics all the same; one whose
-    verdict is unknown does not train.
+    verdict is unknown does not train. Probes sample nothing: the tokens that were put in at their
+    cuts, the gold answer among them, are `tokens/scored`.
     """
     used = [r for g in groups for r, k in zip(g.rollouts, trainable(g), strict=True) if k]
     sampled = sum(r.sampled_tokens for g in every for r in g.rollouts)
     rollouts, tokens = sum(map(len, every)), sum(r.sampled_tokens for r in used)
+    answers = (cut[0] for g in every for r in g.rollouts for cut in r.answers)
+    probes = [answer for answer in answers if answer.probability is not None]
+    scored = {"tokens/scored": sum(len(p.tokens) for p in probes)} if probes else {}
     return {
         "groups": len(groups),
         "rollouts": rollouts,
@@ -294,6 +298,7 @@ def _spent(groups: Sequence[Group], every: Sequence[Group]) -> dict[str, Number]
         "tokens/sampled": sampled,
         "tokens/kept": tokens,
         "tokens/discarded": sampled - tokens,
+        **scored,
     }
 
 

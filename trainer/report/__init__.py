@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.report.options import Options
 from trainer.report.table import summary_table
 
-__all__ = ["summary_table", "write"]
+__all__ = ["Options", "summary_table", "write"]
+NOTHING = Options()
 
 
-def write(runs: Sequence[Path], out: Path, base: Path | None = None) -> Path:
+def write(
+    runs: Sequence[Path], out: Path, base: Path | None = None, options: Options = NOTHING
+) -> Path:
     """Write `out` (report.html) and, beside it, plots/*.svg and plots/*.png.
 
     Args:
         runs: run folders; those of one name are the seeds of one arm.
         base: a run folder, or a folder written by `laconic eval`, to compare with. By default
-            what the first run's last stage started from.
+            what the first run started from.
 
     Raises:
-        ValueError: no runs, or a folder that is none.
+        ValueError: no runs, a folder that is none, or no such arm to compare with.
     """
     from trainer.report import page, plots, style
     from trainer.report.data import arms, base_of, read_run
@@ -27,9 +31,10 @@ def write(runs: Sequence[Path], out: Path, base: Path | None = None) -> Path:
     if not runs:
         raise ValueError("report: no run folders were given; write laconic report RUN ...")
     found = arms(read_run(path) for path in runs)
+    options.check(arm.name for arm in found)
     start = base_of(found, base)
     figures = plots.figures(found, start)
     out = Path(out)
     for figure in figures:
         style.files(figure, out.parent / "plots")
-    return page.save(page.render(found, start, figures), out)
+    return page.save(page.render(found, start, figures, options), out)

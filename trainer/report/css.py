@@ -14,6 +14,8 @@ p{margin:.4rem 0}
 .lede li{margin:.15rem 0}
 .plain{list-style:none;padding:0;margin:0}
 .arm{font-weight:650}
+.sign{font-size:.7em;margin-right:.35em;vertical-align:.1em}
+.scroll+.scroll{margin-top:1.2rem}
 .note,figcaption{color:var(--muted);font-size:.86rem;max-width:46rem}
 figure{margin:0}
 figcaption{margin-top:.4rem}

@@ -47,9 +47,14 @@ class Evaluation:
     def shown(self) -> list[Row]:
         return _jsonl(self.folder / f"shown-{self.step}.jsonl")
 
+    @property
+    def cap(self) -> int:
+        """Most tokens of a response; 0 where that is not said."""
+        return int(self.summary.get("max_tokens", 0))
+
     def per_problem(self, metric: str) -> dict[str, float]:
-        """accuracy, think_tokens/mean or anytime of each problem, by id."""
-        field = "think_tokens" if metric.startswith("think_tokens") else "correct"
+        """accuracy, think_tokens/mean, anytime or cap_area of each problem, by id."""
+        field = "think_tokens" if metric == "think_tokens/mean" else "correct"
         weights: dict[int | str, float] = {"inf": 1.0}
         if metric == "anytime":
             prior = statistics.prior_weights(self.budgets, self.summary["prior"])
@@ -59,7 +64,11 @@ class Evaluation:
             if row["budget"] in weights and row["status"] not in UNKNOWN:
                 total = totals.setdefault(row["id"], [0.0, 0.0])
                 weight = weights[row["budget"]]
-                total[0] += weight * row[field]
+                worth = weight
+                if metric == "cap_area":
+                    within = statistics.under_caps(row["think_tokens"], self.cap)
+                    worth *= row["closed"] * float(within)
+                total[0] += worth * row[field]
                 total[1] += weight
         return {name: value / weight for name, (value, weight) in totals.items() if weight}
 
@@ -83,18 +92,39 @@ class Run:
 
     @property
     def started(self) -> int:
-        """Step at which the last stage began: what came before it made the base model."""
-        return sum(int(stage.get("steps", 0)) for stage in self.config.get("stages", [])[:-1])
+        """Step at which the first stage began that samples, or the last one: what came before it
+        made the base model."""
+        stages = self.config.get("stages", [])
+        first = next((i for i, stage in enumerate(stages) if _samples(stage)), len(stages) - 1)
+        return sum(int(stage.get("steps", 0)) for stage in stages[: max(first, 0)])
 
     @property
     def base(self) -> Evaluation | None:
-        """What the last stage started from."""
+        """What was trained."""
         return next((e for e in self.evaluations if e.step == self.started), None)
 
     @property
     def final(self) -> Evaluation | None:
         last = self.evaluations[-1] if self.evaluations else None
         return last if last and last.step > self.started else None
+
+    def generated(self, step: int) -> float:
+        """Tokens that engines had sampled for training until the evaluation at `step`.
+
+        All of them: discarded rollouts, answers at cuts, the pieces of rollouts that go on, the
+        examples that a supervised stage makes. Evaluations do not count.
+        """
+        sampled = self._sum("tokens/sampled", step) + self._sum("traces/tokens", step - 1)
+        here = next((record for record in self.steps if record["step"] == step), {})
+        return float(sampled + (here.get("chunks/tokens") or 0))
+
+    def scored(self, step: int) -> float:
+        """Tokens that were put in and scored at the cuts of probes: cheaper, and not sampled."""
+        return self._sum("tokens/scored", step)
+
+    def _sum(self, metric: str, upto: int) -> float:
+        records = (record for record in self.steps if record["step"] <= upto)
+        return float(sum(record.get(metric) or 0 for record in records))
 
     def rollouts(self) -> list[Row]:
         """The readable rollouts of the last step that has some."""
@@ -116,6 +146,11 @@ class Arm:
     def estimate(self, metric: str) -> Estimate:
         """Mean over seeds with a t interval; with one seed, its own interval over problems."""
         return pooled(self.finals, metric)
+
+
+def _samples(stage: Row) -> bool:
+    """A supervised stage does where it makes its own examples."""
+    return stage.get("kind") != "sft" or bool((stage.get("supervised") or {}).get("traces"))
 
 
 def pooled(evaluations: Sequence[Evaluation], metric: str) -> Estimate:
@@ -170,7 +205,7 @@ def base_of(found: Sequence[Arm], folder: Path | None) -> Evaluation | None:
 
 
 def series(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of the last stage where the metric is known."""
+    """(steps, values) where the metric is known, from what was trained on."""
     points = [
         (record["step"], record[metric])
         for record in run.steps

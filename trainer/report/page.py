@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from trainer.report import style, table
+from trainer.report import style, table, tokens
 from trainer.report.css import CSS
 from trainer.report.data import Arm, Evaluation, Row, Run
+from trainer.report.options import MANY, Options
 from trainer.report.raised import raised, watched
 from trainer.report.style import Figure
 
@@ -20,14 +21,23 @@ FOLD = 900
 """Characters of a thought that are shown before the rest is folded away."""
 
 
-def render(found: Sequence[Arm], base: Evaluation | None, figures: Sequence[Figure]) -> str:
+def render(
+    found: Sequence[Arm],
+    base: Evaluation | None,
+    figures: Sequence[Figure],
+    options: Options = table.NOTHING,
+) -> str:
     names = ", ".join(arm.name for arm in found)
+    if len(found) > MANY:
+        names = f"{len(found)} arms"
     parts = [
         f"<header><h1>{_text(names)}</h1>{_lede(found, base)}</header>",
-        _summary(found, base),
+        _summary(found, base, options),
         _alarms(found),
         *(_figure(figure) for figure in figures),
-        _contrasts(found),
+        _asked(found),
+        _tokens(found, options),
+        _contrasts(found, options),
         _shown(found, base),
         _rollouts(found),
         _settings(found, base),
@@ -60,11 +70,11 @@ def _lede(found: Sequence[Arm], base: Evaluation | None) -> str:
     return f"<ul class=lede>{''.join(sentences)}</ul>" if sentences else ""
 
 
-def _summary(found: Sequence[Arm], base: Evaluation | None) -> str:
-    heads = table.columns(found, base)
+def _summary(found: Sequence[Arm], base: Evaluation | None, options: Options) -> str:
+    heads = table.columns(found, base, options)
     indices = {arm.name: i for i, arm in enumerate(found)}
     rows = []
-    for line in table.lines(found, base):
+    for line in table.lines(found, base, options):
         cells = "".join(f"<td>{_cell(line.cells[m], m)}</td>" for m in heads)
         rows.append(
             f"<tr><th scope=row>{_name(line.name, indices.get(line.name))}</th>{cells}</tr>"
@@ -76,8 +86,9 @@ def _summary(found: Sequence[Arm], base: Evaluation | None) -> str:
     return (
         "<section><h2>Summary</h2><div class=scroll><table><thead><tr><th></th>"
         f"{top}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f"<p class=note>@b: accuracy when the thought is cut at b tokens and answered. {note}.</p>"
-        "</section>"
+        "<p class=note>Any-time: mean accuracy over the budgets. Area: accuracy where a thought "
+        "must end by itself under a cap, mean over all caps up to the longest response. @b: "
+        f"accuracy when the thought is cut at b tokens and answered. {note}.</p></section>"
     )
 
 
@@ -115,21 +126,53 @@ def _figure(figure: Figure) -> str:
     )
 
 
-def _contrasts(found: Sequence[Arm]) -> str:
-    rows = [table.contrast_cells(c) for c in table.contrasts(found)]
-    if not rows:
+def _asked(found: Sequence[Arm]) -> str:
+    tables = "".join(_grid(*cells) for cells in table.asked_tables(found))
+    if not tables:
         return ""
-    top = "".join(f"<th scope=col>{_text(h)}</th>" for h in table.CONTRAST_HEADS)
+    return (
+        f"<section><h2>What was asked for</h2>{tables}<p class=note>Each mode or number of tokens "
+        "on the same problems, nothing cut. Deviation: mean of |used - asked| / asked; rank "
+        "correlation: Spearman's, of asked and used, over all samples; used: the tokens that were "
+        "sampled of the response.</p></section>"
+    )
+
+
+def _tokens(found: Sequence[Arm], options: Options) -> str:
+    tables = "".join(
+        f"<h3>{_text(title)}</h3>{_grid(*cells)}"
+        for title, cells in table.token_tables(found, options)
+    )
+    if not tables:
+        return ""
+    notes = "; ".join(tokens.notes(found))
+    return (
+        f"<section><h2>For the tokens generated</h2>{tables}<p class=note>All tokens that engines "
+        "sampled for training: discarded rollouts and answers at cuts count. Read off the line "
+        f"between evaluations, seed by seed. {_text(notes.capitalize())}.</p></section>"
+    )
+
+
+def _grid(heads: Sequence[str], *rows: Sequence[str]) -> str:
+    top = "".join(f"<th scope=col>{_text(head)}</th>" for head in heads)
     body = "".join(
         f"<tr><th scope=row>{_text(first)}</th>{''.join(f'<td>{_text(c)}</td>' for c in rest)}</tr>"
         for first, *rest in rows
     )
     return (
-        "<section><h2>Paired comparisons</h2><div class=scroll><table><thead><tr>"
-        f"{top}</tr></thead><tbody>{body}</tbody></table></div><p class=note>Same seeds (or same "
-        "problems) on both sides. p (t): paired t test; p (flip): sign-flip permutation test, "
-        "which cannot go below 2/2<sup>n</sup> with n pairs. Not corrected for the number of "
-        "comparisons.</p></section>"
+        f"<div class=scroll><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _contrasts(found: Sequence[Arm], options: Options) -> str:
+    rows = [table.contrast_cells(c) for c in table.contrasts(found, options)]
+    if not rows:
+        return ""
+    return (
+        f"<section><h2>Paired comparisons</h2>{_grid(table.CONTRAST_HEADS, *rows)}<p class=note>"
+        "Same seeds (or same problems) on both sides. p (t): paired t test; p (flip): sign-flip "
+        "permutation test, which cannot go below 2/2<sup>n</sup> with n pairs. Not corrected for "
+        "the number of comparisons.</p></section>"
     )
 
 
@@ -254,8 +297,12 @@ def _versions(run: Run) -> str:
 
 
 def _name(name: str, index: int | None) -> str:
-    colour = "muted" if index is None else f"s{index % len(style.SERIES)}"
-    return f'<b class=arm style="color:var(--{colour})">{_text(name)}</b>'
+    """In the arm's colour, with its marker in front: of many arms some share a colour."""
+    if index is None:
+        return f'<b class=arm style="color:var(--muted)">{_text(name)}</b>'
+    colour = f"s{index % len(style.SERIES)}"
+    text = f"<span class=sign>{style.sign(index)}</span>{_text(name)}"
+    return f'<b class=arm style="color:var(--{colour})">{text}</b>'
 
 
 def _text(value: Any) -> str:

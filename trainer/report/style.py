@@ -1,7 +1,8 @@
 """How figures look, and how they become files and inline SVG.
 
-Colours: Okabe and Ito's palette (colour-blind safe), one per arm, in order; the base is grey. In
-the page each colour is a CSS variable, so that one SVG serves light and dark.
+Colours: Okabe and Ito's palette (colour-blind safe), one per arm, in order; the base is grey. From
+the eighth arm on colours come again, with other markers and lines. In the page each colour is a CSS
+variable, so that one SVG serves light and dark.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ DARK = {
     **{f"s{i}": colour for i, colour in enumerate(SERIES_DARK)},
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SIGNS = (9679, 9632, 9650, 9670, 9660, 10010, 10006)
+"""The markers as characters of a page, by number."""
+LINES = ("-", (0, (6, 1.2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 FONTS = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 
 Draw = Callable[[Any, bool], bool]
@@ -56,7 +60,21 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
+    return MARKERS[_marker(index)]
+
+
+def sign(index: int) -> str:
+    """The marker in a page."""
+    return f"&#{SIGNS[_marker(index)]};"
+
+
+def line(index: int) -> Any:
+    return LINES[index // len(SERIES) % len(LINES)]
+
+
+def _marker(index: int) -> int:
+    """Shifted by one with each round of the colours: no two of 49 arms look the same."""
+    return (index + index // len(SERIES)) % len(MARKERS)
 
 
 def files(figure: Figure, folder: Path) -> None:

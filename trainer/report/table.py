@@ -10,10 +10,20 @@ from pathlib import Path
 
 from trainer.eval import statistics
 from trainer.eval.statistics import Comparison, Estimate
+from trainer.report import asked, tokens
 from trainer.report.data import Arm, Evaluation, arms, base_of, pooled, read_run
+from trainer.report.options import Options
 
-HEADLINE = {"accuracy": "accuracy", "think_tokens/mean": "thinking tokens", "anytime": "any-time"}
+HEADLINE = {
+    "accuracy": "accuracy",
+    "think_tokens/mean": "thinking tokens",
+    "anytime": "any-time",
+    "cap_area": "area",
+}
 """Metrics that arms are compared by."""
+NOTHING = Options()
+BESIDE = 8
+"""Arms beside one another in the printed table."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +46,22 @@ class Contrast:
     result: Comparison
 
 
-def columns(found: Sequence[Arm], base: Evaluation | None) -> dict[str, str]:
+def headline(options: Options = NOTHING) -> dict[str, str]:
+    """Metric -> heading of what arms are compared by."""
+    return HEADLINE | {metric: metric for metric in options.show if metric not in HEADLINE}
+
+
+def columns(
+    found: Sequence[Arm], base: Evaluation | None, options: Options = NOTHING
+) -> dict[str, str]:
     """Metric -> heading: the headline, then accuracy at each budget that all have."""
     evaluations = [e for arm in found for e in arm.finals] + ([base] if base else [])
     shared = set.intersection(*(set(e.budgets) for e in evaluations)) if evaluations else set()
-    return HEADLINE | {f"accuracy@{b}": f"@{b}" for b in sorted(shared)}
+    return headline(options) | {f"accuracy@{b}": f"@{b}" for b in sorted(shared)}
 
 
-def lines(found: Sequence[Arm], base: Evaluation | None) -> list[Line]:
-    wanted = columns(found, base)
+def lines(found: Sequence[Arm], base: Evaluation | None, options: Options = NOTHING) -> list[Line]:
+    wanted = columns(found, base, options)
     out = [Line("base", 1, {m: base.estimate(m) for m in wanted})] if base else []
     for arm in found:
         if arm.finals:
@@ -53,11 +70,18 @@ def lines(found: Sequence[Arm], base: Evaluation | None) -> list[Line]:
     return out
 
 
-def contrasts(found: Sequence[Arm]) -> list[Contrast]:
-    """Every pair of arms: paired by seed where two or more are shared, else by problem."""
+def contrasts(found: Sequence[Arm], options: Options = NOTHING) -> list[Contrast]:
+    """Every pair of arms, or all with one: paired by seed where two or more are shared, else by
+    problem."""
     out = []
-    for earlier, later in itertools.combinations(found, 2):
-        for metric in HEADLINE:
+    opposite = options.opposite([arm.name for arm in found])
+    one = [arm for arm in found if arm.name == opposite]
+    for earlier, later in (
+        [(one[0], arm) for arm in found if arm is not one[0]]
+        if one
+        else itertools.combinations(found, 2)
+    ):
+        for metric in headline(options):
             paired = _paired(earlier, later, metric)
             if paired is not None:
                 units, result = paired
@@ -65,25 +89,95 @@ def contrasts(found: Sequence[Arm]) -> list[Contrast]:
     return out
 
 
-def summary_table(runs: Sequence[Path], base: Path | None = None) -> str:
-    """The table as text for a console."""
+def summary_table(
+    runs: Sequence[Path], base: Path | None = None, options: Options = NOTHING
+) -> str:
+    """The table as text for a console.
+
+    Raises:
+        ValueError: a folder is no run, or the arm to compare with is not there.
+    """
     found = arms(read_run(path) for path in runs)
+    options.check(arm.name for arm in found)
     start = base_of(found, base)
-    rows = lines(found, start)
-    budgets = [metric for metric in columns(found, start) if metric not in HEADLINE]
-    headline = [
-        [row.name, str(row.seeds), *(cell(row.cells[m], m) for m in HEADLINE)] for row in rows
-    ]
-    text = _align([["arm", "seeds", *HEADLINE.values()], *headline])
+    rows, heads = lines(found, start, options), headline(options)
+    budgets = [metric for metric in columns(found, start, options) if metric not in heads]
+    first = [[row.name, str(row.seeds), *(cell(row.cells[m], m) for m in heads)] for row in rows]
+    text = _align([["arm", "seeds", *heads.values()], *first])
     if budgets and rows:
         # Budgets downwards: a terminal has more lines than columns.
         by_budget = [[m.split("@")[1], *(cell(row.cells[m], m) for row in rows)] for m in budgets]
-        text += ["", *_align([["accuracy at budget", *(row.name for row in rows)], *by_budget])]
+        for some in _blocks(rows):
+            cells = [[line[0], *(line[1:][i] for i in some)] for line in by_budget]
+            names = ["accuracy at budget", *(rows[i].name for i in some)]
+            text += ["", *_align([names, *cells])]
     text.append(interval_note(found))
-    compared = contrasts(found)
+    for cells in asked_tables(found):
+        text += ["", *_align(cells)]
+    for title, cells in token_tables(found, options):
+        text += ["", title, *_align(cells)]
+    if options.of_tokens:
+        text += tokens.notes(found)
+    compared = contrasts(found, options)
     if compared:
         text += ["", *_align([CONTRAST_HEADS, *map(contrast_cells, compared)])]
     return "\n".join(text)
+
+
+def asked_tables(found: Sequence[Arm]) -> list[list[list[str]]]:
+    """Each mode or number that was asked for, and how well numbers were kept: heads, then cells."""
+    each = [
+        [_began(line), line.name, *(cell(line.cells[m], m) for m in asked.CELLS)]
+        for line in asked.lines(found)
+    ]
+    kept = [
+        [_began(line), *(cell(line.cells[m], m) for m in asked.KEPT)] for line in asked.kept(found)
+    ]
+    tables = [
+        [["asked for", "", *asked.CELLS.values()], *each],
+        [["asked and used", *asked.KEPT.values()], *kept],
+    ]
+    return [table for table in tables if table[1:]]
+
+
+def token_tables(found: Sequence[Arm], options: Options) -> list[tuple[str, list[list[str]]]]:
+    """What was asked about generated tokens: title, then heads and cells."""
+    out = []
+    for block in tokens.blocks(found, options):
+        head = ["arm", "seeds", "mean", f"less {block.against}", *CONTRAST_HEADS[3:]]
+        cells = [_token_cells(line, block.digits) for line in block.lines]
+        out.append((block.title, [head, *cells]))
+    return out
+
+
+def _token_cells(line: tokens.Line, digits: int) -> list[str]:
+    value, contrast = line.value, line.contrast
+    mean = line.missing or f"{value.value:,.{digits}f}"
+    if not math.isnan(value.half_width):
+        mean += f" +-{value.half_width:,.{digits}f}"
+    rest = ["-"] * 5 if contrast is None else _tested(contrast, digits)
+    return [line.name, str(line.seeds), mean, *rest]
+
+
+def _tested(result: Comparison, digits: int) -> list[str]:
+    d = result.difference
+    interval = "-" if math.isnan(d.low) else f"{d.low:+,.{digits}f} to {d.high:+,.{digits}f}"
+    return [
+        f"{d.value:+,.{digits}f}",
+        interval,
+        p_value(result.p_t),
+        p_value(result.p_flip),
+        f"{d.n} seeds",
+    ]
+
+
+def _began(line: asked.Asked | asked.Kept) -> str:
+    return f"{line.arm}, at its start" if line.base else line.arm
+
+
+def _blocks(rows: Sequence[Line]) -> list[range]:
+    """Columns of one table after the other: as many as a wide terminal shows."""
+    return [range(i, min(i + BESIDE, len(rows))) for i in range(0, len(rows), BESIDE)]
 
 
 def cell(estimate: Estimate, metric: str) -> str:
@@ -101,16 +195,11 @@ CONTRAST_HEADS = ["paired", "metric", "difference", "95% interval", "p (t)", "p 
 
 
 def contrast_cells(contrast: Contrast) -> list[str]:
-    digits = 1 if "tokens" in contrast.metric else 3
-    d = contrast.result.difference
-    interval = "-" if math.isnan(d.low) else f"{d.low:+.{digits}f} to {d.high:+.{digits}f}"
+    difference = _tested(contrast.result, 1 if "tokens" in contrast.metric else 3)[:-1]
     return [
         f"{contrast.later} - {contrast.earlier}",
-        HEADLINE[contrast.metric],
-        f"{d.value:+.{digits}f}",
-        interval,
-        p_value(contrast.result.p_t),
-        p_value(contrast.result.p_flip),
+        HEADLINE.get(contrast.metric, contrast.metric),
+        *difference,
         contrast.units,
     ]
 
@@ -136,7 +225,7 @@ def _paired(earlier: Arm, later: Arm, metric: str) -> tuple[str, Comparison] | N
         a = [after[s].estimate(metric).value for s in seeds]
         b = [before[s].estimate(metric).value for s in seeds]
         units = f"{len(seeds)} seeds"
-    elif before and after:
+    elif before and after and metric in HEADLINE:
         one = after[min(seeds or after)].per_problem(metric)
         other = before[min(seeds or before)].per_problem(metric)
         shared = sorted(one.keys() & other.keys())

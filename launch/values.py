@@ -1,0 +1,99 @@
+"""Values of the command line: text in, a value or argparse's error with what to write instead."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """'0-4', '3', '0,2,5-7'."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        try:
+            found += range(int(first), int(last or first) + 1)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}': write 0-4, 3 or 0,2,5") from None
+    if not found or len(set(found)) != len(found):
+        raise argparse.ArgumentTypeError(f"'{text}': no seed, or one twice; write 0-4 or 0,2,5")
+    return tuple(found)
+
+
+def budget(text: str) -> int | None:
+    """A number of tokens; 'none' and 'inf' mean unlimited."""
+    if text in ("none", "inf"):
+        return None
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}': a budget is a number of tokens, none or inf")
+    return int(text)
+
+
+def budgets(text: str) -> tuple[int | None, ...]:
+    return tuple(budget(part) for part in text.split(","))
+
+
+def count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': write a whole number from 1 up")
+    return int(text)
+
+
+def steps(text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(
+            f"'{text}': write how many steps, from 2 up (the first warms up), after the recipe"
+        )
+    return int(text)
+
+
+def temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}': write a number from 0 (greedy) up")
+    return value
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 0.5:
+        raise argparse.ArgumentTypeError(f"'{text}': write a share from 0 to 0.5, as 0.01")
+    return value
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}': write seconds, more than 0")
+    return value
+
+
+def memory(text: str) -> float:
+    from launch.hardware import size
+
+    try:
+        return size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def area(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': write an area above 0 and below 1, as 0.7")
+    return value
+
+
+def metrics(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part for part in text.split(",") if part))
