@@ -73,9 +73,8 @@ def prompt(config: Config, split: Split, index: int, seed: int = 0) -> Prompt:
     Raises:
         ValueError: unknown split, or settings that give no or too few different problems.
     """
-    dataset = _dataset(config)
     entry = of_split(
-        lambda draw: _pose(config, dataset, draw),
+        lambda draw: pose(config, draw),
         lambda entry: str(entry["question"]),
         split,
         seed,
@@ -93,16 +92,26 @@ def prompt(config: Config, split: Split, index: int, seed: int = 0) -> Prompt:
         text="",
         answer="" if entry["answer"] is None else str(entry["answer"]),
         verifier="reasoning_gym",
-        meta={
-            "source_dataset": config.dataset,
-            "settings": config.settings,
-            "entry": {name: entry[name] for name in ("question", "answer", "metadata")},
-        },
+        meta=scored(config, entry),
     )
 
 
-def _pose(config: Config, dataset: Any, draw: Draw) -> Any:
-    reason = ""
+def scored(config: Config, entry: Any) -> dict[str, Any]:
+    """What the library's scorer is told of a problem: a prompt's `meta`."""
+    return {
+        "source_dataset": config.dataset,
+        "settings": config.settings,
+        "entry": {name: entry[name] for name in ("question", "answer", "metadata")},
+    }
+
+
+def pose(config: Config, draw: Draw) -> Any:
+    """A problem of the library as it has it, `{question, answer, metadata}`: one drawn of many.
+
+    Raises:
+        ValueError: the dataset makes none with these settings.
+    """
+    dataset, reason = _dataset(config), ""
     for _ in range(_TRIES):
         place = int(draw() * len(dataset))
         try:
@@ -149,7 +158,7 @@ def _made(name: str, settings: str) -> Any:
         from reasoning_gym.factory import DATASETS, create_dataset
     except ImportError:
         raise ValueError(
-            "task: reasoning_gym needs the library of that name; pip install "
+            "task: problems of reasoning_gym need the library of that name; pip install "
             "'laconic[reasoning-gym]'"
         ) from None
     if name not in DATASETS:
