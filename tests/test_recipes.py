@@ -14,6 +14,7 @@ from samplers import seam
 from samplers.budgets import base
 from tests.reused import Reused
 from trainer import preflight
+from trainer.compatibility import spends
 from trainer.config import Recipe, load, read, resolve, shipped
 from trainer.settings import merge
 
@@ -61,6 +62,21 @@ def world(request: pytest.FixtureRequest) -> Iterator[Reused]:
     reused = Reused(small("grpo/find", request.param).stages[0])
     yield reused
     reused.close()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_budget_of_training_caps_an_evaluation(name: str) -> None:
+    for stage in load(name).stages:
+        plan = base.natural(*seam.resolve("samplers.budgets", stage.budget_spec))
+        assert (plan.max_tokens, plan.think) == (stage.rollout.max_tokens, None)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "dler/tiered"])
+def test_a_baseline_has_the_steps_and_rollouts_of_its_method(name: str) -> None:
+    """dler/tiered is none: it tries other prompts until all groups are informative."""
+    method = name.split("/")[0] + "/find"
+    own, theirs = ([(s.steps, spends(s)) for s in load(n).stages] for n in (name, method))
+    assert own == theirs
 
 
 @pytest.mark.slow
