@@ -254,3 +254,21 @@ def test_a_folder_has_one_owner_and_a_dead_one_counts_for_nothing(tmp_path: Path
             pass
     with runfolder.claim(folder):
         pass
+
+
+@pytest.mark.slow
+def test_one_cell_of_two_steps(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A whole sweep as the recipes' READMEs print them, as small as it gets."""
+    small = ["steps=2", "prompts_per_step=4", "rollouts_per_prompt=4", "rollout.max_tokens=96"]
+    evaluation = "evaluation={every: 1, problems: 16, budgets: [8, 32], answer_tokens: 8}"
+    argv = ["sweep", "grpo/find", *small, evaluation, "--seeds", "3", "--output", str(tmp_path)]
+    assert main([*argv, "--reach", "0.01", "--at-tokens", "200"]) == 0
+    out = capfd.readouterr().out
+    assert "grpo/find seed 3 done in" in out
+    heads = next(line for line in out.splitlines() if line.startswith("arm")).split()
+    assert heads == ["arm", "seeds", "accuracy", "thinking", "tokens", "any-time", "area"]
+    assert "generated tokens until the area is 0.01" in out
+    assert "area at 200 generated tokens" in out
+    assert "every run generated" in out
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "plots" / "area-generated.svg").is_file()
