@@ -174,6 +174,27 @@ def test_what_was_trained_is_what_came_before_the_first_samples(
     assert data.read_run(run).started == started
 
 
+def test_an_arm_that_began_elsewhere_has_a_base_of_its_own(tmp_path: Path) -> None:
+    made = {}
+    for name, path in (("grpo", "base/find"), ("length", "base/find"), ("l1", "base/told")):
+        made[name] = make_run(tmp_path, name, 0, 0.9, 5.0, steps=2, problems=8)
+        stage = {"kind": "rl", "steps": 2, "model": {"path": path}}
+        config = yaml.safe_dump({"name": name, "stages": [stage]})
+        (made[name] / "config.yaml").write_text(config)
+    path = made["l1"] / "eval/step-0.json"
+    summary = json.loads(path.read_text())
+    summary["metrics"]["accuracy"]["value"] = 0.123
+    path.write_text(json.dumps(summary))
+    lines = report.summary_table(list(made.values())).splitlines()
+    assert [line.split("  ")[0] for line in lines[1:6]] == [
+        "base", "base of l1", "grpo", "length", "l1",
+    ]  # fmt: skip
+    assert "0.123" in lines[2]
+    assert "accuracy 0.12 to" in report.write(list(made.values()), tmp_path / "r.html").read_text()
+    chosen = report.summary_table(list(made.values()), base=made["grpo"])
+    assert "base of" not in chosen
+
+
 def test_evaluations_under_another_cap_are_no_part_of_the_line(tmp_path: Path) -> None:
     run = make_run(tmp_path, "grpo", 0, 0.9, 5.0, steps=4, problems=6)
     path = run / "eval/step-0.json"

@@ -94,9 +94,24 @@ class Run:
     def started(self) -> int:
         """Step at which the first stage began that samples, or the last one: what came before it
         made the base model."""
-        stages = self.config.get("stages", [])
-        first = next((i for i, stage in enumerate(stages) if _samples(stage)), len(stages) - 1)
-        return sum(int(stage.get("steps", 0)) for stage in stages[: max(first, 0)])
+        return sum(int(stage.get("steps", 0)) for stage in self._stages[: self._first])
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Model and data that the run began with: arms are compared with the base of both."""
+        stage = self._stages[self._first] if self._stages else {}
+        model = (self._stages[0].get("model") or {}).get("path") if self._stages else None
+        return str(model), json.dumps(stage.get("data"), sort_keys=True)
+
+    @property
+    def _stages(self) -> list[Row]:
+        return list(self.config.get("stages", []))
+
+    @property
+    def _first(self) -> int:
+        """The first stage that samples, or the last one."""
+        sampling = (i for i, stage in enumerate(self._stages) if _samples(stage))
+        return next(sampling, max(len(self._stages) - 1, 0))
 
     @property
     def base(self) -> Evaluation | None:
@@ -202,6 +217,15 @@ def base_of(found: Sequence[Arm], folder: Path | None) -> Evaluation | None:
             raise ValueError(f"{folder} holds no evaluation; write one with `laconic eval --out`")
         return evaluations[-1]
     return next((run.base for arm in found for run in arm.runs if run.base), None)
+
+
+def bases(found: Sequence[Arm], base: Evaluation | None) -> dict[str, Evaluation]:
+    """Arm -> what it began as: `base`, unless that is another arm's that began elsewhere."""
+    began = [(arm, run) for arm in found for run in arm.runs[:1] if run.base]
+    owner = next((run for _, run in began if run.base is base), None)
+    own = {arm.name: run.base for arm, run in began if owner and run.origin != owner.origin}
+    shared = {arm.name: base for arm in found}
+    return {name: e for name, e in (shared | own).items() if e is not None}
 
 
 def series(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:

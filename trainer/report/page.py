@@ -12,7 +12,7 @@ import yaml
 
 from trainer.report import style, table, tokens
 from trainer.report.css import CSS
-from trainer.report.data import Arm, Evaluation, Row, Run
+from trainer.report.data import Arm, Evaluation, Row, Run, bases
 from trainer.report.options import MANY, Options
 from trainer.report.raised import raised, watched
 from trainer.report.style import Figure
@@ -60,8 +60,8 @@ def _lede(found: Sequence[Arm], base: Evaluation | None) -> str:
             continue
         now = [arm.estimate(m).value for m in ("accuracy", "think_tokens/mean")]
         text = f"accuracy {now[0]:.2f} with {now[1]:.0f} thinking tokens"
-        if base:
-            before = [base.estimate(m).value for m in ("accuracy", "think_tokens/mean")]
+        if began := bases(found, base).get(arm.name):
+            before = [began.estimate(m).value for m in ("accuracy", "think_tokens/mean")]
             text = (
                 f"accuracy {before[0]:.2f} to {now[0]:.2f}, "
                 f"thinking {before[1]:.0f} to {now[1]:.0f} tokens"

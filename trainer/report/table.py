@@ -11,7 +11,7 @@ from pathlib import Path
 from trainer.eval import statistics
 from trainer.eval.statistics import Comparison, Estimate
 from trainer.report import asked, tokens
-from trainer.report.data import Arm, Evaluation, arms, base_of, pooled, read_run
+from trainer.report.data import Arm, Evaluation, arms, base_of, bases, pooled, read_run
 from trainer.report.options import Options
 
 HEADLINE = {
@@ -63,6 +63,13 @@ def columns(
 def lines(found: Sequence[Arm], base: Evaluation | None, options: Options = NOTHING) -> list[Line]:
     wanted = columns(found, base, options)
     out = [Line("base", 1, {m: base.estimate(m) for m in wanted})] if base else []
+    known = {run.origin for arm in found for run in arm.runs if base and run.base is base}
+    for arm in found:
+        began = bases(found, base).get(arm.name)
+        if began is not None and began is not base and arm.runs[0].origin not in known:
+            known.add(arm.runs[0].origin)
+            cells = {m: began.estimate(m) for m in wanted}
+            out.append(Line(f"base of {arm.name}", 1, cells))
     for arm in found:
         if arm.finals:
             cells = {m: pooled(arm.finals, m) for m in wanted}
