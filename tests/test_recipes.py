@@ -24,6 +24,7 @@ VARIANTS = [
     "curriculum/fixed",
     "dler/tiered",
     "elastic/total",
+    "flagship/length",
     "flagship/one_sample",
     "gppo/clip",
     "hbpo/single",
