@@ -24,7 +24,6 @@ VARIANTS = [
     "curriculum/fixed",
     "dler/tiered",
     "elastic/total",
-    "flagship/length",
     "flagship/one_sample",
     "gppo/clip",
     "hbpo/single",
