@@ -258,7 +258,7 @@ def test_wrong_instructions_are_named(settings_, says):
 
 
 def test_shares_beyond_one_are_refused():
-    with pytest.raises(ValueError, match="sum to 1.2; at most 1"):
+    with pytest.raises(ValueError, match=r"sum to 1\.2; at most 1"):
         find.Config(instructions=({**FEW, "share": 0.7}, {**NONE, "share": 0.5}))
     tenths = tuple({**NONE, "share": 0.1} for _ in range(10))
     assert len(find.Config(instructions=tenths).instructions) == 10
