@@ -325,6 +325,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     run = make_run(tmp_path, "grpo", 0, 0.9, 5.0, steps=1, problems=4)
     with pytest.raises(ValueError, match="holds no evaluation"):
         report.write([run], tmp_path / "report.html", base=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"are both seed 0 of 'grpo'; leave one out"):
+        report.summary_table([run, run])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))

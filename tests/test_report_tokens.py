@@ -21,7 +21,7 @@ from tests.test_report import BUDGETS, CAP, Reasoner, make_run, problem
 from trainer import report
 from trainer.eval.asked import with_asked
 from trainer.eval.budgets import EvalConfig, evaluate
-from trainer.report import asked, data, labels, plots, style, table, tokens
+from trainer.report import asked, curves, data, frontier, labels, plots, style, table, tokens
 from trainer.report.options import MANY, Options
 from trainer.report.table import Contrast
 
@@ -84,6 +84,22 @@ def test_read_off_the_line_and_nowhere_beyond_it() -> None:
     assert tokens.after(at, values, 200) == pytest.approx(0.55)
     assert tokens.after(at, values, 300) == 0.5
     assert np.isnan(tokens.after(at, values, 301))
+
+
+def test_of_evaluations_at_equal_tokens_the_last_ends_the_line(tmp_path: Path) -> None:
+    """A supervised stage samples its examples first; seeds differ in how many tokens that took."""
+    at, values = np.array([0.0, 100.0, 100.0, 100.0]), np.array([0.4, 0.5, 0.8, 0.7])
+    assert tokens.after(at, values, 50) == pytest.approx(0.55)
+    assert tokens.until(at, values, 0.6) == 100
+    made = [make_run(tmp_path, "sft", seed, 0.9, 5.0, steps=4, problems=8) for seed in (0, 1)]
+    for run, count in zip(made, (1000, 3000), strict=True):
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "traces/tokens": count}) + "\n")
+    (arm,) = data.arms(map(data.read_run, made))
+    (curve,) = curves.curves([arm], None)
+    spent, (mean, *_) = frontier._line(curve)
+    assert spent[-1] == 1000
+    other = area(made[1], 0) + (area(made[1], 4) - area(made[1], 0)) / 3
+    assert mean[-1] == pytest.approx((area(made[0], 4) + other) / 2)
 
 
 def test_tokens_until_an_area_per_seed_and_paired(runs: list[Path]) -> None:
@@ -226,6 +242,8 @@ def test_more_metrics_may_be_shown(runs: list[Path]) -> None:
     assert head.split()[-2:] == ["think_tokens/sd", "truncated"]
     compared = [line.split()[:4] for line in text.splitlines() if "length/find - grpo/find" in line]
     assert ["length/find", "-", "grpo/find", "think_tokens/sd"] in compared
+    with pytest.raises(ValueError, match=r"no evaluation has 'think_sd'.*think_tokens/sd"):
+        report.summary_table(runs, options=Options(show=("think_sd",)))
 
 
 def test_area_of_one_seed_is_paired_by_problem(runs: list[Path]) -> None:
@@ -240,6 +258,35 @@ def test_area_of_one_seed_is_paired_by_problem(runs: list[Path]) -> None:
     )
     assert contrast.units == "30 problems"
     assert contrast.result.difference.value == pytest.approx(area(runs[3], 4) - area(runs[0], 4))
+
+
+def set_area(run: Path, value: float | None) -> None:
+    path = run / "eval/step-4.json"
+    summary = json.loads(path.read_text())
+    summary["metrics"]["cap_area"]["value"] = value
+    path.write_text(json.dumps(summary))
+
+
+def test_only_what_was_measured_on_the_same_problems_is_compared(tmp_path: Path) -> None:
+    made = [
+        make_run(tmp_path, name, seed, 0.9, 5.0, steps=4, problems=8)
+        for name in ("grpo", "length")
+        for seed in (0, 1, 2)
+    ]
+
+    def units(runs: list[Path]) -> dict[str, str]:
+        found = table.contrasts(data.arms(map(data.read_run, runs)))
+        return {c.metric: c.units for c in found}
+
+    set_area(made[0], None)
+    assert units(made)["cap_area"] == "2 seeds"
+    assert units(made)["accuracy"] == "3 seeds"
+    alone = [made[0], made[3]]
+    assert set(units(alone)) == {"accuracy", "think_tokens/mean", "anytime"}
+    config = yaml.safe_load((made[3] / "config.yaml").read_text())
+    config["stages"][0]["data"] = {"task": {"name": "find", "candidates": [4, 8]}}
+    (made[3] / "config.yaml").write_text(yaml.safe_dump(config))
+    assert units(alone) == {}, "their problems have the same ids"
 
 
 def ask(run: Path, step: int) -> None:

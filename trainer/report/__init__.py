@@ -23,15 +23,14 @@ def write(
             what the first run started from.
 
     Raises:
-        ValueError: no runs, a folder that is none, or no such arm to compare with.
+        ValueError: no runs, a folder that is none, or what `options` name is not there.
     """
     from trainer.report import page, plots, style
-    from trainer.report.data import arms, base_of, read_run
+    from trainer.report.data import base_of, read_arms
 
     if not runs:
         raise ValueError("report: no run folders were given; write laconic report RUN ...")
-    found = arms(read_run(path) for path in runs)
-    options.check(arm.name for arm in found)
+    found = read_arms(runs, options)
     start = base_of(found, base)
     figures = plots.figures(found, start)
     out = Path(out)

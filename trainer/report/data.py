@@ -16,6 +16,7 @@ from rewards.verdict import UNKNOWN
 from trainer import tracking
 from trainer.eval import statistics
 from trainer.eval.statistics import Estimate
+from trainer.report.options import Options
 
 Row = dict[str, Any]
 
@@ -102,6 +103,11 @@ class Run:
         stage = self._stages[self._first] if self._stages else {}
         model = (self._stages[0].get("model") or {}).get("path") if self._stages else None
         return str(model), json.dumps(stage.get("data"), sort_keys=True)
+
+    @property
+    def problems(self) -> str:
+        """The data that the last evaluation drew its problems from."""
+        return json.dumps(self._stages[-1].get("data") if self._stages else None, sort_keys=True)
 
     @property
     def _stages(self) -> list[Row]:
@@ -198,11 +204,35 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
 
 
 def arms(runs: Iterable[Run]) -> list[Arm]:
-    """Runs of one name together, in order of appearance; seeds ascending."""
-    grouped: dict[str, list[Run]] = {}
+    """Runs of one name together, in order of appearance; seeds ascending.
+
+    Raises:
+        ValueError: two runs of one name have one seed: they are no two seeds of an arm.
+    """
+    grouped: dict[str, dict[int, Run]] = {}
     for run in runs:
-        grouped.setdefault(run.name, []).append(run)
-    return [Arm(name, sorted(members, key=lambda r: r.seed)) for name, members in grouped.items()]
+        members = grouped.setdefault(run.name, {})
+        twin = members.setdefault(run.seed, run)
+        if twin is not run:
+            raise ValueError(
+                f"{twin.path} and {run.path} are both seed {run.seed} of '{run.name}'; leave one "
+                "out (runs that differ need names of their own: name=...)"
+            )
+    return [
+        Arm(name, [members[seed] for seed in sorted(members)]) for name, members in grouped.items()
+    ]
+
+
+def read_arms(runs: Iterable[Path], options: Options) -> list[Arm]:
+    """The arms of run folders.
+
+    Raises:
+        ValueError: a folder is no run, two are one seed, or what `options` name is not there.
+    """
+    found = arms(read_run(path) for path in runs)
+    options.check(arm.name for arm in found)
+    options.check_shown({m for arm in found for e in arm.finals for m in e.summary["metrics"]})
+    return found
 
 
 def base_of(found: Sequence[Arm], folder: Path | None) -> Evaluation | None:

@@ -128,7 +128,7 @@ def _line(curve: Curve) -> tuple[Floats, tuple[Floats, Floats, Floats]]:
 
     Low and high are as in the table: one seed's are its own, over problems; of two seeds both.
     """
-    each = [tokens.curve(run, tokens.AREA) for run in curve.runs]
+    each = [tokens.last_each(*tokens.curve(run, tokens.AREA)) for run in curve.runs]
     each = [(x, y) for x, y in each if x.size > 1]
     none = np.zeros(0)
     if not each:
@@ -148,7 +148,7 @@ def _line(curve: Curve) -> tuple[Floats, tuple[Floats, Floats, Floats]]:
 def _alone(curve: Curve) -> tuple[Floats, tuple[Floats, Floats, Floats]]:
     """A single seed's evaluations, with their intervals over problems."""
     (run,) = curve.runs
-    at, value = tokens.curve(run, tokens.AREA)
+    at, value = tokens.last_each(*tokens.curve(run, tokens.AREA))
     known = {run.generated(e.step): e.estimate(tokens.AREA) for e in run.evaluations}
     low, high = (np.array([getattr(known[x], side) for x in at]) for side in ("low", "high"))
     return at, (value, low, high)

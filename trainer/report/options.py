@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 MANY = 6
@@ -33,6 +34,14 @@ class Options:
             raise ValueError(
                 f"--against: no arm '{self.against}'; there are {', '.join(there) or 'none'}"
             )
+
+    def check_shown(self, metrics: Collection[str]) -> None:
+        """Raise ValueError unless what is to be shown is among `metrics`, those measured."""
+        for metric in self.show if metrics else ():
+            if metric not in metrics:
+                near = difflib.get_close_matches(metric, metrics, n=3, cutoff=0.4)
+                hint = f"; near it: {', '.join(near)}" if near else ""
+                raise ValueError(f"--show: no evaluation has '{metric}'{hint}")
 
     def opposite(self, names: list[str]) -> str | None:
         """The arm that all others are compared with; None: every pair is."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from trainer.eval import statistics
 from trainer.eval.statistics import Comparison, Estimate
 from trainer.report import asked, tokens
-from trainer.report.data import Arm, Evaluation, arms, base_of, bases, pooled, read_run
+from trainer.report.data import Arm, Evaluation, base_of, bases, pooled, read_arms
 from trainer.report.options import Options
 
 HEADLINE = {
@@ -102,10 +102,9 @@ def summary_table(
     """The table as text for a console.
 
     Raises:
-        ValueError: a folder is no run, or the arm to compare with is not there.
+        ValueError: a folder is no run, or what `options` name is not there.
     """
-    found = arms(read_run(path) for path in runs)
-    options.check(arm.name for arm in found)
+    found = read_arms(runs, options)
     start = base_of(found, base)
     rows, heads = lines(found, start, options), headline(options)
     budgets = [metric for metric in columns(found, start, options) if metric not in heads]
@@ -225,14 +224,13 @@ def p_value(p: float) -> str:
 
 
 def _paired(earlier: Arm, later: Arm, metric: str) -> tuple[str, Comparison] | None:
-    before = {run.seed: run.final for run in earlier.runs if run.final}
-    after = {run.seed: run.final for run in later.runs if run.final}
+    before, after = _measured(earlier, metric), _measured(later, metric)
     seeds = sorted(before.keys() & after.keys())
     if len(seeds) > 1:
         a = [after[s].estimate(metric).value for s in seeds]
         b = [before[s].estimate(metric).value for s in seeds]
         units = f"{len(seeds)} seeds"
-    elif before and after and metric in HEADLINE:
+    elif before and after and metric in HEADLINE and _same_problems(earlier, later):
         one = after[min(seeds or after)].per_problem(metric)
         other = before[min(seeds or before)].per_problem(metric)
         shared = sorted(one.keys() & other.keys())
@@ -242,6 +240,17 @@ def _paired(earlier: Arm, later: Arm, metric: str) -> tuple[str, Comparison] | N
         return None
     result = statistics.paired(a, b)
     return None if math.isnan(result.difference.value) else (units, result)
+
+
+def _measured(arm: Arm, metric: str) -> dict[int, Evaluation]:
+    """Last evaluations by seed, of those that have the metric."""
+    finals = {run.seed: run.final for run in arm.runs if run.final}
+    return {s: e for s, e in finals.items() if not math.isnan(e.estimate(metric).value)}
+
+
+def _same_problems(earlier: Arm, later: Arm) -> bool:
+    """Problems of other data may have the same ids."""
+    return earlier.runs[0].problems == later.runs[0].problems
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:

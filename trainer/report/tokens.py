@@ -74,9 +74,19 @@ def until(tokens_E: NDArray[np.float64], values_E: NDArray[np.float64], target: 
 
 def after(tokens_E: NDArray[np.float64], values_E: NDArray[np.float64], tokens: float) -> float:
     """The line's value at `tokens`; NaN beyond its ends."""
+    tokens_E, values_E = last_each(tokens_E, values_E)
     if not tokens_E.size or not tokens_E[0] <= tokens <= tokens_E[-1]:
         return float("nan")
     return float(np.interp(tokens, tokens_E, values_E))
+
+
+def last_each(
+    tokens_E: NDArray[np.float64], values_E: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of evaluations after equally many tokens the last: a supervised stage samples nothing more
+    while it trains on what it began with."""
+    last_E = np.append(np.diff(tokens_E) > 0, True)[: tokens_E.size]
+    return tokens_E[last_E], values_E[last_E]
 
 
 def blocks(found: Sequence[Arm], options: Options) -> list[Block]:
