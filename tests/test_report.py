@@ -327,6 +327,14 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         report.write([run], tmp_path / "report.html", base=tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"are both seed 0 of 'grpo'; leave one out"):
         report.summary_table([run, run])
+    with pytest.raises(ValueError, match="is a folder; name the page"):
+        report.write([run], tmp_path)
+    (run / "eval/step-1.json").write_text("{")
+    with pytest.raises(ValueError, match=r"step-1\.json: broken JSON .*; remove it"):
+        report.summary_table([run])
+    (run / "config.yaml").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.yaml: broken YAML"):
+        report.summary_table([run])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))

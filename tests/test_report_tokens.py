@@ -211,6 +211,15 @@ def test_an_arm_that_began_elsewhere_has_a_base_of_its_own(tmp_path: Path) -> No
     assert "base of" not in chosen
 
 
+def test_a_run_that_is_not_yet_evaluated_is_no_seed(tmp_path: Path) -> None:
+    made = [make_run(tmp_path, "grpo", seed, 0.9, 5.0, steps=4, problems=8) for seed in (0, 1)]
+    for step in (2, 4):
+        (made[1] / f"eval/step-{step}.json").unlink()
+    asked = Options(reach=0.01, at_tokens=10)
+    for block in tokens.blocks(data.arms(map(data.read_run, made)), asked):
+        assert [(line.seeds, line.missing) for line in block.lines] == [(1, "")]
+
+
 def test_evaluations_under_another_cap_are_no_part_of_the_line(tmp_path: Path) -> None:
     run = make_run(tmp_path, "grpo", 0, 0.9, 5.0, steps=4, problems=6)
     path = run / "eval/step-0.json"

@@ -23,17 +23,20 @@ def write(
             what the first run started from.
 
     Raises:
-        ValueError: no runs, a folder that is none, or what `options` name is not there.
+        ValueError: no runs, a folder that is none, what `options` name is not there, or `out` is a
+            folder.
     """
     from trainer.report import page, plots, style
     from trainer.report.data import base_of, read_arms
 
     if not runs:
         raise ValueError("report: no run folders were given; write laconic report RUN ...")
+    out = Path(out)
+    if out.is_dir():
+        raise ValueError(f"--out: {out} is a folder; name the page to write, {out / 'report.html'}")
     found = read_arms(runs, options)
     start = base_of(found, base)
     figures = plots.figures(found, start)
-    out = Path(out)
     for figure in figures:
         style.files(figure, out.parent / "plots")
     return page.save(page.render(found, start, figures, options), out)

@@ -192,15 +192,22 @@ def read_run(path: Path) -> Run:
         raise ValueError(
             f"{path} is not a run folder (no config.yaml); give folders of finished runs"
         )
-    settings = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config}: broken YAML: {' '.join(str(error).split())}") from None
     return Run(path, settings, read_evaluations(path), tracking.read(path))
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
-    """Evaluations in a run folder, or in a folder written by `laconic eval`, by step."""
+    """Evaluations in a run folder, or in a folder written by `laconic eval`, by step.
+
+    Raises:
+        ValueError: the file of one is broken.
+    """
     inside = folder / "eval" if (folder / "eval").is_dir() else folder
     files = sorted(inside.glob("step-*.json"), key=_step)
-    return [Evaluation(inside, _step(f), json.loads(f.read_text(encoding="utf-8"))) for f in files]
+    return [Evaluation(inside, _step(file), _json(file)) for file in files]
 
 
 def arms(runs: Iterable[Run]) -> list[Arm]:
@@ -271,6 +278,16 @@ def series(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _step(path: Path) -> int:
     return int(path.stem.split("-")[1])
+
+
+def _json(path: Path) -> Row:
+    try:
+        found: Row = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: broken JSON ({error}); remove it to go on without that evaluation"
+        ) from None
+    return found
 
 
 def _number(value: float | None) -> float:

@@ -90,23 +90,21 @@ def last_each(
 
 
 def blocks(found: Sequence[Arm], options: Options) -> list[Block]:
-    """The questions that `options` asks, each over all arms that were evaluated."""
-    trained = [arm for arm in found if arm.finals]
+    """The questions that `options` asks, each over all runs that were evaluated after training."""
+    trained = [(arm, [run for run in arm.runs if run.final]) for arm in found if arm.finals]
     out = []
     if options.reach is not None:
         values = {
-            arm.name: {run.seed: until(*curve(run, AREA), options.reach) for run in arm.runs}
-            for arm in trained
+            arm.name: {run.seed: until(*curve(run, AREA), options.reach) for run in runs}
+            for arm, runs in trained
         }
         title = f"generated tokens until the area is {options.reach:g}"
         out.append(_block(title, values, options.against, 0, "never"))
     for metric, word in ((AREA, "area"), ("accuracy", "accuracy")):
         if options.at_tokens is not None:
             values = {
-                arm.name: {
-                    run.seed: after(*curve(run, metric), options.at_tokens) for run in arm.runs
-                }
-                for arm in trained
+                arm.name: {run.seed: after(*curve(run, metric), options.at_tokens) for run in runs}
+                for arm, runs in trained
             }
             title = f"{word} at {options.at_tokens:,} generated tokens"
             out.append(_block(title, values, options.against, 3, "ended before"))
