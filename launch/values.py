@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 
 def seeds(text: str) -> tuple[int, ...]:
@@ -47,32 +48,28 @@ def steps(text: str) -> int:
 
 
 def temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}': write a number from 0 (greedy) up")
-    return value
+    return _number(text, lambda value: 0 <= value < float("inf"), "a number from 0 (greedy) up")
 
 
 def share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 0.5:
-        raise argparse.ArgumentTypeError(f"'{text}': write a share from 0 to 0.5, as 0.01")
-    return value
+    return _number(text, lambda value: 0 <= value <= 0.5, "a share from 0 to 0.5, as 0.01")
 
 
 def seconds(text: str) -> float:
+    return _number(text, lambda value: 0 < value < float("inf"), "seconds, more than 0")
+
+
+def area(text: str) -> float:
+    return _number(text, lambda value: 0 < value < 1, "an area above 0 and below 1, as 0.7")
+
+
+def _number(text: str, fits: Callable[[float], bool], wanted: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}': write seconds, more than 0")
+        value = float("nan")  # which fits nowhere
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"'{text}': write {wanted}")
     return value
 
 
@@ -83,16 +80,6 @@ def memory(text: str) -> float:
         return size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def area(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}': write an area above 0 and below 1, as 0.7")
-    return value
 
 
 def metrics(text: str) -> tuple[str, ...]:
