@@ -21,7 +21,7 @@ from tests.test_report import BUDGETS, CAP, Reasoner, make_run, problem
 from trainer import report
 from trainer.eval.asked import with_asked
 from trainer.eval.budgets import EvalConfig, evaluate
-from trainer.report import asked, curves, data, frontier, labels, plots, style, table, tokens
+from trainer.report import asked, curves, data, frontier, labels, page, plots, style, table, tokens
 from trainer.report.options import MANY, Options
 from trainer.report.table import Contrast
 
@@ -164,6 +164,8 @@ def test_what_was_generated_counts_and_nothing_else(tmp_path: Path) -> None:
     assert found.scored(4) == 11
     note = tokens.notes(data.arms([found]))
     assert note[-1] == "grpo: 11 tokens a run scored at cuts, beside them"
+    named = data.arms([replace(found, config={"name": "GRPO"})])
+    assert "; GRPO: 11 tokens a run" in page._tokens(named, Options(reach=0.5))
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def _tokens(found: Sequence[Arm], options: Options) -> str:
     return (
         f"<section><h2>For the tokens generated</h2>{tables}<p class=note>All tokens that engines "
         "sampled for training: discarded rollouts and answers at cuts count. Read off the line "
-        f"between evaluations, seed by seed. {_text(notes.capitalize())}.</p></section>"
+        f"between evaluations, seed by seed. {_text(notes[:1].upper() + notes[1:])}.</p></section>"
     )
 
 
