@@ -26,6 +26,7 @@ VARIANTS = [
     "elastic/total",
     "flagship/one_sample",
     "gppo/clip",
+    "hbpo/grpo",
     "hbpo/single",
     "modes/one",
     "t1/rloo",
