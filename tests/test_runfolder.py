@@ -33,7 +33,7 @@ def ran(made: Recipe, drop: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def test_a_resolved_recipe_resolves_to_itself() -> None:
     for name in shipped():
-        for settings in ((), ("max_staleness=4", "deterministic=false")):
+        for settings in ((), ("max_staleness=8", "deterministic=false")):
             text = runfolder.resolved(load(name, settings))
             assert runfolder.resolved(resolve(yaml.safe_load(text))) == text, (name, settings)
 
