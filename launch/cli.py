@@ -174,7 +174,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="ARM", help=text)
     text = "tell the generated tokens until the area under caps is this, as 0.7"
     parser.add_argument("--reach", type=values.area, metavar="AREA", help=text)
-    text = "compare area and accuracy after so many generated tokens"
+    text = "compare area, accuracy and thinking tokens after so many generated tokens"
     parser.add_argument("--at-tokens", type=values.count, metavar="N", help=text)
     text = "more metrics of evaluations, as think_tokens/sd,truncated"
     parser.add_argument("--show", type=values.metrics, default=(), metavar="METRIC,...", help=text)

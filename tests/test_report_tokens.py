@@ -21,7 +21,7 @@ from tests.test_report import BUDGETS, CAP, Reasoner, make_run, problem
 from trainer import report
 from trainer.eval.asked import with_asked
 from trainer.eval.budgets import EvalConfig, evaluate
-from trainer.report import asked, curves, data, frontier, labels, page, plots, style, table, tokens
+from trainer.report import asked, curves, data, frontier, page, table, tokens
 from trainer.report.options import MANY, Options
 from trainer.report.table import Contrast
 
@@ -132,14 +132,18 @@ def test_area_and_accuracy_at_equal_tokens(runs: list[Path]) -> None:
     found = data.arms(map(data.read_run, runs))
     spent = [by_hand(run)[0] for run in runs]
     at = int(min(s[-1] for s in spent))
-    first, second = tokens.blocks(found, Options(at_tokens=at, against="length/find"))
-    for block, metric in ((first, "cap_area"), (second, "accuracy")):
+    first, second, third = tokens.blocks(found, Options(at_tokens=at, against="length/find"))
+    for block, metric in (
+        (first, "cap_area"),
+        (second, "accuracy"),
+        (third, "think_tokens/mean"),
+    ):
         assert block.against == "length/find"
         here = [float(np.interp(at, *by_hand(run, metric))) for run in runs]
         for i, line in enumerate(block.lines):
             assert line.value.value == pytest.approx(np.mean(here[3 * i : 3 * i + 3]))
             assert (line.contrast is None) == (line.name == "length/find")
-    beyond, _ = tokens.blocks(found, Options(at_tokens=10**9))
+    beyond, *_ = tokens.blocks(found, Options(at_tokens=10**9))
     assert {line.missing for line in beyond.lines} == {"3 of 3 ended before"}
     text = report.summary_table(runs, options=Options(reach=0.55, at_tokens=at))
     assert f"area at {at:,} generated tokens" in text
@@ -331,75 +335,6 @@ def test_what_was_asked_for_is_shown(tmp_path: Path) -> None:
     page = report.write([run], tmp_path / "report.html").read_text()
     assert "What was asked for" in page
     assert "rank correlation" in page
-
-
-def test_the_line_of_an_arm_is_the_mean_of_its_seeds(runs: list[Path]) -> None:
-    found = data.arms(map(data.read_run, runs))
-    figure = next(f for f in plots.figures(found, None) if f.name == "area-generated")
-    canvas = style._draw(figure, narrow=False)
-    line = next(x for x in canvas.axes[0].lines if len(x.get_xdata()) > 50)
-    at, drawn = line.get_xdata(), line.get_ydata()
-    each = [by_hand(run) for run in runs if run.name.startswith("grpo")]
-    assert at[0] == 0
-    assert at[-1] == min(spent[-1] for spent, _ in each)
-    mean = np.mean([np.interp(at, spent, values) for spent, values in each], axis=0)
-    np.testing.assert_allclose(drawn, mean)
-
-
-def test_a_point_of_an_arm_has_its_intervals(runs: list[Path]) -> None:
-    found = data.arms(map(data.read_run, runs))
-    figure = next(f for f in plots.figures(found, None) if f.name == "accuracy-thinking")
-    canvas = style._draw(figure, narrow=False)
-    drawn = [line.get_xydata().tolist() for line in canvas.axes[0].lines]
-    arm = found[1]
-    x, y = arm.estimate("think_tokens/mean"), arm.estimate("accuracy")
-    assert [[pytest.approx(x.value), pytest.approx(y.value)]] in drawn
-    bars = [path.vertices.tolist() for c in canvas.axes[0].collections for path in c.get_paths()]
-    for wanted in (
-        [[x.low, y.value], [x.high, y.value]],
-        [[x.value, y.low], [x.value, y.high]],
-    ):
-        assert any(np.allclose(bar, wanted) for bar in bars)
-
-
-def test_forty_arms_look_different() -> None:
-    looks = {(style.colour(i), style.marker(i)) for i in range(40)}
-    assert len(looks) == 40
-    assert len({(style.colour(i), style.line(i)) for i in range(20)}) == 20
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_names_beside_points_do_not_cover_one_another(seed: int) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(7.6, 5.4), layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes, rng = canvas.add_subplot(), np.random.default_rng(seed)
-    at = rng.normal(0, 1, (20, 2)) * [10, 0.02] + [40, 0.95]
-    axes.plot(*at.T, "o")
-    labels.beside(axes, [labels.Label(f"method_{i}/find", "black", *xy) for i, xy in enumerate(at)])
-    canvas.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) == 20
-    shared = [labels._shared(a.extents, b.extents) for i, a in enumerate(boxes) for b in boxes[:i]]
-    assert max(shared) < 0.1 * boxes[0].width * boxes[0].height
-
-
-def test_many_arms_make_a_page(runs: list[Path], tmp_path: Path) -> None:
-    for i in range(12):
-        run = tmp_path / f"arm{i}"
-        run.mkdir()
-        source = runs[i % len(runs)]
-        for path in ("eval", "metrics.jsonl", "rollouts"):
-            (run / path).symlink_to(source / path)
-        config = yaml.safe_load((source / "config.yaml").read_text())
-        (run / "config.yaml").write_text(yaml.safe_dump({**config, "name": f"arm/{i}"}))
-    out = report.write(sorted(tmp_path.glob("arm*")), tmp_path / "report.html")
-    assert "<h1>12 arms</h1>" in out.read_text()
-    for name in ("accuracy-thinking", "area-generated"):
-        assert (tmp_path / f"plots/{name}.svg").stat().st_size > 2000
-        assert (tmp_path / f"plots/{name}.png").stat().st_size > 2000
 
 
 def test_the_command_asks(

@@ -36,7 +36,7 @@ def write(
         raise ValueError(f"--out: {out} is a folder; name the page to write, {out / 'report.html'}")
     found = read_arms(runs, options)
     start = base_of(found, base)
-    figures = plots.figures(found, start)
+    figures = plots.figures(found, start, options.at_tokens)
     for figure in figures:
         style.files(figure, out.parent / "plots")
     return page.save(page.render(found, start, figures, options), out)

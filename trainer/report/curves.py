@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.eval import statistics
 from trainer.eval.statistics import Estimate
-from trainer.report import style
+from trainer.report import style, tokens
 from trainer.report.data import Arm, Evaluation, Run, pooled
 from trainer.report.labels import FEW, Label
 
@@ -28,10 +29,15 @@ class Curve:
         """As in the table; of two seeds their range, since t with one degree of freedom fills
         any figure."""
         estimate = pooled(self.evaluations, metric)
-        if len(self.evaluations) != 2:
-            return estimate
-        low, high = sorted(e.estimate(metric).value for e in self.evaluations)
-        return Estimate(estimate.value, low, high, 2)
+        return _of_two([e.estimate(metric).value for e in self.evaluations]) or estimate
+
+    def after(self, metric: str, generated: float) -> Estimate:
+        """`at` when so many tokens were generated, between evaluations; NaN where a seed had ended.
+        The base is what it is."""
+        if self.base:
+            return self.at(metric)
+        values = [tokens.after(*tokens.curve(run, metric), generated) for run in self.runs]
+        return _of_two(values) or statistics.mean(values)
 
     @property
     def look(self) -> dict[str, Any]:
@@ -43,6 +49,10 @@ class Curve:
             "markeredgewidth": 0.8,
             "zorder": 2 if self.base else 3,
         }
+
+
+def _of_two(values: Sequence[float]) -> Estimate | None:
+    return Estimate(sum(values) / 2, min(values), max(values), 2) if len(values) == 2 else None
 
 
 def curves(found: Sequence[Arm], base: Evaluation | None) -> list[Curve]:

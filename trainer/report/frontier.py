@@ -20,19 +20,35 @@ Floats = NDArray[np.float64]
 
 
 def figures(
-    shown: Sequence[Curve], spread: str, sizes: Mapping[str, tuple[float, float]]
+    shown: Sequence[Curve],
+    spread: str,
+    sizes: Mapping[str, tuple[float, float]],
+    at_tokens: int | None = None,
 ) -> list[Figure]:
-    """Args: spread: what the bars and bands of the report are. sizes: wide and narrow, inches."""
+    """Args: spread: what the bars and bands of the report are. sizes: wide and narrow, inches.
+    at_tokens: also show the arms when each had generated so many tokens."""
     many = len(shown) > labels.FEW
+    size: dict[str, Any] = {
+        "wide": (7.6, 5.4 if many else 4.2),
+        "narrow": (3.9, 5.4 if many else 3.9),
+    }
+    equal = Figure(
+        "accuracy-thinking-equal",
+        f"Accuracy against thinking tokens at {at_tokens or 0:,} generated tokens",
+        "Without a budget, every arm when it had generated so many tokens in training, on straight "
+        f"lines between evaluations. Bars: {spread} Up and to the left is better.",
+        lambda canvas, narrow: _frontier(canvas, narrow, _points(shown, at_tokens)),
+        **size,
+    )
     return [
         Figure(
             "accuracy-thinking",
             "Accuracy against thinking tokens",
             f"Without a budget, after the last step. Bars: {spread} Up and to the left is better.",
-            lambda canvas, narrow: _frontier(canvas, narrow, shown),
-            wide=(7.6, 5.4 if many else 4.2),
-            narrow=(3.9, 5.4 if many else 3.9),
+            lambda canvas, narrow: _frontier(canvas, narrow, _points(shown)),
+            **size,
         ),
+        *([] if at_tokens is None else [equal]),
         Figure(
             "area-generated",
             "Area under caps against generated tokens",
@@ -45,11 +61,24 @@ def figures(
     ]
 
 
-def _frontier(canvas: Any, narrow: bool, shown: Sequence[Curve]) -> bool:
-    """One point an arm. Of many arms the frame holds the points and most of the bars; a base
-    outside is told at its edge."""
-    points = [(c, c.at("think_tokens/mean"), c.at("accuracy")) for c in shown]
-    points = [(c, x, y) for c, x, y in points if not np.isnan([x.value, y.value]).any()]
+def _points(
+    shown: Sequence[Curve], generated: int | None = None
+) -> list[tuple[Curve, Estimate, Estimate]]:
+    """Thinking tokens and accuracy of each: after the last step, or after so many tokens."""
+    out = []
+    for c in shown:
+        x, y = (
+            c.at(metric) if generated is None else c.after(metric, generated)
+            for metric in ("think_tokens/mean", "accuracy")
+        )
+        out.append((c, x, y))
+    return out
+
+
+def _frontier(canvas: Any, narrow: bool, shown: Sequence[tuple[Curve, Estimate, Estimate]]) -> bool:
+    """One point an arm, thinking tokens and accuracy. Of many arms the frame holds the points and
+    most of the bars; a base outside is told at its edge."""
+    points = [(c, x, y) for c, x, y in shown if not np.isnan([x.value, y.value]).any()]
     if not points:
         return False
     axes, many = canvas.add_subplot(), len(shown) > labels.FEW

@@ -23,7 +23,9 @@ CURVES = (
 )
 
 
-def figures(found: Sequence[Arm], base: Evaluation | None) -> list[Figure]:
+def figures(
+    found: Sequence[Arm], base: Evaluation | None, at_tokens: int | None = None
+) -> list[Figure]:
     shown = curves(found, base)
     pair = any(len(c.evaluations) == 2 for c in shown)
     spread = "95% intervals, as in the table" + (" (of two seeds: both)." if pair else ".")
@@ -48,7 +50,7 @@ def figures(found: Sequence[Arm], base: Evaluation | None) -> list[Figure]:
             lambda canvas, narrow: _by_tokens(canvas, narrow, shown, budgets),
             **sizes,
         ),
-        *frontier.figures(shown, spread, sizes),
+        *frontier.figures(shown, spread, sizes, at_tokens),
         Figure(
             "length-difficulty",
             "Thinking length by difficulty",

@@ -100,14 +100,18 @@ def blocks(found: Sequence[Arm], options: Options) -> list[Block]:
         }
         title = f"generated tokens until the area is {options.reach:g}"
         out.append(_block(title, values, options.against, 0, "never"))
-    for metric, word in ((AREA, "area"), ("accuracy", "accuracy")):
+    for metric, word, digits in (
+        (AREA, "area", 3),
+        ("accuracy", "accuracy", 3),
+        ("think_tokens/mean", "thinking tokens", 1),
+    ):
         if options.at_tokens is not None:
             values = {
                 arm.name: {run.seed: after(*curve(run, metric), options.at_tokens) for run in runs}
                 for arm, runs in trained
             }
             title = f"{word} at {options.at_tokens:,} generated tokens"
-            out.append(_block(title, values, options.against, 3, "ended before"))
+            out.append(_block(title, values, options.against, digits, "ended before"))
     return [block for block in out if block.lines]
 
 
