@@ -203,10 +203,10 @@ def test_an_arm_that_began_elsewhere_has_a_base_of_its_own(tmp_path: Path) -> No
         stage = {"kind": "rl", "steps": 2, "model": {"path": path}}
         config = yaml.safe_dump({"name": name, "stages": [stage]})
         (made[name] / "config.yaml").write_text(config)
-    path = made["l1"] / "eval/step-0.json"
-    summary = json.loads(path.read_text())
+    first = made["l1"] / "eval/step-0.json"
+    summary = json.loads(first.read_text())
     summary["metrics"]["accuracy"]["value"] = 0.123
-    path.write_text(json.dumps(summary))
+    first.write_text(json.dumps(summary))
     lines = report.summary_table(list(made.values())).splitlines()
     assert [line.split("  ")[0] for line in lines[1:6]] == [
         "base", "base of l1", "grpo", "length", "l1",
