@@ -24,7 +24,7 @@ VARIANTS = [
     "curriculum/fixed",
     "dler/tiered",
     "elastic/total",
-    "flagship/free",
+    "flagship/capped",
     "flagship/one_sample",
     "gdpo/gated",
     "gdpo/grpo",
