@@ -45,12 +45,13 @@ class AlarmConfig(Component):
     """Standard errors that a figure must lie beyond its bound, and a change beyond none: 4, since a
     run is judged at every step, and a run without trouble is to stay silent."""
     reward: float | None = Field(default=0.05, gt=0, le=1)
-    """`reward`: over three or more evaluations the reward component `correct` rises by at least
-    this much, and the held-out accuracy (uncut, or over the budgets) by less than half of it and
-    clearly less: what is learned holds for the training prompts alone, or for their verifier's
-    partial scores. Or the whole reward rises clearly while both held-out accuracies clearly fall
-    by at least this much: a shaper is served at the cost of being right (one that is served at no
-    cost is at work as meant)."""
+    """`reward`: over three or more evaluations the reward component `correct` (of rollouts that the
+    cap did not cut off) rises by at least this much, and the held-out accuracy (uncut, or over the
+    budgets) by less than half of it and clearly less: what is learned holds for the training
+    prompts alone, or for their verifier's partial scores. Or the whole reward rises clearly while
+    both held-out accuracies clearly fall by at least this much: a shaper is served at the cost of
+    being right (one that is served at no cost is at work as meant). Turn it off where a curriculum
+    makes what is rewarded easier, as cuts that come later."""
     extraction_failures: float | None = Field(default=0.2, ge=0, lt=1)
     """`extraction_failures`: share of responses that the model ended itself without an answer
     that can be read. Their reward is 0 whatever they are worth: the format is lost, or the
@@ -159,7 +160,7 @@ def _unearned(
 ) -> str:
     """The two ways in which a reward leaves what it should stand for."""
     gained = f"held-out accuracy {held_out.change:+.3f}"
-    correct = _line(steps, "reward/correct", span)
+    correct = _line(_finished(steps), "reward/correct", span)
     if correct and correct.clear(sigmas) and correct.change >= bound:
         ahead = correct.change - held_out.change, math.hypot(correct.error, held_out.error)
         if held_out.change < correct.change / 2 and Trend(*ahead).clear(sigmas):
@@ -168,6 +169,16 @@ def _unearned(
     if total and total.clear(sigmas) and lost.clear(sigmas) and lost.change >= bound:
         return f"reward {total.change:+.3g}, {gained}"
     return ""
+
+
+def _finished(steps: Sequence[Record]) -> list[Record]:
+    """With the reward of rollouts that the cap did not cut off: under a tight one reward rises by
+    what fits, in training alone."""
+    return [
+        {**r, "reward/correct": r["reward/correct"] / (1 - r.get("truncated", 0.0))}
+        for r in steps
+        if r.get("reward/correct") is not None and r.get("truncated", 0.0) < 1
+    ]
 
 
 def _extraction(history: Sequence[Record], config: AlarmConfig, bound: float) -> str:
