@@ -9,20 +9,14 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.test_report import make_run
-from tests.test_report_tokens import ARMS, by_hand
+from tests.test_report_tokens import by_hand, three_arms
 from trainer import report
 from trainer.report import data, labels, plots, style
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    root = tmp_path_factory.mktemp("runs")
-    return [
-        make_run(root, name, seed, *skill, steps=4, problems=30)
-        for name, skill in ARMS.items()
-        for seed in (0, 1, 2)
-    ]
+    return three_arms(tmp_path_factory.mktemp("runs"))
 
 
 def drawn(figures: list[style.Figure], name: str) -> Any:

@@ -28,14 +28,17 @@ from trainer.report.table import Contrast
 ARMS = {"grpo/find": (0.95, 8.0), "length/find": (0.94, 1.0), "never/find": (0.5, 30.0)}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    root = tmp_path_factory.mktemp("runs")
+def three_arms(root: Path) -> list[Path]:
     return [
         make_run(root, name, seed, *skill, steps=4, problems=30)
         for name, skill in ARMS.items()
         for seed in (0, 1, 2)
     ]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return three_arms(tmp_path_factory.mktemp("runs"))
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
