@@ -15,6 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import launch.arguments.common
+import launch.arguments.evaluate
+import launch.arguments.generate
+import launch.arguments.reward
 from launch import values
 
 SETTINGS = "a.b=c: change any field, e.g. optim.lr=1e-3, stages.0.steps=5"
@@ -103,93 +107,6 @@ def recipes(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a model folder, base/find, or a hub name")
-    parser.add_argument("--temperature", type=values.temperature, default=1.0, help="0 is greedy")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--max-tokens", type=values.count, default=192, help="cap of a whole response"
-    )
-    parser.add_argument("--answer-tokens", type=values.count, help="cap of the answer")
-    _marker_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _marker_arguments(parser: argparse.ArgumentParser) -> None:
-    markers = parser.add_mutually_exclusive_group()
-    markers.add_argument(
-        "--markers",
-        nargs=2,
-        metavar=("START", "END"),
-        default=["<think>", "</think>"],
-        help="of thoughts (default: <think> </think>)",
-    )
-    markers.add_argument("--no-thinking", action="store_true", help="all of a response is answer")
-
-
-def _reward_arguments(parser: argparse.ArgumentParser) -> None:
-    whats = parser.add_subparsers(dest="what", required=True, metavar="grade | audit | bench")
-    about = {
-        "grade": "Verdicts of a file's responses: a table, and with --out the rows with verdicts.",
-        "audit": "Two verifiers over the same responses: likely false accepts and rejects.",
-        "bench": "Speed of a verifier on this machine, in verdicts per second and core.",
-    }
-    for what, text in about.items():
-        one = whats.add_parser(what, help=text, description=text, allow_abbrev=False)
-        kind = "JSONL, JSON or Parquet of golds and responses, or a run's folder"
-        optional: dict[str, Any] = {"nargs": "?"} if what == "bench" else {}
-        one.add_argument("file", type=Path, metavar="FILE", help=kind, **optional)
-        text = "exact, '{name: math, rounded: 0}', my_file:fn (default: the run's, or math)"
-        one.add_argument("--verifier", metavar="SPEC", help=text)
-        text = "'{response: output, answer: target}', answer is the gold (default: usual names)"
-        one.add_argument("--columns", metavar="MAP", help=text)
-        _marker_arguments(one)
-        text = "the prompt had opened the thought: without an end marker there is no answer"
-        one.add_argument("--opened", action="store_true", help=text)
-        one.add_argument(
-            "--workers", type=values.count, metavar="N", help="processes (default: cores)"
-        )
-        text = "that one answer may take (default: 10, or the verifier's own)"
-        one.add_argument("--deadline", type=values.seconds, metavar="SECONDS", help=text)
-        one.add_argument("--json", action="store_true", help="print JSON")
-        if what == "bench":
-            text = "verdicts to time (default: 2000)"
-            one.add_argument("--items", type=values.count, default=2000, metavar="N", help=text)
-            text = "also with this share of answers that never end, as 0.01"
-            one.add_argument(
-                "--hang-share", type=values.share, default=0.0, metavar="SHARE", help=text
-            )
-            continue
-        rows = "rows and verdicts" if what == "grade" else "rows on which they disagree"
-        text = f"{rows} as JSONL, in this file"
-        one.add_argument("--out", type=Path, metavar="FILE", help=text)
-        if what == "audit":
-            one.add_argument("--against", required=True, metavar="SPEC", help="the second verifier")
-            text = "findings of each kind (default: 10)"
-            one.add_argument("--show", type=values.count, default=10, metavar="N", help=text)
-
-
-def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    text = "compare all others with this arm (default: all pairs; of many arms, the first)"
-    parser.add_argument("--against", metavar="ARM", help=text)
-    text = "tell the generated tokens until the area under caps is this, as 0.7"
-    parser.add_argument("--reach", type=values.area, metavar="AREA", help=text)
-    text = "compare area, accuracy and thinking tokens after so many generated tokens"
-    parser.add_argument("--at-tokens", type=values.count, metavar="N", help=text)
-    text = "more metrics of evaluations, as think_tokens/sd,truncated"
-    parser.add_argument("--show", type=values.metrics, default=(), metavar="METRIC,...", help=text)
-
-
-def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
-    text = "plan for a cluster of so many nodes (default: this machine as it is)"
-    parser.add_argument("--nodes", type=values.count, metavar="N", help=text)
-    parser.add_argument("--gpus-per-node", type=int, metavar="M", help="GPUs of a node; 0: none")
-    parser.add_argument(
-        "--gpu-memory", type=values.memory, metavar="80GB", help="memory of one GPU"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     main = argparse.ArgumentParser(
@@ -219,34 +136,20 @@ def parser() -> argparse.ArgumentParser:
                 help=text,
             )
         else:
-            _cluster_arguments(one)
+            launch.arguments.common.cluster(one)
     one = add("sweep", sweep)
     one.add_argument("arms", nargs="+", metavar="RECIPE | a.b=c", help="arms; " + SETTINGS)
     one.add_argument("--seeds", type=values.seeds, default=(0,), help="0-4, 3 or 0,2,5 (default 0)")
     one.add_argument("--jobs", type=values.count, help="processes at once (default: cores)")
     one.add_argument("--output", help="folder of runs, logs and report.html")
-    _report_arguments(one)
-    one = add("eval", evaluate)
-    _model_arguments(one)
-    one.add_argument("--data", required=True, help="a dataset file, or a task (find)")
-    one.add_argument("--columns", help="of the file: '{prompt: question, answer: target}'")
-    one.add_argument("--budgets", type=values.budgets, default=(None,), help="0,8,16,inf")
-    one.add_argument("--problems", type=values.count, default=256)
-    one.add_argument("--samples", type=values.count, default=1, help="per problem and budget")
-    one.add_argument("--verifier", default="exact")
-    one.add_argument("--out", type=Path, help="folder for rows and figures")
-    one = add("generate", generate)
-    _model_arguments(one)
-    one.add_argument("prompt", help="one user message")
-    one.add_argument(
-        "--thinking-budget", type=values.budget, help="tokens, 0 for none of it, or none"
-    )
-    one.add_argument("--samples", type=values.count, default=1)
-    _reward_arguments(add("reward", reward))
+    launch.arguments.common.report(one)
+    launch.arguments.evaluate.add(add("eval", evaluate))
+    launch.arguments.generate.add(add("generate", generate))
+    launch.arguments.reward.add(add("reward", reward))
     one = add("report", report)
     one.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     one.add_argument("--out", type=Path, default=Path("report.html"), help="the page to write")
-    _report_arguments(one)
+    launch.arguments.common.report(one)
     add("doctor", doctor).add_argument("--deep", action="store_true", help="also start Ray")
     add("recipes", recipes)
     return main

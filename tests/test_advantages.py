@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samplers import seam, selection
+from samplers import seam
+from samplers.allocation import _teaching as teaching
 from samplers.types import Group
 from tests import made, vectors
 from trainer import credit
@@ -72,7 +73,7 @@ def test_raft_of_the_vectors(case: vectors.Case) -> None:
 
 @vectors.each("dynamic_sampling_filter")
 def test_dynamic_sampling_of_the_vectors(case: vectors.Case) -> None:
-    vectors.check(case, {"kept": selection.dynamic(case["inputs"]["groups"])})
+    vectors.check(case, {"kept": teaching.dynamic(case["inputs"]["groups"])})
 
 
 # -- formulas -------------------------------------------------------------------------------------
@@ -345,4 +346,4 @@ def test_a_singleton_is_zero_unless_raw() -> None:
 
 def test_dynamic_sampling_is_exact_where_a_deviation_is_not() -> None:
     assert np.std([0.1] * 3) > 0  # what a test of the deviation would call informative
-    assert selection.dynamic([[0.1] * 3, [], [0.0, 1e-12]]) == [2]
+    assert teaching.dynamic([[0.1] * 3, [], [0.0, 1e-12]]) == [2]

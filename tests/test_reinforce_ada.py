@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers import selection
+from samplers.allocation import _teaching as teaching
 from samplers.allocation import reinforce_ada
 from samplers.types import Group
 from tests import vectors
@@ -48,7 +48,7 @@ def test_the_released_code(case: vectors.Case) -> None:
     steps = Steps(ours, lambda draw, index: bool(streams[names[draw]][index]))
     groups = dict(zip(names, steps.step().groups, strict=True))
     right = {name: g.correct_GCA[:, 0, 0].astype(float) for name, g in groups.items()}
-    order = {name: selection.balanced(right[name], n) for name in names}
+    order = {name: teaching.balanced(right[name], n) for name in names}
     for name, group in groups.items():  # `kept_G` knows no order: it holds the same ones
         assert finished(group)[2] == sorted(order[name])
     std: credit.Std = "group" if given["norm_by_std"] else "none"
@@ -78,7 +78,7 @@ def _plain(value: Any) -> Any:
 
 @given(st.lists(st.sampled_from([1.0, 0.0, np.nan]), max_size=20), st.integers(2, 12))
 def test_a_selection_is_as_balanced_as_it_can_be(rights: list[float], n: int) -> None:
-    chosen = selection.balanced(rights, n)
+    chosen = teaching.balanced(rights, n)
     right, wrong = rights.count(1.0), rights.count(0.0)
     assert len(set(chosen.tolist())) == len(chosen) == min(n, right + wrong)
     values = np.array(rights)[chosen]
@@ -96,12 +96,12 @@ def test_a_selection_is_as_balanced_as_it_can_be(rights: list[float], n: int) ->
 
 def test_classes_are_those_of_the_cut_that_splits_best() -> None:
     rights_GC = np.array([[0, 0, 1], [0, 1, 1], [0, 1, 1], [0, np.nan, 1]], dtype=float)
-    assert np.array_equal(selection.classes(rights_GC), [0, 1, 1, np.nan], equal_nan=True)
+    assert np.array_equal(teaching.classes(rights_GC), [0, 1, 1, np.nan], equal_nan=True)
     alike_GC = np.array([[0, 1], [0, 1.0]])
-    assert selection.classes(alike_GC).tolist() == [1, 1], "of equal cuts the largest budget"
+    assert teaching.classes(alike_GC).tolist() == [1, 1], "of equal cuts the largest budget"
     shares_GC = np.array([[0.75], [0.5], [0.25]])
-    assert selection.classes(shares_GC).tolist() == [1, 0, 0]
-    assert selection.classes(shares_GC, above=0.4).tolist() == [1, 1, 0]
+    assert teaching.classes(shares_GC).tolist() == [1, 0, 0]
+    assert teaching.classes(shares_GC, above=0.4).tolist() == [1, 1, 0]
 
 
 def test_nested_cuts_leave_when_one_cut_is_balanced() -> None:

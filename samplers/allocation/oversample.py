@@ -1,7 +1,7 @@
 """oversample: sample many rollouts of each prompt, train on few of both kinds.
 
 T1, Hou et al. 2025 (arXiv:2501.11651), samples 64 and keeps some of both; its rule is unpublished.
-Ours is Reinforce-Ada's balanced down-sampling (`samplers/selection.py`). Baselines use all that was
+Ours is Reinforce-Ada's balanced down-sampling (`_teaching.py`). Baselines use all that was
 sampled.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Generator
 import numpy as np
 from pydantic import Field
 
-from samplers import selection
+from samplers.allocation import _teaching as teaching
 from samplers.allocation.base import (
     Ask,
     Discard,
@@ -30,7 +30,7 @@ from samplers.types import Group
 class Config(Component):
     samples: int = Field(64, ge=2)
     """Rollouts of each prompt that are sampled [paper]; rollouts_per_prompt of them train."""
-    positive: float = Field(selection.ABOVE, ge=0, lt=1)
+    positive: float = Field(teaching.ABOVE, ge=0, lt=1)
     """With several answers at a cut a rollout counts as right where a larger share of them is."""
 
 
@@ -68,11 +68,11 @@ class Allocator(Forgetful):
             yield Sample(*stream.next(), config.samples)
         while (group := (yield Receive())) is not None:
             mixed.append(informative(group, self.apart))
-            kept_G = selection.select(group, self.rollouts, self.apart, config.positive)
+            kept_G = teaching.select(group, self.rollouts, self.apart, config.positive)
             if not kept_G.any():  # no verdict is known
                 yield Discard(group)
                 continue
-            for unit in selection.split(group, self.rollouts, self.apart, config.positive):
+            for unit in teaching.split(group, self.rollouts, self.apart, config.positive):
                 right.extend(unit.right_U[kept_G[unit.index_U]])
             yield Finish(group, kept_G)
         self.figures = {}

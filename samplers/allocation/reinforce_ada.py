@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from samplers import selection
+from samplers.allocation import _teaching as teaching
 from samplers.allocation.base import (
     Ask,
     Discard,
@@ -39,7 +39,7 @@ class Config(Component):
     """Lots of rollouts a prompt gets at most [paper]."""
     per_round: int = Field(8, ge=1)
     """Rollouts in a lot [paper]."""
-    positive: float = Field(selection.ABOVE, ge=0, lt=1)
+    positive: float = Field(teaching.ABOVE, ge=0, lt=1)
     """With several answers at a cut a rollout counts as right where a larger share of them is."""
 
     @property
@@ -89,7 +89,7 @@ class Allocator(Forgetful):
                 continue
             lots = -(-len(group) // config.per_round)
             left.append((lots, done, informative(group, self.apart)))
-            kept_G = selection.select(group, self.rollouts, self.apart, config.positive)
+            kept_G = teaching.select(group, self.rollouts, self.apart, config.positive)
             yield Finish(group, kept_G) if kept_G.any() else Discard(group)
         names = ("rounds", "exited", "informative_share")
         means = np.mean(left, axis=0) if left else ()
@@ -98,7 +98,7 @@ class Allocator(Forgetful):
     def exits(self, group: Group) -> bool:
         """Its exit condition holds for all that was sampled of it so far. An unknown verdict is
         neither right nor wrong."""
-        for unit in selection.split(group, self.rollouts, self.apart, self.config.positive):
+        for unit in teaching.split(group, self.rollouts, self.apart, self.config.positive):
             right, wrong = (unit.right_U == 1).sum(), (unit.right_U == 0).sum()
             half = unit.n // 2
             balanced = right >= half and wrong >= unit.n - half

@@ -1,0 +1,1 @@
+"""Arguments of the commands: argparse alone, so that `laconic --help` answers at once."""

@@ -1,0 +1,52 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+from launch import values
+
+
+def model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a model folder, base/find, or a hub name")
+    parser.add_argument("--temperature", type=values.temperature, default=1.0, help="0 is greedy")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--max-tokens", type=values.count, default=192, help="cap of a whole response"
+    )
+    parser.add_argument("--answer-tokens", type=values.count, help="cap of the answer")
+    marker(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def marker(parser: argparse.ArgumentParser) -> None:
+    markers = parser.add_mutually_exclusive_group()
+    markers.add_argument(
+        "--markers",
+        nargs=2,
+        metavar=("START", "END"),
+        default=["<think>", "</think>"],
+        help="of thoughts (default: <think> </think>)",
+    )
+    markers.add_argument("--no-thinking", action="store_true", help="all of a response is answer")
+
+
+def report(parser: argparse.ArgumentParser) -> None:
+    text = "compare all others with this arm (default: all pairs; of many arms, the first)"
+    parser.add_argument("--against", metavar="ARM", help=text)
+    text = "tell the generated tokens until the area under caps is this, as 0.7"
+    parser.add_argument("--reach", type=values.area, metavar="AREA", help=text)
+    text = "compare area, accuracy and thinking tokens after so many generated tokens"
+    parser.add_argument("--at-tokens", type=values.count, metavar="N", help=text)
+    text = "more metrics of evaluations, as think_tokens/sd,truncated"
+    parser.add_argument("--show", type=values.metrics, default=(), metavar="METRIC,...", help=text)
+
+
+def cluster(parser: argparse.ArgumentParser) -> None:
+    text = "plan for a cluster of so many nodes (default: this machine as it is)"
+    parser.add_argument("--nodes", type=values.count, metavar="N", help=text)
+    parser.add_argument("--gpus-per-node", type=int, metavar="M", help="GPUs of a node; 0: none")
+    parser.add_argument(
+        "--gpu-memory", type=values.memory, metavar="80GB", help="memory of one GPU"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
