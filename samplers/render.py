@@ -6,6 +6,7 @@ wherever it is used.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,6 +76,22 @@ class Renderer:
             self.thinking = replace(self.thinking, opened=self._probe_opened())
         elif thinking not in (None, "none"):
             raise ValueError(f"thinking: {thinking!r}; give start and end markers, or none")
+
+    @functools.cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that the chat template reads and does not set: what it can be told."""
+        template = self.tokenizer.chat_template
+        if not isinstance(template, str):
+            return frozenset()
+        from jinja2 import TemplateError, meta
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        try:
+            jinja = ImmutableSandboxedEnvironment(extensions=[loopcontrols])
+            return frozenset(meta.find_undeclared_variables(jinja.parse(template)))
+        except TemplateError:  # transformers' own extensions: ask for nothing
+            return frozenset()
 
     # Into ids
 

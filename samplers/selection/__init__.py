@@ -1,0 +1,1 @@
+"""How one answer is chosen of several samples: one file a method."""

@@ -1,0 +1,74 @@
+"""Samples of one task, asked in one way, as arrays: what every metric and figure is a function of.
+
+Shape suffixes: M problems, S samples of a problem, J columns: the budgets, and last the uncut run.
+Ragged samples are padded: `present_MS` tells. What is not there is NaN, -1 or False.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mode = Literal["truncate", "prompt", "effort"]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+STATUSES = ("ok", "wrong", "no_answer", "unparseable", "timeout", "error", "gold_error")
+FINISHES = ("stop", "length", "abort", "repetition")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """In `truncate` nothing is announced and every budget is a cut of one trace. In `prompt` a
+    number is announced (`target`), its one budget column is the same trace cut there: announced and
+    enforced; the last column is announced alone. In `effort` there is the uncut run alone."""
+
+    task: str
+    mode: Mode
+    asked: str
+    """What was announced: '' nothing, '512' a number, 'low' an effort."""
+    target: int | None
+    budgets: tuple[int, ...]
+    """The finite ones, ascending: columns 0 .. J - 2."""
+    cap: int
+    """Most tokens of a response."""
+    ids_M: tuple[str, ...]
+    difficulty_M: Ints
+    """-1: nobody says."""
+    present_MS: Bools
+    correct_MSJ: Floats
+    """1 right, 0 wrong; NaN: the verdict is unknown, or there is no sample."""
+    status_MSJ: Ints
+    """Index into `STATUSES`; -1: no sample."""
+    class_MSJ: Ints
+    """Equal numbers within a problem are equal canonical answers; -1: no answer."""
+    think_MSJ: Ints
+    """Thinking tokens, the end marker not counted."""
+    answer_MSJ: Ints
+    """Sampled tokens of the answer."""
+    forced_MSJ: Bools
+    """The thought was closed by force there, and the model answered."""
+    closed_MS: Bools
+    """The uncut thought ended by itself."""
+    finish_MS: Ints
+    """Index into `FINISHES`, of the uncut run."""
+    confidence_MSJ: Floats
+    """Geometric mean of the probabilities of the answer's sampled tokens."""
+    thought_MS: Floats
+    """Mean logprob of the thought's sampled tokens."""
+    score_MS: Floats
+    """What an outside scorer said; NaN: none did."""
+    seconds_MS: Floats
+    """Wall time of the sample, where it was measured; NaN elsewhere."""
+
+    @property
+    def problems(self) -> int:
+        return len(self.ids_M)
+
+    @property
+    def tokens_MSJ(self) -> Ints:
+        """Thought and answer."""
+        return self.think_MSJ + self.answer_MSJ
