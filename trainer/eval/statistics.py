@@ -178,21 +178,36 @@ def ratio(above_M: ArrayLike, below_M: ArrayLike, draws: int = 2000, seed: int =
 
 
 def quantile(values_MS: ArrayLike, q: float, draws: int = 500, seed: int = 0) -> Estimate:
-    """Quantile of all samples, with a bootstrap interval over problems."""
+    """Quantile of all samples (NaN: no sample), with a bootstrap interval over problems."""
     values = np.asarray(values_MS, dtype=np.float64)
+    order_K = np.argsort(values, axis=None)[: np.count_nonzero(~np.isnan(values))]  # NaN last
+    sorted_K, problem_K = values.ravel()[order_K], order_K // values.shape[1]
 
-    def statistic(index: NDArray[np.intp]) -> Floats:
-        return np.quantile(values[index].reshape(len(index), -1), q, axis=1)
+    def one(drawn_M: NDArray[np.intp]) -> float:
+        # A sample counts as often as its problem was drawn: no copy of all samples for each draw.
+        until_K = np.bincount(drawn_M, minlength=len(values))[problem_K].cumsum()
+        if not until_K.size or not until_K[-1]:
+            return float("nan")
+        at = (until_K[-1] - 1) * q
+        around = np.searchsorted(until_K, [np.floor(at), np.ceil(at)], side="right")
+        below, above = sorted_K[around]
+        return float(below + (above - below) * (at - np.floor(at)))
 
-    return bootstrap(statistic, len(values), draws, seed)
+    return bootstrap(lambda index: np.array([one(i) for i in index]), len(values), draws, seed)
 
 
 def deviation(values_MS: ArrayLike, draws: int = 500, seed: int = 0) -> Estimate:
-    """Standard deviation of all samples, with a bootstrap interval over problems."""
+    """Standard deviation of all samples (NaN: none), with a bootstrap interval over problems."""
     values = np.asarray(values_MS, dtype=np.float64)
+    known = ~np.isnan(values)
+    off = np.where(known, values - values[known].mean() if known.any() else 0, 0)
+    sums = [part.sum(axis=1) for part in (known, off, off**2)]
 
     def statistic(index: NDArray[np.intp]) -> Floats:
-        return values[index].reshape(len(index), -1).std(axis=1)
+        count, first, second = (part_M[index].sum(axis=1) for part_M in sums)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            deviations: Floats = np.sqrt(np.maximum(second / count - (first / count) ** 2, 0))
+        return deviations
 
     return bootstrap(statistic, len(values), draws, seed)
 
