@@ -26,7 +26,7 @@ def write(
         ValueError: no runs, a folder that is none, what `options` name is not there, or `out` is a
             folder.
     """
-    from trainer.report import page, plots, style
+    from trainer.report import page, parts, plots, style
     from trainer.report.data import base_of, read_arms
 
     if not runs:
@@ -39,4 +39,4 @@ def write(
     figures = plots.figures(found, start, options.at_tokens)
     for figure in figures:
         style.files(figure, out.parent / "plots")
-    return page.save(page.render(found, start, figures, options), out)
+    return parts.save(page.render(found, start, figures, options), out)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-from trainer.report import style, table, tokens
-from trainer.report.css import CSS
+from trainer.report import table, tokens
 from trainer.report.data import Arm, Evaluation, Row, Run, bases
 from trainer.report.options import MANY, Options
+from trainer.report.parts import document, figure, grid, named, text, thought, verdict, versions
 from trainer.report.raised import raised, watched
 from trainer.report.style import Figure
-
-FOLD = 900
-"""Characters of a thought that are shown before the rest is folded away."""
 
 
 def render(
@@ -31,10 +26,10 @@ def render(
     if len(found) > MANY:
         names = f"{len(found)} arms"
     parts = [
-        f"<header><h1>{_text(names)}</h1>{_lede(found, base)}</header>",
+        f"<header><h1>{text(names)}</h1>{_lede(found, base)}</header>",
         _summary(found, base, options),
         _alarms(found),
-        *(_figure(figure) for figure in figures),
+        *(figure(shown) for shown in figures),
         _asked(found),
         _tokens(found, options),
         _contrasts(found, options),
@@ -42,14 +37,7 @@ def render(
         _rollouts(found),
         _settings(found, base),
     ]
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{_text(names)} - Laconic report</title>\n<style>{_variables()}{CSS}</style>\n"
-        f"</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return document(names, parts)
 
 
 def _lede(found: Sequence[Arm], base: Evaluation | None) -> str:
@@ -59,14 +47,14 @@ def _lede(found: Sequence[Arm], base: Evaluation | None) -> str:
         if not arm.finals:
             continue
         now = [arm.estimate(m).value for m in ("accuracy", "think_tokens/mean")]
-        text = f"accuracy {now[0]:.2f} with {now[1]:.0f} thinking tokens"
+        said = f"accuracy {now[0]:.2f} with {now[1]:.0f} thinking tokens"
         if began := bases(found, base).get(arm.name):
             before = [began.estimate(m).value for m in ("accuracy", "think_tokens/mean")]
-            text = (
+            said = (
                 f"accuracy {before[0]:.2f} to {now[0]:.2f}, "
                 f"thinking {before[1]:.0f} to {now[1]:.0f} tokens"
             )
-        sentences.append(f"<li>{_name(arm.name, i)} {text}</li>")
+        sentences.append(f"<li>{named(arm.name, i)} {said}</li>")
     return f"<ul class=lede>{''.join(sentences)}</ul>" if sentences else ""
 
 
@@ -77,11 +65,11 @@ def _summary(found: Sequence[Arm], base: Evaluation | None, options: Options) ->
     for line in table.lines(found, base, options):
         cells = "".join(f"<td>{_cell(line.cells[m], m)}</td>" for m in heads)
         rows.append(
-            f"<tr><th scope=row>{_name(line.name, indices.get(line.name))}</th>{cells}</tr>"
+            f"<tr><th scope=row>{named(line.name, indices.get(line.name))}</th>{cells}</tr>"
         )
     if not rows:
         return ""
-    top = "".join(f"<th scope=col>{_text(head)}</th>" for head in heads.values())
+    top = "".join(f"<th scope=col>{text(head)}</th>" for head in heads.values())
     note = table.interval_note(found).replace("+-", "&plusmn;", 1)
     return (
         "<section><h2>Summary</h2><div class=scroll><table><thead><tr><th></th>"
@@ -101,8 +89,8 @@ def _alarms(found: Sequence[Arm]) -> str:
     """What looked wrong while the runs were trained; nothing where nobody looked."""
     looked = [(i, arm, run) for i, arm in enumerate(found) for run in arm.runs if watched(run)]
     lines = "".join(
-        f"<li>{_name(arm.name, i)} seed {run.seed}, at {_text(alarm.spans)}: "
-        f"<b>{_text(alarm.name)}</b>. {_text(alarm.why)}</li>"
+        f"<li>{named(arm.name, i)} seed {run.seed}, at {text(alarm.spans)}: "
+        f"<b>{text(alarm.name)}</b>. {text(alarm.why)}</li>"
         for i, arm, run in looked
         for alarm in raised(run)
     )
@@ -115,19 +103,8 @@ def _alarms(found: Sequence[Arm]) -> str:
     )
 
 
-def _figure(figure: Figure) -> str:
-    wide, narrow = style.inline(figure, narrow=False), style.inline(figure, narrow=True)
-    if wide is None or narrow is None:
-        return ""
-    return (
-        f"<section><h2>{_text(figure.title)}</h2><figure><div class=wide>{wide}</div>"
-        f"<div class=narrow>{narrow}</div><figcaption>{_text(figure.caption)}</figcaption>"
-        "</figure></section>"
-    )
-
-
 def _asked(found: Sequence[Arm]) -> str:
-    tables = "".join(_grid(*cells) for cells in table.asked_tables(found))
+    tables = "".join(grid(*cells) for cells in table.asked_tables(found))
     if not tables:
         return ""
     return (
@@ -140,7 +117,7 @@ def _asked(found: Sequence[Arm]) -> str:
 
 def _tokens(found: Sequence[Arm], options: Options) -> str:
     tables = "".join(
-        f"<h3>{_text(title)}</h3>{_grid(*cells)}"
+        f"<h3>{text(title)}</h3>{grid(*cells)}"
         for title, cells in table.token_tables(found, options)
     )
     if not tables:
@@ -149,18 +126,7 @@ def _tokens(found: Sequence[Arm], options: Options) -> str:
     return (
         f"<section><h2>For the tokens generated</h2>{tables}<p class=note>All tokens that engines "
         "sampled for training: discarded rollouts and answers at cuts count. Read off the line "
-        f"between evaluations, seed by seed. {_text(notes[:1].upper() + notes[1:])}.</p></section>"
-    )
-
-
-def _grid(heads: Sequence[str], *rows: Sequence[str]) -> str:
-    top = "".join(f"<th scope=col>{_text(head)}</th>" for head in heads)
-    body = "".join(
-        f"<tr><th scope=row>{_text(first)}</th>{''.join(f'<td>{_text(c)}</td>' for c in rest)}</tr>"
-        for first, *rest in rows
-    )
-    return (
-        f"<div class=scroll><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"between evaluations, seed by seed. {text(notes[:1].upper() + notes[1:])}.</p></section>"
     )
 
 
@@ -169,7 +135,7 @@ def _contrasts(found: Sequence[Arm], options: Options) -> str:
     if not rows:
         return ""
     return (
-        f"<section><h2>Paired comparisons</h2>{_grid(table.CONTRAST_HEADS, *rows)}<p class=note>"
+        f"<section><h2>Paired comparisons</h2>{grid(table.CONTRAST_HEADS, *rows)}<p class=note>"
         "Same seeds (or same problems) on both sides. p (t): paired t test; p (flip): sign-flip "
         "permutation test, which cannot go below 2/2<sup>n</sup> with n pairs. Not corrected for "
         "the number of comparisons.</p></section>"
@@ -188,11 +154,11 @@ def _shown(found: Sequence[Arm], base: Evaluation | None) -> str:
     problems = []
     for name in shared:
         first = sides[0][2][name]
-        cards = "".join(_card(_name(label, i), rows[name]) for label, i, rows in sides)
+        cards = "".join(_card(named(label, i), rows[name]) for label, i, rows in sides)
         level = "" if first["difficulty"] is None else f", difficulty {first['difficulty']}"
         problems.append(
-            f"<article><h3><code>{_text(first['prompt'])}</code></h3>"
-            f"<p class=note>answer <b>{_text(first['gold'])}</b>{level}</p>"
+            f"<article><h3><code>{text(first['prompt'])}</code></h3>"
+            f"<p class=note>answer <b>{text(first['gold'])}</b>{level}</p>"
             f"<div class=cards>{cards}</div></article>"
         )
     if not problems:
@@ -202,16 +168,16 @@ def _shown(found: Sequence[Arm], base: Evaluation | None) -> str:
 
 def _card(name: str, row: Row) -> str:
     """One thought with its answer, and what it would have answered at each budget."""
-    answer = _text(row["text"]) if row["text"] is not None else "none"
+    answer = text(row["text"]) if row["text"] is not None else "none"
     budgets = "".join(
-        f'<span class="{"right" if correct else "wrong"}" title="{_text(found or "no answer")}">'
-        f"{_text('no limit' if budget == 'inf' else '@' + budget)}</span>"
+        f'<span class="{"right" if correct else "wrong"}" title="{text(found or "no answer")}">'
+        f"{text('no limit' if budget == 'inf' else '@' + budget)}</span>"
         for budget, (found, correct) in row.get("answers", {}).items()
     )
     return (
         f"<div class=card><p class=head>{name}<span>{row['think_tokens']} tokens</span></p>"
-        f"{_thought(row['thought'])}<p class=foot>answer <b>{answer}</b> {_verdict(row)}</p>"
-        f"<p class=budgets>{budgets}</p></div>"
+        f"{thought(row['thought'])}<p class=foot>answer <b>{answer}</b> "
+        f"{verdict(row['status'])}</p><p class=budgets>{budgets}</p></div>"
     )
 
 
@@ -223,7 +189,7 @@ def _rollouts(found: Sequence[Arm]) -> str:
         cards = "".join(_rollout(row) for row in rows)
         if cards:
             blocks.append(
-                f"<details><summary>{_name(arm.name, i)} seed {arm.runs[0].seed}</summary>"
+                f"<details><summary>{named(arm.name, i)} seed {arm.runs[0].seed}</summary>"
                 f"<div class=cards>{cards}</div></details>"
             )
     if not blocks:
@@ -233,45 +199,30 @@ def _rollouts(found: Sequence[Arm]) -> str:
 
 def _rollout(row: Row) -> str:
     rewards = ", ".join(
-        f"{_text(name)} {'unknown' if value is None else format(value, '.3g')}"
+        f"{text(name)} {'unknown' if value is None else format(value, '.3g')}"
         for name, value in row["rewards"].items()
     )
-    answer = _text(row["text"]) if row["text"] is not None else "none"
+    answer = text(row["text"]) if row["text"] is not None else "none"
     return (
-        f"<div class=card><p class=head><code>{_text(row['prompt'])}</code>"
-        f"<span>{row['think_tokens']} tokens</span></p>{_thought(row['thought'])}"
-        f"<p class=foot>answer <b>{answer}</b>, gold <b>{_text(row['gold'])}</b> "
-        f"{_verdict(row)}</p>"
+        f"<div class=card><p class=head><code>{text(row['prompt'])}</code>"
+        f"<span>{row['think_tokens']} tokens</span></p>{thought(row['thought'])}"
+        f"<p class=foot>answer <b>{answer}</b>, gold <b>{text(row['gold'])}</b> "
+        f"{verdict(row['status'])}</p>"
         f"<p class=note>{rewards}</p></div>"
     )
-
-
-def _thought(text: str) -> str:
-    if len(text) <= FOLD:
-        return f"<pre>{_text(text)}</pre>"
-    return (
-        f"<details class=more><summary><pre>{_text(text[:FOLD])}</pre></summary>"
-        f"<pre>{_text(text[FOLD:])}</pre></details>"
-    )
-
-
-def _verdict(row: Row) -> str:
-    right = row["status"] == "ok"
-    words = {"ok": "right", "no_answer": "no answer"}.get(row["status"], row["status"])
-    return f'<span class="{"right" if right else "wrong"}">{_text(words)}</span>'
 
 
 def _settings(found: Sequence[Arm], base: Evaluation | None) -> str:
     evaluations = [e for arm in found for e in arm.finals] + ([base] if base else [])
     how = sorted({_how(e) for e in evaluations})
     blocks = "".join(
-        f"<details><summary>{_name(arm.name, i)} configuration</summary>"
-        f"<pre>{_text(yaml.safe_dump(arm.runs[0].config, sort_keys=False))}</pre></details>"
+        f"<details><summary>{named(arm.name, i)} configuration</summary>"
+        f"<pre>{text(yaml.safe_dump(arm.runs[0].config, sort_keys=False))}</pre></details>"
         for i, arm in enumerate(found)
     )
-    folders = ", ".join(_text(run.path.name) for arm in found for run in arm.runs)
+    folders = ", ".join(text(run.path.name) for arm in found for run in arm.runs)
     how += sorted({_versions(run) for arm in found for run in arm.runs} - {""})
-    lines = "".join(f"<p class=note>{_text(text)}</p>" for text in how)
+    lines = "".join(f"<p class=note>{text(line)}</p>" for line in how)
     return (
         f"<section><h2>How it was measured</h2>{lines}<p class=note>{folders}</p>{blocks}</section>"
     )
@@ -292,38 +243,5 @@ def _how(evaluation: Evaluation) -> str:
 def _versions(run: Run) -> str:
     """The software a run was made with: it moves numbers too."""
     path = run.path / "environment.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return ", ".join(f"{name} {version}" for name, version in found.items())
-
-
-def _name(name: str, index: int | None) -> str:
-    """In the arm's colour, with its marker in front: of many arms some share a colour."""
-    if index is None:
-        return f'<b class=arm style="color:var(--muted)">{_text(name)}</b>'
-    colour = f"s{index % len(style.SERIES)}"
-    text = f"<span class=sign>{style.sign(index)}</span>{_text(name)}"
-    return f'<b class=arm style="color:var(--{colour})">{text}</b>'
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _variables() -> str:
-    """Colours as CSS variables: by the reader's system, or as data-theme says."""
-
-    def block(colours: Iterable[tuple[str, str]]) -> str:
-        return "{" + "".join(f"--{k}:{v};" for k, v in colours) + "}"
-
-    light, dark = block(style.LIGHT.items()), block(style.DARK.items())
-    return (
-        f":root{light}@media (prefers-color-scheme:dark){{:root{dark}}}"
-        f":root[data-theme=light]{light}:root[data-theme=dark]{dark}"
-    )
-
-
-def save(text: str, out: Path) -> Path:
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
-    return out
+    found = json.loads(path.readtext(encoding="utf-8")) if path.is_file() else {}
+    return versions(found)
