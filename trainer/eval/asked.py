@@ -15,19 +15,18 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.verdict import UNKNOWN, Verdict
-from samplers.types import Answer, Job, Plan, Prompt, Rollout
-from trainer.eval import statistics
+from samplers.types import Plan, Prompt
+from trainer.eval import metric, statistics
 from trainer.eval.budgets import (
     EvalConfig,
     EvalResult,
-    Row,
     Workers,
     answers_of,
     grade,
     jobs_of,
     nested,
 )
+from trainer.eval.rows import Row, table_of, told
 from trainer.eval.statistics import Estimate
 
 DRAWS = 500
@@ -50,7 +49,8 @@ def with_asked(
         taken = [answers_of(rollout, 0) for rollout in rollouts]
         verdicts = grade(workers, jobs, taken)
         for job, rollout, [answer], [verdict] in zip(jobs, rollouts, taken, verdicts, strict=True):
-            rows.append(_row(name, job, rollout, answer, verdict))
+            row = told(job, rollout, answer, verdict) | {"tokens": rollout.sampled_tokens}
+            rows.append({"asked": name, "target": job.plan.target, **row})
     return replace(result, asked=rows, metrics={**result.metrics, **measure(rows)})
 
 
@@ -65,19 +65,19 @@ def measure(rows: Sequence[Row]) -> dict[str, Estimate]:
     wanted_N, used_NMS = [], []
     for name in dict.fromkeys(row["asked"] for row in rows):
         mine = [row for row in rows if row["asked"] == name]
-        correct = np.where(
-            np.isin([row["status"] for row in mine], list(UNKNOWN)),
-            np.nan,
-            np.array([row["correct"] for row in mine], dtype=np.float64),
-        )
-        correct_MS = _samples(mine, correct.tolist())
-        out[f"asked/{name}/accuracy"] = statistics.mean(statistics.over_samples(correct_MS))
-        for kind in COUNTED:
-            tokens_MS = _samples(mine, [row[kind] for row in mine])
-            out[f"asked/{name}/{kind}"] = statistics.mean(tokens_MS.mean(axis=1))
+        table = table_of(mine)
+        used_MS = np.array([row["tokens"] for row in mine], float).reshape(table.present_MS.shape)
+        each = {
+            "accuracy": table.correct_MSJ[..., 0],
+            "think_tokens": table.known(table.think_MSJ[..., 0]),
+            "answer_tokens": table.known(table.answer_MSJ[..., 0]),
+            "tokens": used_MS,
+        }
+        for kind, values_MS in each.items():
+            out[f"asked/{name}/{kind}"] = metric.from_samples(values_MS).estimate
         if mine[0]["target"] is not None:
             wanted_N.append(mine[0]["target"])
-            used_NMS.append(_samples(mine, [row["tokens"] for row in mine]))
+            used_NMS.append(used_MS)
     if wanted_N:
         out |= _kept(np.array(wanted_N, dtype=np.float64), np.array(used_NMS))
     return out
@@ -97,29 +97,3 @@ def _kept(wanted_N: NDArray[np.float64], used_NMS: NDArray[np.float64]) -> dict[
         units = used_NMS.shape[1]
         out["asked/rank_correlation"] = statistics.bootstrap(statistic, units, DRAWS)
     return out
-
-
-def _row(name: str, job: Job, rollout: Rollout, answer: Answer | None, verdict: Verdict) -> Row:
-    difficulty = job.prompt.meta.get("difficulty")
-    last = answer.tokens if answer and len(answer.tokens) else rollout.thought
-    return {
-        "asked": name,
-        "target": job.plan.target,
-        "id": job.prompt.id,
-        "sample": job.index,
-        "difficulty": None if difficulty is None else int(difficulty),
-        "correct": verdict.correct,
-        "status": verdict.status,
-        "answer": verdict.answer,
-        "think_tokens": rollout.think_tokens,
-        "answer_tokens": int((~answer.tokens.forced_T).sum()) if answer else 0,
-        "tokens": rollout.sampled_tokens,
-        "closed": rollout.ended,
-        "finish": last.finish,
-    }
-
-
-def _samples(rows: Sequence[Row], values: Sequence[float]) -> NDArray[np.float64]:
-    """[M, S] of rows that are problem-major and complete."""
-    samples = 1 + max(row["sample"] for row in rows)
-    return np.asarray(values, dtype=np.float64).reshape(-1, samples)

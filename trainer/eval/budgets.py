@@ -3,34 +3,33 @@
 Each sample thinks once, without a limit of its own; at every budget b the thought is cut, closed
 by force and answered. A thought that closed itself within b keeps its own answer. Valid for models
 that are not told their budget. The same code runs during training and in `laconic eval`.
-
-Shape suffixes: M problems, S samples of a problem, J budgets.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from rewards.verdict import UNKNOWN, Verdict
+from rewards.verdict import Verdict
 from rewards.verify import context
 from samplers import seeds
 from samplers.seam import Component
 from samplers.types import Answer, Job, Plan, Prompt, Rollout
-from trainer.eval import statistics
+from trainer.eval import curve
+from trainer.eval.rows import Row as Row
+from trainer.eval.rows import rows_of, shown, table_of
 from trainer.eval.statistics import Estimate, Prior
+from trainer.eval.table import UNCUT as UNCUT
 from trainer.world import Item
 
-UNCUT = "inf"
+NOT_LOGGED = ("answer_tokens/sd", "unparseable", "repetition")
 _STREAM = 0x6576616C  # keeps evaluation's random numbers apart from training's
-Row = dict[str, Any]
 
 
 class EvalConfig(Component):
@@ -163,7 +162,7 @@ def evaluate(
     rows = [
         row
         for job, rollout, answers, judged in zip(jobs, rollouts, taken, verdicts, strict=True)
-        for row in _rows(job, rollout, answers, judged, grid)
+        for row in rows_of(job, rollout, answers, judged, grid)
     ]
     settings = {
         "problems": len(prompts),
@@ -172,9 +171,9 @@ def evaluate(
         **config.model_dump(include={"samples", "temperature", "answer_tokens", "prior", "seed"}),
         "graders": sorted({v.grader for judged in verdicts for v in judged if v.grader}),
     }
-    shown = _shown(workers, jobs, rollouts, rows, config.shown)
+    examples = shown(workers.decode, jobs, rollouts, rows, config.shown)
     metrics = measure(rows, grid, config.prior, plan.max_tokens if thinking else None)
-    return EvalResult(step, settings, rows, metrics, shown)
+    return EvalResult(step, settings, rows, metrics, examples)
 
 
 def jobs_of(prompts: Sequence[Prompt], config: EvalConfig, plan: Plan) -> list[Job]:
@@ -219,75 +218,29 @@ def nested(plan: Plan, grid: Sequence[int], answer_tokens: int | None = None) ->
 def measure(
     rows: Sequence[Row], grid: Sequence[int], prior: Prior, cap: int | None = None
 ) -> dict[str, Estimate]:
-    """Metrics of saved rows, each with a 95% interval over problems.
+    """Metrics of saved rows, each with a 95% interval over problems (trainer/eval/curve.py).
 
     accuracy (uncut), accuracy@b (forced answer at b), cap_accuracy@b (closed within b unforced, and
     right), cap_area (its mean over b = 1 .. `cap`), forced@b, tokens@b (thought and answer),
-    anytime, think_tokens and answer_tokens (uncut; sd: of all samples), truncated, no_answer,
-    unknown, tokens_per_solve, difficulty-d/*. Unknown verdicts are in no accuracy.
+    anytime (by `prior`), anytime/log (the area under the curve over log2 b), think_tokens and
+    answer_tokens (uncut; sd: of all samples), truncated, no_answer, unknown, tokens_per_solve,
+    difficulty-d/*. Unknown verdicts are in no accuracy.
     """
-    table = _Table(rows, grid)
-    correct, think, answer = table.correct_MSJ, table.think_MSJ, table.answer_MSJ
-    uncut_M = statistics.over_samples(correct[..., -1])
-    tokens_M = (think + answer)[..., -1].mean(axis=1)
-    out = {"accuracy": statistics.mean(uncut_M)}
-    at_MJ = statistics.over_samples(correct)[:, :-1]
-    for j, b in enumerate(grid):
-        within = (table.finish_closed_MS & (think[..., -1] <= b)).astype(float)
-        out[f"accuracy@{b}"] = statistics.mean(at_MJ[:, j])
-        out[f"cap_accuracy@{b}"] = statistics.mean(
-            statistics.over_samples(within * correct[..., -1])
-        )
-        out[f"forced@{b}"] = statistics.mean(table.forced_MSJ[..., j].mean(axis=1))
-        out[f"tokens@{b}"] = statistics.mean((think + answer)[..., j].mean(axis=1))
+    table = table_of(rows, grid, cap)
+    found = curve.at_budgets(table) | curve.areas(table, (prior, "log"))
+    out = {"accuracy": found["accuracy@inf"]}
+    for b in grid:
+        names = (f"{kind}@{b}" for kind in ("accuracy", "cap_accuracy", "forced", "tokens"))
+        out |= {name: found[name] for name in names}
     if cap is not None:
-        worth_MS = table.finish_closed_MS * statistics.under_caps(think[..., -1], cap)
-        out["cap_area"] = statistics.mean(statistics.over_samples(worth_MS * correct[..., -1]))
+        out["cap_area"] = found["cap_area"]
     if grid:
-        out["anytime"] = statistics.mean(statistics.anytime(at_MJ, grid, prior))
-    for name, tokens in (("think_tokens", think[..., -1]), ("answer_tokens", answer[..., -1])):
-        out[f"{name}/mean"] = statistics.mean(tokens.mean(axis=1))
-        out[f"{name}/median"] = statistics.quantile(tokens, 0.5)
-        out[f"{name}/p95"] = statistics.quantile(tokens, 0.95)
-    out["think_tokens/sd"] = statistics.deviation(think[..., -1])
-    for name, share_MS in table.shares_MS.items():
-        out[name] = statistics.mean(share_MS.mean(axis=1))
-    known_M = ~np.isnan(uncut_M)
-    out["tokens_per_solve"] = statistics.ratio(tokens_M[known_M], uncut_M[known_M])
-    for d in np.unique(table.difficulty_M[table.difficulty_M >= 0]):
-        these_M = table.difficulty_M == d
-        out[f"difficulty-{d}/accuracy"] = statistics.mean(uncut_M[these_M])
-        thoughts_M = think[these_M, :, -1].mean(axis=1)
-        out[f"difficulty-{d}/think_tokens"] = statistics.mean(thoughts_M)
-    return out
-
-
-class _Table:
-    """Rows as arrays: [M, S, J + 1], the uncut run last."""
-
-    def __init__(self, rows: Sequence[Row], grid: Sequence[int]) -> None:
-        columns = len(grid) + 1
-        samples = 1 + max(row["sample"] for row in rows)
-        shape = (len(rows) // (samples * columns), samples, columns)
-        assert np.prod(shape) == len(rows), "rows are problem-major and complete"
-
-        def column(name: str) -> NDArray[Any]:
-            return np.array([row[name] for row in rows]).reshape(shape)
-
-        status = column("status")
-        self.correct_MSJ = np.where(np.isin(status, list(UNKNOWN)), np.nan, column("correct"))
-        self.think_MSJ = column("think_tokens")
-        self.answer_MSJ = column("answer_tokens")
-        self.forced_MSJ = column("forced")
-        self.difficulty_M = np.array(
-            [-1 if row["difficulty"] is None else row["difficulty"] for row in rows]
-        ).reshape(shape)[:, 0, 0]
-        self.finish_closed_MS = column("closed")[..., -1]
-        self.shares_MS = {
-            "truncated": column("finish")[..., -1] == "length",
-            "no_answer": status[..., -1] == "no_answer",
-            "unknown": np.isin(status, list(UNKNOWN)).mean(axis=-1),
-        }
+        out |= {"anytime": found[f"anytime/{prior}"], "anytime/log": found["anytime/log"]}
+    more = curve.lengths(table) | curve.health(table)
+    out |= {name: each for name, each in more.items() if name not in NOT_LOGGED}
+    out["tokens_per_solve"] = curve.tokens_per_solve(table)
+    out |= curve.difficulties(table)
+    return {name: each.estimate for name, each in out.items()}
 
 
 def answers_of(rollout: Rollout, budgets: int) -> list[Answer | None]:
@@ -316,80 +269,9 @@ def grade(
     ]
 
 
-def _rows(
-    job: Job,
-    rollout: Rollout,
-    answers: Sequence[Answer | None],
-    verdicts: Sequence[Verdict],
-    grid: Sequence[int],
-) -> list[Row]:
-    difficulty = job.prompt.meta.get("difficulty")
-    rows = []
-    for budget, answer, verdict in zip((*grid, UNCUT), answers, verdicts, strict=True):
-        ran_free = budget == UNCUT or (rollout.ended and _own(rollout, answer))
-        last = answer.tokens if answer and len(answer.tokens) else rollout.thought
-        think = rollout.think_tokens
-        rows.append(
-            {
-                "id": job.prompt.id,
-                "sample": job.index,
-                "difficulty": None if difficulty is None else int(difficulty),
-                "budget": budget,
-                "correct": verdict.correct,
-                "status": verdict.status,
-                "answer": verdict.answer,
-                "think_tokens": min(think, budget) if isinstance(budget, int) else think,
-                "answer_tokens": int((~answer.tokens.forced_T).sum()) if answer else 0,
-                "forced": not ran_free and answer is not None and answer.reached,
-                "closed": rollout.ended,
-                "finish": last.finish,
-            }
-        )
-    return rows
-
-
-def _own(rollout: Rollout, answer: Answer | None) -> bool:
-    """The answer follows the whole thought."""
-    return answer is not None and answer.after >= len(rollout.thought)
-
-
-def _shown(
-    workers: Workers,
-    jobs: Sequence[Job],
-    rollouts: Sequence[Rollout],
-    rows: Sequence[Row],
-    count: int,
-) -> list[Row]:
-    """The first sample of `count` problems, spread evenly over the difficulties, with texts."""
-    first = [i for i, job in enumerate(jobs) if job.index == 0]
-    first.sort(key=lambda i: int(jobs[i].prompt.meta.get("difficulty") or 0))  # stable
-    count = min(count, len(first))
-    picked = [first[k * len(first) // count] for k in range(count)]
-    thoughts = workers.decode([rollouts[i].thought.ids_T.tolist() for i in picked])
-    width = len(rows) // len(jobs)
-    return [
-        {
-            **rows[(i + 1) * width - 1],
-            "prompt": jobs[i].prompt.text or _last_message(jobs[i].prompt),
-            "gold": jobs[i].prompt.answer,
-            "thought": thought,
-            "text": rollouts[i].final.text if rollouts[i].ended or width == 1 else None,
-            "answers": {
-                str(row["budget"]): [row["answer"], row["correct"]]
-                for row in rows[i * width : (i + 1) * width]
-            },
-        }
-        for i, thought in zip(picked, thoughts, strict=True)
-    ]
-
-
-def _last_message(prompt: Prompt) -> str:
-    return prompt.messages[-1]["content"] if prompt.messages else ""
-
-
 def _finite(fields: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has no NaN and no infinity."""
-    return {k: v if np.isfinite(v) else None for k, v in fields.items()}
+    return {k: v if math.isfinite(v) else None for k, v in fields.items()}
 
 
 def _lines(rows: Sequence[Row]) -> str:

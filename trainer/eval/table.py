@@ -6,8 +6,9 @@ Ragged samples are padded: `present_MS` tells. What is not there is NaN, -1 or F
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 STATUSES = ("ok", "wrong", "no_answer", "unparseable", "timeout", "error", "gold_error")
 FINISHES = ("stop", "length", "abort", "repetition")
+UNCUT = "inf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +74,24 @@ class Table:
     def tokens_MSJ(self) -> Ints:
         """Thought and answer."""
         return self.think_MSJ + self.answer_MSJ
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the J columns, as in metrics: the finite budgets, and last 'inf'."""
+        return (*map(str, self.budgets), UNCUT)
+
+    def known(self, values_MS: NDArray[Any], at: NDArray[Any] | None = None) -> Floats:
+        """[M, S] as numbers, NaN where there is no sample, or where `at` (a mask) is false."""
+        where = self.present_MS if at is None else self.present_MS & at
+        return np.where(where, values_MS.astype(np.float64), np.nan)
+
+    def of(self, ids: Sequence[str]) -> Table:
+        """The same for these problems, in this order."""
+        row = {name: m for m, name in enumerate(self.ids_M)}
+        order_M = np.array([row[name] for name in ids], dtype=np.int64)
+        per_problem = {
+            f.name: getattr(self, f.name)[order_M]
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), np.ndarray)
+        }
+        return replace(self, ids_M=tuple(ids), **per_problem)
