@@ -85,8 +85,11 @@ def _first_difference(old: Any, new: Any, path: str = "") -> str | None:
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def claim(folder: Path, other: str = "output=... or seed=...") -> Iterator[None]:
     """Hold the folder for this process. The system drops the lock of a process that dies.
+
+    Args:
+        other: what chooses another folder.
 
     Raises:
         ValueError: another process holds it.
@@ -99,8 +102,7 @@ def claim(folder: Path) -> Iterator[None]:
             lock.seek(0)
             owner = lock.read().strip() or "another process"
             raise ValueError(
-                f"{folder} is in use by {owner}; wait for it, stop it, or choose another "
-                "output=... or seed=..."
+                f"{folder} is in use by {owner}; wait for it, stop it, or choose another {other}"
             ) from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
