@@ -7,6 +7,8 @@ import warnings
 import numpy as np
 
 from samplers.render import Renderer
+from samplers.stopping import base as stopping
+from samplers.stopping.base import Probe
 from samplers.types import Ids, Plan, Prompt, Rollout
 
 _GOLD = "{answer}"
@@ -18,6 +20,13 @@ def gold_ids(plan: Plan, prompt: Prompt, renderer: Renderer) -> Ids:
     own = renderer.tokenizer.eos_token_id
     eos = renderer.eos_ids[0] if own is None else own
     return np.append(renderer.encode(plan.probe.replace(_GOLD, prompt.answer)), np.int32(eos))
+
+
+def question_ids(probe: Probe, plan: Plan, renderer: Renderer) -> Ids:
+    """What a stopping rule puts behind the thought at each look."""
+    close = [renderer.close_ids(plan), renderer.after_close_ids(plan)] if probe.close else []
+    text = [renderer.encode(probe.text)] if probe.text else []
+    return np.concatenate([*close, *text, np.zeros(0, np.int32)])
 
 
 def check_plan(
@@ -57,6 +66,8 @@ def check_plan(
             "with thinking: none",
             stacklevel=4,
         )
+    if plan.stopping is not None:
+        _check_stopping(plan, prompt, len(prompt_ids), renderer, context)
     think = max(plan.think or 0, thought)
     need = think + (forced_text if plan.think is not None else 0) + 1
     if need > plan.max_tokens:
@@ -69,6 +80,29 @@ def check_plan(
             f"prompt '{prompt.id}': {len(prompt_ids)} prompt tokens + max_tokens "
             f"{plan.max_tokens} exceed the model's context of {context}; lower "
             "rollout.max_tokens or drop the prompt"
+        )
+
+
+def _check_stopping(
+    plan: Plan, prompt: Prompt, size: int, renderer: Renderer, context: int | None
+) -> None:
+    """Refuse a rule that cannot watch this plan, or whose looks do not fit behind the thought."""
+    if renderer.thinking is None:
+        raise ValueError(
+            f"stopping: {plan.stopping} needs thinking markers, and there are none; set thinking: "
+            "{start, end}, or leave it out"
+        )
+    rule, config = stopping.check(plan)
+    if not hasattr(rule, "probe"):
+        return
+    probe = rule.probe(config)
+    asked = probe.tokens or max(len(renderer.encode(text)) for text in probe.given)
+    look = len(question_ids(probe, plan, renderer)) + asked
+    most = plan.max_tokens if plan.think is None else plan.think
+    if context is not None and size + most + look > context:
+        raise ValueError(
+            f"stopping: prompt '{prompt.id}' of {size} tokens, a thought of {most} and a look of "
+            f"{look} exceed the model's context of {context}; lower the budget or max_tokens"
         )
 
 

@@ -7,11 +7,12 @@ seed do not travel: the driver has the jobs. The arrays of unpacked rollouts are
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from typing import Any, get_args
 
 import numpy as np
 
-from samplers.types import Answer, Finish, Job, Rollout, Tokens
+from samplers.types import Answer, Finish, Job, Rollout, Tokens, Watch
 
 _FINISHES: tuple[Finish, ...] = get_args(Finish)
 
@@ -43,6 +44,7 @@ def pack(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "after": np.array([a.after for a in answers], np.int32),
         "texts": [a.text for a in answers],
         "probabilities": np.array([a.probability for a in answers], np.float64),  # None: NaN
+        "watches": [None if r.watch is None else astuple(r.watch) for r in rollouts],
     }
 
 
@@ -54,8 +56,8 @@ def unpack(columns: dict[str, Any], jobs: Sequence[Job]) -> list[Rollout]:
     afters, texts = iter(columns["after"].tolist()), iter(columns["texts"])
     probabilities = (None if p != p else p for p in columns["probabilities"].tolist())
     out = []
-    for job, (_, _, closed, unfinished, skipped, cuts, per_cut) in zip(
-        jobs, rows.tolist(), strict=True
+    for job, (_, _, closed, unfinished, skipped, cuts, per_cut), watched in zip(
+        jobs, rows.tolist(), columns["watches"], strict=True
     ):
         thought = next(runs)
         answers = tuple(
@@ -67,7 +69,8 @@ def unpack(columns: dict[str, Any], jobs: Sequence[Job]) -> list[Rollout]:
         )
         head = (job.prompt.index, job.group, job.index, job.seed, job.plan)
         body = (next(prompts), thought, bool(closed), answers)
-        out.append(Rollout(*head, *body, unfinished=bool(unfinished), skipped=bool(skipped)))
+        watch = None if watched is None else Watch(*watched)
+        out.append(Rollout(*head, *body, bool(unfinished), bool(skipped), watch))
     return out
 
 

@@ -26,6 +26,7 @@ from samplers.render import Renderer, ThinkingConfig
 from samplers.ring import Source
 from samplers.run import THOUGHT, Place, Run, sampled, split
 from samplers.types import Floats, Ids, Job, Request, Rollout
+from samplers.watched import Watched
 
 __all__ = ["THOUGHT", "RolloutWorker", "Run", "split"]
 
@@ -53,6 +54,10 @@ class Call(_Asked):
     """Requests whose completion has not come."""
     aborted: frozenset[tuple[int, int]] = frozenset()
     """(group, index) of rollouts that are to end."""
+    canonical: Callable[[str], str] = str.strip
+    """How stopping rules tell equal answers."""
+    thought: list[int] = field(default_factory=list)
+    """Jobs whose thought has ended, in the order in which they did."""
 
 
 @dataclass(eq=False)
@@ -79,7 +84,8 @@ class RolloutWorker:
         self._calls: dict[int, Call] = {}  # in flight, by number
         self._owners: dict[int, tuple[int, int, Place]] = {}  # request: call, rollout, place
         self._numbers, self._requests = 0, itertools.count()
-        self._stats = dict.fromkeys(("rollouts", "thought", "answer", "forced"), 0)
+        kinds = ("rollouts", "thought", "answer", "forced", "looks", "tried", "exits")
+        self._stats = dict.fromkeys(kinds, 0)
         self._seconds = 0.0
 
     @classmethod
@@ -153,11 +159,13 @@ class RolloutWorker:
                 every = frozenset((job.group, job.index) for job in call.jobs)
                 call.aborted |= every if wanted is None else every & wanted
 
-    def cancel(self, calls: Iterable[Call]) -> None:
-        """`abort` all rollouts of calls that were submitted."""
+    def cancel(self, calls: Iterable[Call], jobs: Iterable[Job] | None = None) -> None:
+        """`abort` all rollouts of calls that were submitted, or those of some of their jobs."""
+        wanted = None if jobs is None else frozenset((job.group, job.index) for job in jobs)
         with self.turn:
             for call in calls:
-                call.aborted = frozenset((job.group, job.index) for job in call.jobs)
+                every = frozenset((job.group, job.index) for job in call.jobs)
+                call.aborted |= every if wanted is None else every & wanted
 
     # One line, one leader
 
@@ -173,9 +181,9 @@ class RolloutWorker:
         with self.turn:
             self._line.append(asked)
 
-    def submit(self, jobs: Sequence[Job]) -> Call:
+    def submit(self, jobs: Sequence[Job], canonical: Callable[[str], str] = str.strip) -> Call:
         """`generate` without waiting: it ends while somebody waits `until` something."""
-        call = Call(jobs=jobs)
+        call = Call(jobs=jobs, canonical=canonical)
         self._queue(call)
         return call
 
@@ -222,10 +230,11 @@ class RolloutWorker:
             if isinstance(asked, _Errand):
                 self._end(asked, asked.do())
             elif isinstance(asked, Call):
-                asked.runs = self._runs(asked.jobs)
+                asked.runs = self._runs(asked)
                 self._send(
                     (asked.number, r, x) for r, run in enumerate(asked.runs) for x in run.begin()
                 )
+                asked.thought = [r for r, run in enumerate(asked.runs) if not run.thinking]
                 self._finish([asked])
         except BaseException as error:
             if isinstance(asked, Call):
@@ -240,13 +249,19 @@ class RolloutWorker:
         owners = self._owners
         made = self.engine.step()
         # What nobody waits for any more was left behind by a call that failed.
+        self.engine.release(c.handle for c in made if c.handle is not None and c.id not in owners)
         done = sorted((c for c in made if c.id in owners), key=lambda c: owners[c.id])
         ended = [(*owners.pop(c.id), c) for c in done]
         for call, *_ in ended:
             self._calls[call].open -= 1
         # Follow-ups are admitted in rollout order, so a run's tokens can be repeated.
         self._send((n, r, x) for n, r, p, c in ended for x in self._calls[n].runs[r].take(p, c))
-        self.engine.release(c.handle for c in made if c.handle is not None)
+        for n, r, place, _ in ended:
+            run = self._calls[n].runs[r]
+            self.engine.release(run.over)
+            run.over.clear()
+            if place.cut < 0 and not run.thinking and run.thought.finish != "abort":
+                self._calls[n].thought.append(r)
         self._finish([self._calls[n] for n in dict.fromkeys(n for n, *_ in ended)])
 
     def _send(self, new: Iterable[tuple[int, int, tuple[Place, Request]]]) -> None:
@@ -289,6 +304,7 @@ class RolloutWorker:
         lost = [i for i, (call, _, _) in self._owners.items() if call in numbers]
         with suppress(Exception):  # it may be the engine that failed
             self.engine.abort(lost)
+            self.engine.release(h for call in calls for run in call.runs for h in run.held)
         for i in lost:
             del self._owners[i]
         with self.turn:
@@ -308,9 +324,9 @@ class RolloutWorker:
 
     # Jobs
 
-    def _runs(self, jobs: Sequence[Job]) -> list[Run]:
+    def _runs(self, call: Call) -> list[Run]:
         runs: list[Run] = []
-        for job in jobs:
+        for job in call.jobs:
             last = runs[-1] if runs else None
             again = last and last.job.prompt == job.prompt and last.plan == job.plan
             if last and again:
@@ -321,7 +337,11 @@ class RolloutWorker:
                 check_plan(
                     job.plan, job.prompt, ids, self.renderer, self.engine.context, job.resume
                 )
-            runs.append(Run(job, ids, self.renderer, self._requests))
+            if job.plan.stopping is None:
+                runs.append(Run(job, ids, self.renderer, self._requests))
+                continue
+            ramps = self.engine.ramps
+            runs.append(Watched(job, ids, self.renderer, self._requests, call.canonical, ramps))
         return runs
 
     def stats(self) -> dict[str, float]:
@@ -335,3 +355,7 @@ class RolloutWorker:
         self._stats["thought"] += times * len(rollout.thought)
         self._stats["answer"] += times * here
         self._stats["forced"] += times * (sum(map(len, answers)) - here)
+        if rollout.watch is not None:
+            self._stats["looks"] += times * rollout.watch.looks
+            self._stats["tried"] += times * rollout.watch.sampled
+            self._stats["exits"] += times * (rollout.watch.exit is not None)

@@ -19,7 +19,7 @@ import numpy as np
 from samplers import seeds
 from samplers.check import gold_ids
 from samplers.render import Renderer
-from samplers.types import Answer, Completion, Finish, Ids, Job, Request, Rollout, Tokens
+from samplers.types import Answer, Completion, Finish, Ids, Job, Request, Rollout, Tokens, Watch
 
 _THINK, _ANSWER = 0, 1
 """Phases, as parts of a request's seed."""
@@ -59,6 +59,7 @@ class Run:
             or self.plan.answers_per_cut > 1
         )
         self.closed = self.skipped = False
+        self.thinking = True
         self.unfinished = self.short = False  # paused; the last request asks for a chunk's rest
         self.used = 0  # tokens sampled in this step
         self.before = 0  # of the thought or answer under way, in earlier steps
@@ -72,6 +73,8 @@ class Run:
         self.gold_text = renderer.answer_text(self.gold) if self.plan.probe else None
         self.starts: list[int] = []  # by cut: where in an answer's tokens its text begins
         self.repeats: dict[int, int] = {}  # cut: the one whose answers it shows
+        self.over: list[int] = []  # handles that nothing more will fork from
+        self.held: list[int] = []  # and those that something may
 
     # Thinking
 
@@ -107,6 +110,11 @@ class Run:
         if limit < 1:
             self.thought = replace(self.thought, finish="length")
             return self._answer_all(self._closes())
+        return self._thinks(limit)
+
+    def _thinks(self, limit: int) -> Iterator[tuple[Place, Request]]:
+        """The request for a thought of at most `limit` tokens more."""
+        assert self.markers is not None
         stops = (self.markers.end_id, *self.renderer.eos_ids) if self.two_calls else None
         limit, self.before = self._within(limit), sampled(self.thought)
         return iter([(THOUGHT, self._request(self._context(), limit, THOUGHT, stops))])
@@ -126,6 +134,7 @@ class Run:
         spans, rest = split(done.spans, last)
         self.thought = join(self.thought, Tokens(ids[:last], logprobs[:last], finish, spans))
         if not self.two_calls:
+            self.thinking = False
             rest = rest if last < len(ids) else ()
             answer = Tokens(ids[last:], logprobs[last:], done.finish, rest)
             self.answers[0][0] = self._read(len(self.thought), answer, 0)
@@ -150,6 +159,7 @@ class Run:
         self, starts: Sequence[tuple[int, Tokens]], handle: int | None = None
     ) -> Iterator[tuple[Place, Request]]:
         """`answers_per_cut` answers from each (tokens of the thought, what is there of them)."""
+        self.thinking = False
         last = {after: cut for cut, (after, _) in enumerate(starts)}
         texts = {id(begun): self._start(begun) for begun in {id(b): b for _, b in starts}.values()}
         self.starts = [texts[id(begun)] for _, begun in starts]
@@ -208,6 +218,7 @@ class Run:
         self.answers[cut] = [probe] * self.plan.answers_per_cut
 
     def _no_answers(self, finish: Finish) -> Iterator[tuple[Place, Request]]:
+        self.thinking = False
         empty = Answer(len(self.thought), nothing(finish), None)
         self.answers = [[empty] * self.plan.answers_per_cut for _ in range(self.cuts)]
         return iter(())
@@ -244,11 +255,18 @@ class Run:
 
     def take(self, place: Place, done: Completion) -> Iterator[tuple[Place, Request]]:
         self.used += len(done.ids_T)
+        if done.handle is not None:
+            self.over.append(done.handle)
         self.unfinished = self.short and done.finish == "length"
         if place == THOUGHT:
             return self._think(done)
         self._answer(place, done)
         return iter(())
+
+    @property
+    def watch(self) -> Watch | None:
+        """What a stopping rule did."""
+        return None
 
     def _within(self, limit: int) -> int:
         """`limit`, or what the step's chunk leaves of it."""
@@ -297,7 +315,7 @@ class Run:
         job = self.job
         return Rollout(
             job.prompt.index, job.group, job.index, job.seed, job.plan, self.prompt_ids,
-            self.thought, self.closed, answers, self.unfinished, self.skipped,
+            self.thought, self.closed, answers, self.unfinished, self.skipped, self.watch,
         )  # fmt: skip
 
 

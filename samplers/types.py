@@ -76,6 +76,8 @@ class Plan:
     answers: for measuring; training needs independent ones."""
     chunk: int | None = None
     """At most this many new tokens per step; the rest is continued by newer weights."""
+    stopping: str | Mapping[str, Any] | None = None
+    """A rule that may end the thought, or keep it going (`samplers/stopping`): for inference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,21 @@ class Job:
     temperature: float = 1.0
     resume: Rollout | None = None
     """An unfinished rollout to continue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """A logit raised while a completion grows: none before `start` tokens, all from `end` on."""
+
+    token: int
+    start: float
+    end: float
+    strength: float
+
+    def at(self, count: float) -> float:
+        """What is added where `count` tokens of the completion stand."""
+        done = (count - self.start) / (self.end - self.start)
+        return self.strength * min(max(done, 0.0), 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +131,11 @@ class Request:
     given: Ids | None = None
     """Tokens to score after `ids` instead of sampling any: they come back as the completion, with
     the logprobs that the model gives them; limits and seed are then without effect."""
+    drawn: int = 0
+    """Tokens that this seed has drawn before: its random numbers go on behind them (torch), or
+    are others for every such number (vLLM)."""
+    ramp: Ramp | None = None
+    """Refused by an engine without `ramps`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +187,21 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """What a stopping rule did to a rollout, and what its looks cost beside what they saved."""
+
+    looks: int = 0
+    sampled: int = 0
+    """Tokens sampled and not kept: trial answers, and ends of thought that were replaced."""
+    fed: int = 0
+    """Tokens of questions fed to the model, and of tokens that it was asked to weigh."""
+    exit: int | None = None
+    """Thinking tokens at which the rule ended the thought; None: it did not."""
+    resumed: int = 0
+    """Times that the thought was made to go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """One finished (or, with `unfinished`, paused) rollout."""
 
@@ -184,6 +221,8 @@ class Rollout:
     unfinished: bool = False
     skipped: bool = False
     """The prompt or the plan's prefill closed the thought: the model had only to answer."""
+    watch: Watch | None = None
+    """Of a plan with a stopping rule."""
 
     @property
     def ended(self) -> bool:
@@ -220,9 +259,10 @@ class Rollout:
 
     @property
     def sampled_tokens(self) -> int:
-        """Everything that was generated and paid for, every answer of every cut."""
+        """Everything that was generated and paid for: every answer of every cut, trial answers."""
         runs = [self.thought, *(a.tokens for a in self.made)]
-        return int(sum((~run.forced_T).sum() for run in runs))
+        tried = 0 if self.watch is None else self.watch.sampled
+        return int(sum((~run.forced_T).sum() for run in runs)) + tried
 
     @property
     def truncated(self) -> bool:

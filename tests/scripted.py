@@ -41,7 +41,7 @@ class ScriptedEngine:
     """
 
     def __init__(self, context: int | None = None) -> None:
-        self.version, self.context = 4, context
+        self.version, self.context, self.ramps = 4, context, False
         self.counters = {"steps": 0, "sampled": 0, "prefilled": 0, "given": 0}
         self.kept: dict[int, list[int]] = {}
         self.queue: list[tuple[Request, list[int], list[tuple[int, float]]]] = []

@@ -57,7 +57,13 @@ def whole_prompt(request: Request, kept_ids: Ids | None, vocab: int, context: in
             f"{where}: {len(ids)} prompt tokens + max_tokens {more} exceed the "
             f"model's context of {context}; lower max_tokens or shorten the prompt"
         )
-    outside = [i for i in (*request.stop_ids, *(request.logit_bias or ())) if i >= vocab]
+    ramp = request.ramp
+    if ramp is not None and not ramp.start < ramp.end:
+        raise ValueError(
+            f"{where}: ramp from {ramp.start:g} to {ramp.end:g} tokens; it must end after its start"
+        )
+    named = (*request.stop_ids, *(request.logit_bias or ()), *([ramp.token] if ramp else ()))
+    outside = [i for i in named if i >= vocab]
     own = own if request.given is None else np.concatenate([own, request.given])
     if outside or (len(own) and (own.min() < 0 or own.max() >= vocab)):
         raise ValueError(

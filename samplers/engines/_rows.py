@@ -1,4 +1,7 @@
-"""What the torch engine knows of its rows: arrays for each step's work, objects for the rest."""
+"""What the torch engine knows of its rows: arrays for each step's work, objects for the rest.
+
+Shape suffixes: N rows, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from samplers.engines._slots import KV
-from samplers.types import Floats, Ids, Request
+from samplers.types import Floats, Ids, Ramp, Request
 
 T = TypeVar("T")
 FORWARD_TOKENS = 8192
@@ -26,6 +30,11 @@ STATE = np.dtype(
         ("temperature", np.float32),
         ("stops", np.int64),  # row of the table of stop sets
         ("bias", np.int64),  # row of the table of logit biases
+        ("drawn", np.int64),  # tokens that the seed has drawn before
+        ("ramp", np.int64),  # token whose logit is raised as the row grows
+        ("ramp_start", np.float64),
+        ("ramp_end", np.float64),
+        ("ramp_strength", np.float32),  # 0: none
     ]
 )
 
@@ -79,6 +88,36 @@ class Table:
             self._rows[key] = len(self.values)
             self.values = torch.cat([self.values, new])
         return self._rows[key]
+
+
+_FLAT = Ramp(0, 0.0, 1.0, 0.0)
+
+
+def started(request: Request, count: int, stops: Table, biases: Table) -> tuple[Any, ...]:
+    """STATE of a row with nothing in the cache, of which `count` tokens are sampled."""
+    ramp = request.ramp or _FLAT
+    return (
+        0, 0, count, request.max_tokens, request.seed & 0xFFFFFFFFFFFFFFFF, request.temperature,
+        stops.row(request.stop_ids), biases.row(request.logit_bias or ()), request.drawn,
+        ramp.token, ramp.start, ramp.end, ramp.strength,
+    )  # fmt: skip
+
+
+def biased(logits_NV: torch.Tensor, state: NDArray[Any], biases: Table) -> torch.Tensor:
+    """Logits with what requests add to them: their biases, and ramps at the rows' lengths."""
+    device = logits_NV.device
+    if state["bias"].any():
+        rows_N = torch.from_numpy(state["bias"].copy()).to(device)
+        logits_NV = logits_NV + biases.values[rows_N]
+    ramped = np.flatnonzero(state["ramp_strength"])
+    if len(ramped):
+        of = state[ramped]
+        share = (of["count"] - of["ramp_start"]) / (of["ramp_end"] - of["ramp_start"])
+        added = of["ramp_strength"] * share.clip(0, 1).astype(np.float32)
+        where = torch.from_numpy(ramped).to(device), torch.from_numpy(of["ramp"].copy()).to(device)
+        raised = torch.from_numpy(added).to(device, logits_NV.dtype)
+        logits_NV = logits_NV.index_put(where, raised, accumulate=True)
+    return logits_NV
 
 
 def chunks(items: list[T], lengths: list[int]) -> Iterator[list[T]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from samplers import ring
 from samplers.engines._forward import additive_mask, last_logits, prefill, sample, score, widen_head
 from samplers.engines._requests import Stepped, check_scored, check_weight, whole_prompt
-from samplers.engines._rows import STATE, Kept, Row, Table, chunks
+from samplers.engines._rows import STATE, Kept, Row, Table, biased, chunks, started
 from samplers.engines._slots import ATTENTION, KV, SlotCache, check_supported
 from samplers.engines._trees import Trees, batches
 from samplers.engines.base import Config
@@ -65,7 +65,7 @@ class TorchEngine(Stepped):
             parameter.data = parameter.data.to(dtype)
         if dtype != torch.float32:
             widen_head(model)
-        self.version, self.receivers, self._asleep = 0, 1, False
+        self.version, self.receivers, self.ramps, self._asleep = 0, 1, True, False
         self.counters = {"steps": 0, "sampled": 0, "prefilled": 0, "forked": 0}
         text = model.config.get_text_config(decoder=True)
         self.context: int | None = getattr(text, "max_position_embeddings", None)
@@ -214,14 +214,9 @@ class TorchEngine(Stepped):
 
     def _begin(self, row: Row) -> tuple[Any, ...]:
         """Its state before anything is in the cache."""
-        request = row.request
         if not row.spans or row.spans[-1][1] != self.version:
             row.spans.append((len(row.ids), self.version))
-        return (
-            0, 0, len(row.ids), request.max_tokens, request.seed & 0xFFFFFFFFFFFFFFFF,
-            request.temperature, self._stops.row(request.stop_ids),
-            self._biases.row(request.logit_bias or ()),
-        )  # fmt: skip
+        return started(row.request, len(row.ids), self._stops, self._biases)
 
     def _enter(self, row: Row, length: int) -> int:
         """Give `row` the next slot."""
@@ -292,9 +287,9 @@ class TorchEngine(Stepped):
 
     def _draw(self, logits_NV: torch.Tensor, state: NDArray[Any]) -> tuple[Ints, Floats, Bools]:
         """Next tokens, their logprobs, and which of them stop their row."""
-        if state["bias"].any():
-            logits_NV = logits_NV + self._biases.values[torch.from_numpy(state["bias"].copy())]
-        tokens, logprobs = sample(logits_NV, state["temperature"], state["seed"], state["count"])
+        logits_NV = biased(logits_NV, state, self._biases)
+        position_N = state["count"] + state["drawn"]
+        tokens, logprobs = sample(logits_NV, state["temperature"], state["seed"], position_N)
         self.counters["sampled"] += len(tokens)
         return tokens, logprobs, self._stops.values.numpy()[state["stops"], tokens]
 

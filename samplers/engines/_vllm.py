@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from samplers import seeds
 from samplers.engines import vllm as settings
 from samplers.engines._requests import Stepped, check_scored, whole_prompt
 from samplers.engines._vllm_start import SCORE_ROWS, arguments, context_of, launch, parameters
@@ -56,7 +57,7 @@ class VllmEngine(Stepped):
     """
 
     def __init__(self, model: Any, config: settings.Config, trust_remote_code: bool = False):
-        self.config, self.version = config, 0
+        self.config, self.version, self.ramps = config, 0, False
         self.shapes, self._needed, text = parameters(model, trust_remote_code)
         settings.check(config, text.to_dict(), longest=1, here=True)
         self.llm = launch(arguments(model, config, trust_remote_code, context_of(text)), config)
@@ -99,6 +100,11 @@ class VllmEngine(Stepped):
 
     def _row(self, request: Request) -> Row:
         kept = None if request.prefix is None else self._kept.get(request.prefix[0])
+        if request.ramp is not None:
+            raise ValueError(
+                f"request {request.id}: vLLM raises no logit as a row grows; ask for pieces with a "
+                "logit_bias each, as samplers/watched.py does"
+            )
         return Row(request, whole_prompt(request, kept, self._vocab, self.context).tolist())
 
     def step(self) -> list[Completion]:
@@ -338,9 +344,11 @@ def sampling(request: Request) -> Any:
     from vllm.sampling_params import SamplingParams
 
     bias = request.logit_bias
+    # Its generators begin anew with every request: what was drawn before changes the seed.
+    seed = seeds.key(request.seed, request.drawn) if request.drawn else request.seed
     return SamplingParams(
         temperature=request.temperature,
-        seed=request.seed & 0x7FFF_FFFF_FFFF_FFFF,
+        seed=seed & 0x7FFF_FFFF_FFFF_FFFF,
         max_tokens=request.max_tokens,
         stop_token_ids=list(request.stop_ids),
         ignore_eos=True,

@@ -40,6 +40,9 @@ class Engine(Protocol):
     receivers: int
     """Processes that read weights in `receive`: 1, or one per tensor-parallel rank."""
 
+    ramps: bool
+    """Takes `Request.ramp`; elsewhere it is approached by a bias for each of several requests."""
+
     @property
     def pending(self) -> int:
         """Requests added whose completion has not been returned yet."""
