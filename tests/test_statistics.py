@@ -12,7 +12,7 @@ from scipy import integrate
 from scipy import stats as scipy_stats
 
 from tests import vectors
-from trainer.eval import statistics
+from trainer.eval import efficiency, statistics
 
 
 def test_t_interval_covers_when_samples_of_a_problem_are_alike() -> None:
@@ -154,5 +154,5 @@ def test_priors_are_distributions(budgets: list[int], prior: statistics.Prior) -
 @vectors.each("thinkdial_act_score")
 def test_act_score_of_the_vectors(case: vectors.Case) -> None:
     given = case["inputs"]
-    act, modes = statistics.act(given["acc"], given["cost"], given["base_acc"], given["base_cost"])
+    act, modes = efficiency.act(given["acc"], given["cost"], given["base_acc"], given["base_cost"])
     vectors.check(case, {"act": act, "per_mode": modes})

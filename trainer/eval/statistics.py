@@ -1,12 +1,13 @@
 """Estimators of evaluation: intervals, tests, pass@k, ratios, any-time accuracy.
 
 The unit of inference is the problem: samples of one problem are averaged first, and only problems
-are counted (M below). Shape suffixes: M problems, S samples of a problem, J budgets.
+are counted (M below). Shape suffixes: M problems, S samples of a problem, J budgets, K tests or
+tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Prior = Literal["equal", "uniform", "log", "linear", "final"]
+Method = Literal["percentile", "bca"]
 EXACT_FLIPS = 12
 """Up to this many units all 2^M sign flips are enumerated."""
 
@@ -83,6 +85,16 @@ def fixed_set_error(correct_MS: ArrayLike) -> float:
     return float(np.sqrt((rates_M * (1 - rates_M) / (counts_M - 1)).sum()) / len(rates_M))
 
 
+def population_error(values_M: ArrayLike) -> float:
+    """Standard error of the mean as an estimate for all problems of the kind: sd / sqrt(M).
+
+    It holds the sampling noise too, and does not go to 0 with more samples; NaN units are left out,
+    and of fewer than two nothing is said (NaN).
+    """
+    kept = _finite(values_M)
+    return float(kept.std(ddof=1) / np.sqrt(kept.size)) if kept.size > 1 else float("nan")
+
+
 def pass_at_k(samples: ArrayLike, correct: ArrayLike, k: int) -> Floats:
     """P(at least one of k samples drawn without replacement is right), per problem.
 
@@ -98,6 +110,25 @@ def pass_at_k(samples: ArrayLike, correct: ArrayLike, k: int) -> Floats:
     drawn = np.arange(k)
     misses = np.maximum((n - c)[..., None] - drawn, 0) / (n[..., None] - drawn)
     return 1.0 - misses.prod(axis=-1)
+
+
+def pass_at(correct_MS: ArrayLike, k: int) -> Floats:
+    """pass@k per problem of samples that are right, wrong or unknown (NaN); NaN where too few are
+    known.
+
+    Raises:
+        ValueError: k is not in 1..S.
+    """
+    correct_MS = np.asarray(correct_MS, dtype=np.float64)
+    if not 1 <= k <= correct_MS.shape[1]:
+        most = correct_MS.shape[1]
+        raise ValueError(f"k: {k} is not in 1..{most}, the samples of a problem; lower k")
+    known_M = (~np.isnan(correct_MS)).sum(axis=1)
+    out = np.full(len(correct_MS), np.nan)
+    enough = known_M >= k
+    if enough.any():
+        out[enough] = pass_at_k(known_M[enough], np.nansum(correct_MS[enough], axis=1), k)
+    return out
 
 
 def paired(a_M: ArrayLike, b_M: ArrayLike, seed: int = 0) -> Comparison:
@@ -140,41 +171,126 @@ def sign_flip(differences_M: ArrayLike, draws: int = 10_000, seed: int = 0) -> f
     return (1 + hits) / (1 + draws)
 
 
+def holm(p_K: ArrayLike) -> Floats:
+    """P-values adjusted for being several (Holm 1979): reject where below the level.
+
+    NaN is no test: it stays, and does not count.
+    """
+    p_K = np.asarray(p_K, dtype=np.float64)
+    out = np.full(p_K.shape, np.nan)
+    tested = np.flatnonzero(~np.isnan(p_K))
+    order = tested[np.argsort(p_K[tested], kind="stable")]
+    scaled = p_K[order] * np.arange(len(order), 0, -1)
+    out[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return out
+
+
+def macro(
+    values_K: Sequence[float],
+    errors_K: Sequence[float],
+    counts_K: Sequence[int],
+    confidence: float = 0.95,
+) -> Estimate:
+    """Mean over tasks, every task as heavy: standard error sqrt(sum SE^2) / K.
+
+    The t interval has Satterthwaite's degrees of freedom (Biometrics 2, 1946). It is one for these
+    tasks: nothing is said of tasks that were not run.
+
+    Args:
+        errors_K: population errors of the values; one that is NaN leaves the interval open.
+        counts_K: problems of each task.
+    """
+    value = float(np.mean(values_K)) if len(values_K) else float("nan")
+    problems = int(np.sum(counts_K))
+    squares = np.asarray(errors_K, dtype=np.float64) ** 2
+    if not len(values_K) or np.isnan(squares).any():
+        return Estimate(value, float("nan"), float("nan"), problems)
+    if not squares.any():
+        return Estimate(value, value, value, problems)
+    from scipy import stats
+
+    parts = squares**2 / np.maximum(np.asarray(counts_K) - 1, 1)
+    freedom = squares.sum() ** 2 / parts.sum()
+    half = stats.t.ppf(0.5 + confidence / 2, freedom) * np.sqrt(squares.sum()) / len(values_K)
+    return Estimate(value, float(value - half), float(value + half), problems)
+
+
 def bootstrap(
     statistic: Callable[[NDArray[np.intp]], Floats],
     units: int,
     draws: int = 2000,
     seed: int = 0,
     confidence: float = 0.95,
+    method: Method = "percentile",
 ) -> Estimate:
-    """Percentile bootstrap over problems.
+    """Bootstrap over problems.
 
     `statistic` maps indices [draws, M] to values [draws]; it is called with the identity too.
+    'bca' corrects the percentiles for bias and skew (Efron 1987; the acceleration by leaving out
+    each problem in turn), which a ratio of sums has; percentiles where it cannot.
     """
     value = float(statistic(np.arange(units)[None])[0])
     if units < 2:
         return Estimate(value, float("nan"), float("nan"), units)
     indices = np.random.default_rng(seed).integers(0, units, (draws, units))
-    edges = [0.5 - confidence / 2, 0.5 + confidence / 2]
+    resampled = statistic(indices)
+    edges = np.array([0.5 - confidence / 2, 0.5 + confidence / 2])
+    if method == "bca":
+        edges = _bca(edges, value, resampled, statistic, units)
     # Ratios may be infinite in a resample: an order statistic stays one, interpolation gives NaN.
-    low, high = np.quantile(statistic(indices), edges, method="inverted_cdf")
+    low, high = np.quantile(resampled, edges, method="inverted_cdf")
     return Estimate(value, float(low), float(high), units)
 
 
-def ratio(above_M: ArrayLike, below_M: ArrayLike, draws: int = 2000, seed: int = 0) -> Estimate:
-    """Ratio of sums with a bootstrap interval over problems.
+def _bca(
+    edges: Floats,
+    value: float,
+    resampled: Floats,
+    statistic: Callable[[NDArray[np.intp]], Floats],
+    units: int,
+) -> Floats:
+    """The quantiles to take of the resamples."""
+    from scipy import stats
+
+    below = ((resampled < value).mean() + (resampled <= value).mean()) / 2
+    others = np.array([np.delete(np.arange(units), i) for i in range(units)])
+    left_out = statistic(others)
+    if not 0 < below < 1 or not np.isfinite(left_out).all():
+        return edges
+    off = left_out.mean() - left_out
+    spread = (off**2).sum() ** 1.5
+    acceleration = (off**3).sum() / (6 * spread) if spread else 0.0
+    bias = stats.norm.ppf(below)
+    at = bias + stats.norm.ppf(edges)
+    moved: Floats = stats.norm.cdf(bias + at / (1 - acceleration * at))
+    return moved
+
+
+def ratio(
+    above_M: ArrayLike,
+    below_M: ArrayLike,
+    draws: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    method: Method = "percentile",
+) -> Estimate:
+    """Ratio of sums with a bootstrap interval over problems; those with a NaN are left out.
 
     Tokens per solve is ratio(mean tokens, mean accuracy): finite as soon as anything is solved.
     """
     above = np.asarray(above_M, dtype=np.float64)
     below = np.asarray(below_M, dtype=np.float64)
     assert above.shape == below.shape, (above.shape, below.shape)
+    known = ~np.isnan(above + below)
+    above, below = above[known], below[known]
+    if not len(above):
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
 
     def statistic(index: NDArray[np.intp]) -> Floats:
         with np.errstate(divide="ignore", invalid="ignore"):
             return above[index].sum(axis=1) / below[index].sum(axis=1)
 
-    return bootstrap(statistic, len(above), draws, seed)
+    return bootstrap(statistic, len(above), draws, seed, confidence, method)
 
 
 def quantile(values_MS: ArrayLike, q: float, draws: int = 500, seed: int = 0) -> Estimate:
@@ -266,32 +382,6 @@ def under_caps(lengths: ArrayLike, cap: int) -> Floats:
 def anytime(accuracy_J: ArrayLike, budgets: Sequence[int], prior: Prior = "equal") -> Floats:
     """Any-time accuracy: sum_j P_j acc(b_j) over the last axis (Qi et al., arXiv:2505.13438)."""
     return np.asarray(accuracy_J, dtype=np.float64) @ prior_weights(budgets, prior)
-
-
-ACT_WEIGHTS: Mapping[str, float] = {"high": 1.0, "medium": 0.5, "low": 0.5}
-"""Share of accuracy in a mode's ACT score; what is left is that of tokens saved."""
-
-
-def act(
-    accuracy: Mapping[str, float],
-    cost: Mapping[str, float],
-    base_accuracy: float,
-    base_cost: float,
-    weights: Mapping[str, float] = ACT_WEIGHTS,
-) -> tuple[float, dict[str, float]]:
-    """ThinkDial's ACT score (arXiv:2508.18773, eqs. 6 and 7): the mean over modes, and each mode's.
-
-    w acc / acc_base + (1 - w) (1 - cost / cost_base), a fraction; the base must be right at times.
-
-    Args:
-        accuracy, cost: per mode; cost in mean tokens.
-    """
-    each = {
-        mode: weights[mode] * accuracy[mode] / base_accuracy
-        + (1 - weights[mode]) * (1 - cost[mode] / base_cost)
-        for mode in accuracy
-    }
-    return sum(each.values()) / len(each), each
 
 
 def _finite(values: ArrayLike) -> Floats:
