@@ -1,11 +1,12 @@
-"""Claims about two models. The unit is the problem, as in statistics.py.
+"""Claims about two models, and about several tasks. The unit is the problem, as in statistics.py.
 
 A model is called more efficient only where it is not worse by more than a margin stated beforehand
-and surely cheaper: both `not_worse` and `cheaper`. Shape suffix: M problems.
+and surely cheaper: both `not_worse` and `cheaper`. Shape suffixes: M problems, K tests or tasks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trainer.eval import statistics
+from trainer.eval.statistics import Estimate, Floats
 
 Sides = Literal[1, 2]
 
@@ -72,3 +74,47 @@ def cheaper(
     wide = confidence if sides == 2 else 2 * confidence - 1
     share = statistics.ratio(a_M, b_M, draws, seed, wide, "bca")
     return Bound(share.value, share.high, limit, bool(share.high < limit), (1 + wide) / 2)
+
+
+def holm(p_K: ArrayLike) -> Floats:
+    """P-values adjusted for being several (Holm 1979): reject where below the level.
+
+    NaN is no test: it stays, and does not count.
+    """
+    p_K = np.asarray(p_K, dtype=np.float64)
+    out = np.full(p_K.shape, np.nan)
+    tested = np.flatnonzero(~np.isnan(p_K))
+    order = tested[np.argsort(p_K[tested], kind="stable")]
+    scaled = p_K[order] * np.arange(len(order), 0, -1)
+    out[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return out
+
+
+def macro(
+    values_K: Sequence[float],
+    errors_K: Sequence[float],
+    counts_K: Sequence[int],
+    confidence: float = 0.95,
+) -> Estimate:
+    """Mean over tasks, every task as heavy: standard error sqrt(sum SE^2) / K.
+
+    The t interval has Satterthwaite's degrees of freedom (Biometrics 2, 1946). It is one for these
+    tasks: nothing is said of tasks that were not run.
+
+    Args:
+        errors_K: population errors of the values; one that is NaN leaves the interval open.
+        counts_K: problems of each task.
+    """
+    value = float(np.mean(values_K)) if len(values_K) else float("nan")
+    problems = int(np.sum(counts_K))
+    squares = np.asarray(errors_K, dtype=np.float64) ** 2
+    if not len(values_K) or np.isnan(squares).any():
+        return Estimate(value, float("nan"), float("nan"), problems)
+    if not squares.any():
+        return Estimate(value, value, value, problems)
+    from scipy import stats
+
+    parts = squares**2 / np.maximum(np.asarray(counts_K) - 1, 1)
+    freedom = squares.sum() ** 2 / parts.sum()
+    half = stats.t.ppf(0.5 + confidence / 2, freedom) * np.sqrt(squares.sum()) / len(values_K)
+    return Estimate(value, float(value - half), float(value + half), problems)

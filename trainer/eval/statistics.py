@@ -1,8 +1,7 @@
 """Estimators of evaluation: intervals, tests, pass@k, ratios, any-time accuracy.
 
 The unit of inference is the problem: samples of one problem are averaged first, and only problems
-are counted (M below). Shape suffixes: M problems, S samples of a problem, J budgets, K tests or
-tasks.
+are counted (M below). Shape suffixes: M problems, S samples of a problem, J budgets.
 """
 
 from __future__ import annotations
@@ -169,50 +168,6 @@ def sign_flip(differences_M: ArrayLike, draws: int = 10_000, seed: int = 0) -> f
         signs = rng.integers(0, 2, (len(block), d_M.size)) * 2 - 1
         hits += int((np.abs(signs @ d_M) >= observed).sum())
     return (1 + hits) / (1 + draws)
-
-
-def holm(p_K: ArrayLike) -> Floats:
-    """P-values adjusted for being several (Holm 1979): reject where below the level.
-
-    NaN is no test: it stays, and does not count.
-    """
-    p_K = np.asarray(p_K, dtype=np.float64)
-    out = np.full(p_K.shape, np.nan)
-    tested = np.flatnonzero(~np.isnan(p_K))
-    order = tested[np.argsort(p_K[tested], kind="stable")]
-    scaled = p_K[order] * np.arange(len(order), 0, -1)
-    out[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
-    return out
-
-
-def macro(
-    values_K: Sequence[float],
-    errors_K: Sequence[float],
-    counts_K: Sequence[int],
-    confidence: float = 0.95,
-) -> Estimate:
-    """Mean over tasks, every task as heavy: standard error sqrt(sum SE^2) / K.
-
-    The t interval has Satterthwaite's degrees of freedom (Biometrics 2, 1946). It is one for these
-    tasks: nothing is said of tasks that were not run.
-
-    Args:
-        errors_K: population errors of the values; one that is NaN leaves the interval open.
-        counts_K: problems of each task.
-    """
-    value = float(np.mean(values_K)) if len(values_K) else float("nan")
-    problems = int(np.sum(counts_K))
-    squares = np.asarray(errors_K, dtype=np.float64) ** 2
-    if not len(values_K) or np.isnan(squares).any():
-        return Estimate(value, float("nan"), float("nan"), problems)
-    if not squares.any():
-        return Estimate(value, value, value, problems)
-    from scipy import stats
-
-    parts = squares**2 / np.maximum(np.asarray(counts_K) - 1, 1)
-    freedom = squares.sum() ** 2 / parts.sum()
-    half = stats.t.ppf(0.5 + confidence / 2, freedom) * np.sqrt(squares.sum()) / len(values_K)
-    return Estimate(value, float(value - half), float(value + half), problems)
 
 
 def bootstrap(
