@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplers.types import Plan, Prompt
-from trainer.eval import metric, statistics
+from trainer.eval import adherence, metric, statistics
 from trainer.eval.budgets import (
     EvalConfig,
     EvalResult,
@@ -29,8 +29,6 @@ from trainer.eval.budgets import (
 from trainer.eval.rows import Row, table_of, told
 from trainer.eval.statistics import Estimate
 
-DRAWS = 500
-"""Resamples of the problems behind an interval of the rank correlation."""
 COUNTED = ("think_tokens", "answer_tokens", "tokens")
 
 
@@ -89,11 +87,5 @@ def _kept(wanted_N: NDArray[np.float64], used_NMS: NDArray[np.float64]) -> dict[
     off_M = (np.abs(used_NMS - wanted_N11) / wanted_N11).mean(axis=(0, 2))
     out = {"asked/deviation": statistics.mean(off_M)}
     if len(set(wanted_N.tolist())) > 1:
-        wanted = np.broadcast_to(wanted_N11, used_NMS.shape).ravel()
-
-        def statistic(index: NDArray[np.intp]) -> NDArray[np.float64]:
-            return np.array([statistics.spearman(wanted, used_NMS[:, i].ravel()) for i in index])
-
-        units = used_NMS.shape[1]
-        out["asked/rank_correlation"] = statistics.bootstrap(statistic, units, DRAWS)
+        out["asked/rank_correlation"] = adherence.rank_correlation(wanted_N, used_NMS)
     return out

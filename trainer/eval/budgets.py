@@ -21,7 +21,7 @@ from rewards.verify import context
 from samplers import seeds
 from samplers.seam import Component
 from samplers.types import Answer, Job, Plan, Prompt, Rollout
-from trainer.eval import curve
+from trainer.eval import curve, efficiency, metric
 from trainer.eval.rows import Row as Row
 from trainer.eval.rows import rows_of, shown, table_of
 from trainer.eval.statistics import Estimate, Prior
@@ -238,7 +238,9 @@ def measure(
         out |= {"anytime": found[f"anytime/{prior}"], "anytime/log": found["anytime/log"]}
     more = curve.lengths(table) | curve.health(table)
     out |= {name: each for name, each in more.items() if name not in NOT_LOGGED}
-    out["tokens_per_solve"] = curve.tokens_per_solve(table)
+    tokens_MS = table.known(table.tokens_MSJ[..., -1])
+    paid = metric.of_means(efficiency.tokens_per_solve, table.correct_MSJ[..., -1], tokens_MS)
+    out["tokens_per_solve"] = paid
     out |= curve.difficulties(table)
     return {name: each.estimate for name, each in out.items()}
 

@@ -85,12 +85,6 @@ def health(table: Table) -> Metrics:
     return {name: metric.from_samples(table.known(share)) for name, share in shares.items()}
 
 
-def tokens_per_solve(table: Table, j: int = -1) -> Metric:
-    """Tokens of all samples for each that is right: failures are paid for too."""
-    tokens_MS = table.known(table.tokens_MSJ[..., j])
-    return metric.of_means(statistics.ratio, tokens_MS, table.correct_MSJ[..., j])
-
-
 def difficulties(table: Table) -> Metrics:
     """Uncut accuracy and thinking tokens for each difficulty that the data tell."""
     out: Metrics = {}

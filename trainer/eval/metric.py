@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trainer.eval import statistics
+from trainer.eval import claims, statistics
 from trainer.eval.statistics import Estimate, Floats
 
 STEP = 1e-5
@@ -75,9 +75,7 @@ def pass_at_k(correct_MS: ArrayLike, k: int) -> Metric:
     correct = _samples(correct_MS)
     n_M, c_M = (~np.isnan(correct)).sum(axis=1), np.nansum(correct, axis=1)
     enough_M = n_M >= k
-    values_M = np.full(len(n_M), np.nan)
-    if enough_M.any():
-        values_M[enough_M] = statistics.pass_at_k(n_M[enough_M], c_M[enough_M], k)
+    values_M = statistics.pass_at(correct, k)
     fixed = None
     if enough_M.any() and (n_M[enough_M] > k).all():
         n, c = n_M[enough_M], c_M[enough_M]
@@ -148,7 +146,7 @@ def macro(parts: Sequence[Metric]) -> Metric:
     low = high = math.nan
     if pop is not None:
         errors = [p.se_pop or 0.0 for p in parts]
-        found = statistics.macro([p.value for p in parts], errors, [p.n for p in parts])
+        found = claims.macro([p.value for p in parts], errors, [p.n for p in parts])
         low, high = found.low, found.high
     n, samples = sum(part.n for part in parts), sum(part.samples for part in parts)
     return Metric(value, low, high, n, samples, fixed, pop)
@@ -198,8 +196,8 @@ def fixed_error(values_MS: Floats) -> float | None:
 
 
 def _population(values_M: Floats) -> float | None:
-    kept = values_M[~np.isnan(values_M)]
-    return float(kept.std(ddof=1) / np.sqrt(kept.size)) if kept.size > 1 else None
+    error = statistics.population_error(values_M)
+    return None if math.isnan(error) else error
 
 
 def _slopes(estimator: Callable[..., Estimate], means: Floats) -> Floats:
