@@ -19,6 +19,7 @@ import launch.arguments.common
 import launch.arguments.evaluate
 import launch.arguments.generate
 import launch.arguments.reward
+import launch.arguments.serve
 from launch import values
 
 SETTINGS = "a.b=c: change any field, e.g. optim.lr=1e-3, stages.0.steps=5"
@@ -66,6 +67,13 @@ def evaluate(args: argparse.Namespace) -> int:
 def generate(args: argparse.Namespace) -> int:
     """Generate with a thinking budget, as training and evaluation do."""
     from launch.generate import generate as run
+
+    return run(args)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve a model by an engine's own server, so that thinking budgets hold."""
+    from launch.serve import serve as run
 
     return run(args)
 
@@ -145,6 +153,7 @@ def parser() -> argparse.ArgumentParser:
     launch.arguments.common.report(one)
     launch.arguments.evaluate.add(add("eval", evaluate))
     launch.arguments.generate.add(add("generate", generate))
+    launch.arguments.serve.add(add("serve", serve))
     launch.arguments.reward.add(add("reward", reward))
     one = add("report", report)
     one.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
@@ -156,9 +165,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Arms and settings may also stand after options, where argparse alone does not take them."""
-    arguments = parser()
-    args, rest = arguments.parse_known_args(argv)
+    """Arms and settings may also stand after options, where argparse alone does not take them;
+    what stands after -- is the engine's, where there is one to hand it to."""
+    arguments, words, extra = parser(), list(sys.argv[1:] if argv is None else argv), []
+    if words[:1] == ["serve"] and "--" in words:
+        at = words.index("--")
+        words, extra = words[:at], words[at + 1 :]
+    args, rest = arguments.parse_known_args(words)
+    args.extra = extra
     takes = next((name for name in ("settings", "arms") if name in args), "")
     unknown = [text for text in rest if text[:1] == "-" or not takes]
     if unknown:

@@ -148,18 +148,8 @@ def hard_of(body: Mapping[str, Any]) -> int | None:
 
 
 OPENAI = frozenset(
-    [
-        "model",
-        "messages",
-        "max_tokens",
-        "reasoning_effort",
-        "temperature",
-        "top_p",
-        "seed",
-        "n",
-        "stop",
-        "logprobs",
-    ]
+    {"model", "messages", "max_tokens", "reasoning_effort", "temperature", "top_p", "seed", "n"}
+    | {"stop", "logprobs", "top_logprobs"}
 )
 
 

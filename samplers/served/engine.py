@@ -94,7 +94,7 @@ class HttpEngine(Stepped):
         return whole_prompt(request, kept, self._vocab, self.context)
 
     def body(self, request: Request, ids: Ids) -> dict[str, Any]:
-        """What vLLM in this process is asked, as JSON: the same random numbers on the same build."""
+        """What vLLM in this process is asked, as JSON: seeds draw the same on the same build."""
         drawn = getattr(request, "drawn", 0)
         seed = seeds.key(request.seed, drawn) if drawn else request.seed
         body: dict[str, Any] = {

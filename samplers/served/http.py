@@ -36,9 +36,9 @@ ODD = {
     "over": "hard budgets were ignored: the thought went on behind them, by up to {most} tokens; "
     "no number at a budget holds (the server needs --reasoning-parser and --reasoning-config: "
     "laconic serve)",
-    "rendered": "prompts were rendered otherwise than by the tokenizer here; export the model again "
-    "and serve that folder, or give its own folder",
-    "split": "answers were split from their thought otherwise than here; check --reasoning-parser",
+    "rendered": "prompts were rendered otherwise than by the tokenizer here; give the folder that "
+    "is served",
+    "split": "answers were split from their thought otherwise than here; see --reasoning-parser",
     "unanswered": "thoughts ended the response without an answer; an engine in this process goes "
     "on to the answer where there is a budget, a server does not",
     "unnested": "budgets were answered after another thought than the uncut one: the server does "
