@@ -1,90 +1,277 @@
-"""`laconic eval`: accuracy of a model at thinking budgets, by the code that runs in training."""
+"""`laconic eval`: samples of a model at budgets, verdicts, metrics, tables and a report."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch import inprocess
+import yaml
+
+from launch import evaluate_model
 from launch.reward import columns_of, spec_of
-from rewards.service.pool import VerifierPool
 from samplers import seam
-from samplers.data import DataConfig, Dataset, load
-from samplers.types import Plan
-from trainer.eval.budgets import EvalConfig, EvalResult
-from trainer.eval.budgets import evaluate as measure
-from trainer.eval.statistics import Estimate
+from trainer.eval import findings, metric, metrics, require, summary
+from trainer.eval.compare import compare
+from trainer.eval.folder import METRICS, Folder, open_folder
+from trainer.eval.judging import judge
+from trainer.eval.metric import Metric
+from trainer.eval.metrics import Options
+from trainer.eval.problems import Task
+from trainer.eval.progress import Progress
+from trainer.eval.require import Requirement
+from trainer.eval.run import errors
+from trainer.eval.samples import SETTINGS
+from trainer.eval.settings import EvalSettings
+from trainer.eval.suites import Wanted
+from trainer.eval.suites import task as task_of
+
+_REST = (": more", ": what right answers cost", ": by difficulty")
+"""Tables that only summary.md has."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the command line says of everything but the model."""
+
+    options: Options
+    requirements: tuple[Requirement, ...]
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Measure, print a table (or JSON), and write rows to --out.
+    """Evaluate, print a table (or JSON), and keep everything in --out.
+
+    Returns:
+        1 where a requirement does not hold, else 0.
 
     Raises:
-        ValueError: model or data missing, or budgets that do not fit below --max-tokens.
+        ValueError: whatever is wrong with what was asked, before the model is loaded.
     """
-    finite = tuple(sorted(b for b in args.budgets if b is not None))
-    config = EvalConfig(
-        problems=args.problems,
-        samples=args.samples,
-        budgets=finite,
-        temperature=args.temperature,
-        answer_tokens=args.answer_tokens,
-        seed=args.seed,
-    )
-    thinking = not args.no_thinking
-    config.grid(args.max_tokens, thinking)
-    spec = spec_of(args.verifier, "--verifier")
-    dataset = _dataset(args.data, columns_of(args.columns, "{prompt: question, answer: target}"))
-    size = min(args.problems, dataset.size or args.problems)
-    with VerifierPool(spec) as pool:
-        worker, _ = inprocess.worker(args)
-        workers = inprocess.Workers(worker, pool)
-        prompts = [dataset[i] for i in range(size)]
-        plan = Plan(max_tokens=args.max_tokens)
-        result = measure(workers, prompts, config, plan, thinking=thinking)
-    if args.out:
-        result.save(args.out)
-    print(_json(result) if args.json else _table(result, finite))
-    return 0
-
-
-def _dataset(name: str, columns: Any) -> Dataset:
-    """A file of problems with its column map, or the held-out problems of a task."""
-    if Path(name).suffix or name not in seam.names("samplers.tasks"):
-        return load(DataConfig(path={"test": name}, columns=columns), "test")
-    if columns:
-        raise ValueError(f"--columns: task '{name}' has no columns; they belong to a file")
-    return load(DataConfig(task=name), "test")
-
-
-def _json(result: EvalResult) -> str:
-    metrics = {name: asdict(estimate) for name, estimate in result.metrics.items()}
-    return json.dumps({**result.settings, "metrics": metrics}, indent=1)
-
-
-def _table(result: EvalResult, budgets: tuple[int, ...]) -> str:
-    """One line a budget: accuracy with its 95% interval, tokens used, share that was forced."""
-    metrics = result.metrics
-    lines = [f"{'budget':>8}  {'accuracy':^24}  {'tokens':>7}  {'forced':>7}"]
-    for b in budgets:
-        tokens, forced = metrics[f"tokens@{b}"].value, metrics[f"forced@{b}"].value
-        accuracy = _interval(metrics[f"accuracy@{b}"])
-        lines.append(f"{b:>8}  {accuracy:^24}  {tokens:7.1f}  {forced:7.1%}")
-    tokens = metrics["think_tokens/mean"].value + metrics["answer_tokens/mean"].value
-    lines.append(f"{'inf':>8}  {_interval(metrics['accuracy']):^24}  {tokens:7.1f}  {0:7.1%}")
-    lines.append(
-        f"{result.settings['problems']} problems, {result.settings['samples']} samples each; "
-        f"cut at the cap: {metrics['truncated'].value:.1%}"
-    )
-    if unknown := metrics["unknown"].value:
-        lines.append(
-            f"unknown (timeout, error, a gold that cannot be graded), in no accuracy: {unknown:.1%}"
+    asked = _Asked(_options(args), tuple(map(require.requirement, args.require)))
+    if args.offline:
+        return _offline(args, asked)
+    if (Path(args.model) / SETTINGS).is_file():
+        raise ValueError(
+            f"{args.model} is an evaluation and no model; to grade, measure and draw it again: "
+            f"laconic eval {args.model} --offline"
         )
-    return "\n".join(lines)
+    tasks, settings = _tasks(args), _settings(args)
+    require.check(asked.requirements, [task.name for task in tasks])
+    _check_ks(args.k, tasks, settings)
+    base = _base_folder(args.baseline, tasks)
+    with ExitStack() as stack:
+        out = args.out
+        if out is None:
+            out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="laconic-eval-")))
+        folder = evaluate_model.run(args, args.model, tasks, settings, out)
+        if args.baseline and base is None:
+            base = evaluate_model.run(args, args.baseline, tasks, settings, out / "baseline")
+            _measured(base, asked.options)
+        return _finish(args, folder, base, asked, keep=args.out is not None)
 
 
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+def _offline(args: argparse.Namespace, asked: _Asked) -> int:
+    """Grade saved samples again, and all that follows: no model is needed."""
+    folder = open_folder(args.model)
+    if args.verifier:
+        spec = spec_of(args.verifier, "--verifier")
+        for task in folder.settings["tasks"]:
+            task["verifier"] = spec
+    require.check(asked.requirements, folder.tasks)
+    base = open_folder(args.baseline) if args.baseline else None
+    if base is not None:
+        _same_problems(base, folder.settings["identity"]["tasks"])
+    from trainer.preflight import cpus
+
+    with Progress("judging", folder.size()) as bar:
+        judge(folder, again=True, workers=min(4, cpus()), progress=bar.add)
+    folder.settings["graders"] = folder.graders()
+    _write(folder.path / SETTINGS, folder.settings)
+    return _finish(args, folder, base, asked, keep=True)
+
+
+# What was asked
+
+
+def _tasks(args: argparse.Namespace) -> list[Task]:
+    names = [*args.tasks, *([args.data] if args.data else [])]
+    if not names:
+        raise ValueError(
+            "--tasks: nothing to evaluate on; give --tasks math500=FILE, --data find or --data FILE"
+        )
+    wanted = Wanted(
+        folder=args.data_dir,
+        columns=columns_of(args.columns, "{prompt: question, answer: target}"),
+        verifier=spec_of(args.verifier, "--verifier") if args.verifier else None,
+        problems=args.problems,
+        bad_golds=args.bad_golds,
+    )
+    tasks = [task_of(name, wanted) for name in names]
+    if len({task.name for task in tasks}) < len(tasks):
+        raise ValueError(f"--tasks: {', '.join(t.name for t in tasks)}: one is there twice")
+    return tasks
+
+
+def _settings(args: argparse.Namespace) -> EvalSettings:
+    finite = tuple(sorted(b for b in args.budgets if b is not None))
+    stopping = None if args.stopping is None else _yaml(args.stopping, "--stopping")
+    if stopping is not None:
+        seam.resolve("samplers.stopping", stopping)
+    if args.temperature == 0 and (args.precision or (args.samples or 1) > 1):
+        warnings.warn(
+            "--samples: at temperature 0 all samples of a problem are the same; raise the "
+            "temperature (reasoners loop when greedy) or take one",
+            stacklevel=2,
+        )
+    return EvalSettings(
+        mode=args.budget_mode,
+        budgets=finite,
+        samples=args.samples,
+        precision=args.precision,
+        max_samples=args.max_samples,
+        max_tokens=args.max_tokens,
+        answer_tokens=args.answer_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+        stopping=stopping,
+        thoughts=args.save_thoughts,
+    )
+
+
+def _yaml(text: str, option: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        why = " ".join(str(error).split())[:80]
+        raise ValueError(f"{option}: {text!r} is no YAML ({why})") from None
+
+
+def _options(args: argparse.Namespace) -> Options:
+    usual = Options() if args.out or args.offline else Options(selections=(), stopping=())
+    for name in args.selection or ():
+        seam.resolve("samplers.selection", name)
+    for name in args.stopping_offline or ():
+        seam.resolve("samplers.stopping", name)
+    return Options(
+        selections=usual.selections if args.selection is None else args.selection,
+        ks=usual.ks if args.k is None else args.k,
+        stopping=usual.stopping if args.stopping_offline is None else args.stopping_offline,
+        prior=args.prior,
+    )
+
+
+def _check_ks(ks: Sequence[int] | None, tasks: Sequence[Task], settings: EvalSettings) -> None:
+    """A selection of k is of samples drawn without replacement."""
+    for task in tasks:
+        have = settings.max_samples if settings.precision else settings.samples or task.samples
+        if ks and max(ks) > have:
+            raise ValueError(
+                f"--k: {max(ks)} samples cannot be drawn of the {have} of each problem of "
+                f"{task.name}; lower it, or set --samples {max(ks)}"
+            )
+
+
+# A baseline
+
+
+def _base_folder(text: str | None, tasks: Sequence[Task]) -> Folder | None:
+    """The evaluation that --baseline names; None: there is none, or it is a model."""
+    if text is None or not (Path(text) / SETTINGS).is_file():
+        return None
+    folder = open_folder(text)
+    here = {t.name: f"{len(t.prompts)} problems {t.fingerprint}" for t in tasks}
+    _same_problems(folder, here)
+    return folder
+
+
+def _same_problems(base: Folder, here: dict[str, str]) -> None:
+    for task, problems in here.items():
+        there = base.settings["identity"]["tasks"].get(task)
+        if there != problems:
+            raise ValueError(
+                f"--baseline: {base.path} is of other problems: task {task} has "
+                f"{there or 'none'} there, {problems} here; evaluate the baseline on the same"
+            )
+
+
+# What comes of it
+
+
+def _finish(
+    args: argparse.Namespace, folder: Folder, base: Folder | None, asked: _Asked, keep: bool
+) -> int:
+    tables, found = _measured(folder, asked.options)
+    notes = [*findings.findings(tables, found), *folder.settings.get("server", [])]
+    reached = errors(tables) if args.precision else {}
+    for task, error in reached.items():
+        if error > args.precision:
+            notes.append(
+                f"{task}: --precision {args.precision} was not reached with --max-samples "
+                f"{args.max_samples}: the standard error is {error:.4f}"
+            )
+    if base is not None and not (base.path / METRICS).is_file():
+        _measured(base, asked.options)
+    if keep:
+        _report(folder, base, found, notes)
+    against = None if base is None else compare(base.path, folder.path)
+    words = {"adherence": findings.exceeded(tables)}
+    if against is not None:
+        words["noninferiority"] = against.inferior()
+    if args.json:
+        told = {**folder.settings, "metrics": metric.as_json(found), "notes": notes}
+        told |= {} if against is None else {"compared": against.as_json()}
+        print(json.dumps(told, indent=1))
+    else:
+        print(_text(found, notes, folder.path if keep else None))
+        if against is not None:
+            print("\n" + against.text())
+    failed = require.failures(asked.requirements, found, words)
+    for line in failed:
+        print(f"laconic: required: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _measured(folder: Folder, options: Options) -> tuple[list[Any], dict[str, Metric]]:
+    """Tables and metrics of a folder; metrics.json is written."""
+    tables = folder.tables()
+    if not tables:
+        raise ValueError(f"{folder.path} holds no samples; collect them first")
+    found = metrics.measure(tables, options)
+    _write(folder.path / METRICS, {"metrics": metric.as_json(found)})
+    return tables, found
+
+
+def _text(found: Mapping[str, Metric], notes: Sequence[str], kept: Path | None) -> str:
+    """The main tables; all else is in summary.md."""
+    blocks = [block for block in summary.blocks(found) if not block.title.endswith(_REST)]
+    parts = [f"{block.title}\n{summary.aligned(block.cells)}" for block in blocks]
+    tail = [*(f"finding: {line}" for line in notes), *([f"kept in {kept}"] if kept else [])]
+    return "\n\n".join([*parts, "\n".join([summary.NOTE, *tail])])
+
+
+def _report(
+    folder: Folder, base: Folder | None, found: Mapping[str, Metric], notes: Sequence[str]
+) -> None:
+    """summary.md, environment.json, report.html and plots/."""
+    from launch.run import environment
+
+    path = folder.path
+    (path / "summary.md").write_text(summary.markdown(found, notes), encoding="utf-8")
+    _write(path / "environment.json", environment())
+    from trainer.report import evaluation
+
+    both = [path] if base is None else [path, base.path]
+    evaluation.write(both, path / "report.html", None if base is None else base.path)
+
+
+def _write(path: Path, value: Any) -> None:
+    beside = path.with_name(f"{path.name}.partial")
+    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)

@@ -84,3 +84,24 @@ def memory(text: str) -> float:
 
 def metrics(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for part in text.split(",") if part))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """'short-m,best-of-n' -> names of files."""
+    return tuple(part.strip().replace("-", "_") for part in text.split(",") if part.strip())
+
+
+def counts(text: str) -> tuple[int, ...]:
+    return tuple(count(part) for part in text.split(","))
+
+
+def tasks(text: str) -> tuple[str, ...]:
+    """Split at the commas that stand in no braces."""
+    parts, depth = [""], 0
+    for sign in text:
+        depth += (sign in "{[") - (sign in "}]")
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return tuple(part.strip() for part in parts if part.strip())

@@ -193,19 +193,18 @@ def test_generate_prints_what_was_forced(capsys: Captured) -> None:
     assert "forced '</think>'" in last
 
 
-def test_eval_is_the_evaluation_of_training(capsys: Captured, tmp_path: Path) -> None:
-    """Figures on paper: accuracy at a budget from the rows that are written beside it."""
+def test_eval_prints_what_it_keeps(capsys: Captured, tmp_path: Path) -> None:
+    """Figures on paper: accuracy at a budget from the samples and verdicts that are written."""
     argv = ["eval", "base/find", "--data", "find", "--problems", "24", "--answer-tokens", "4"]
     out = ["--out", str(tmp_path), "--json"]
     assert main([*argv, "--budgets", "16,0,inf", *out]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["budgets"] == [0, 16, "inf"]
-    rows = [json.loads(line) for line in (tmp_path / "step-0.jsonl").read_text().splitlines()]
-    assert len(rows) == 24 * 3
-    for budget, metric in ((0, "accuracy@0"), (16, "accuracy@16"), ("inf", "accuracy")):
-        right = [row["correct"] for row in rows if row["budget"] == budget]
-        assert result["metrics"][metric]["value"] == pytest.approx(sum(right) / 24)
-    assert result["metrics"]["tokens@0"]["value"] <= 4
+    assert result["metrics"]["find/tokens@0"]["value"] <= 4
+    saved = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    right = [row["verdicts"][-1][0] == "ok" for row in saved[1:]]
+    assert result["metrics"]["find/accuracy@inf"]["value"] == pytest.approx(sum(right) / 24)
+    assert {"eval.json", "summary.md", "report.html"} <= {p.name for p in tmp_path.iterdir()}
 
 
 def test_eval_takes_a_file_and_a_verifier(capsys: Captured, tmp_path: Path) -> None:
@@ -217,15 +216,17 @@ def test_eval_takes_a_file_and_a_verifier(capsys: Captured, tmp_path: Path) -> N
     argv += ["--columns", "{prompt: sums}"]
     assert main([*argv, "--json"]) == 0
     strict = json.loads(capsys.readouterr().out)
-    assert strict["problems"] == 8
-    assert strict["metrics"]["accuracy"]["value"] == 0.0  # the golds are in lower case
+    assert [task["problems"] for task in strict["tasks"]] == [8]
+    assert strict["metrics"]["problems/accuracy@inf"]["value"] == 0.0  # golds in lower case
     assert main([*argv, "--verifier", "{name: exact, ignore_case: true}"]) == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[0].split() == ["budget", "accuracy", "tokens", "forced"]
-    assert [line.split()[0] for line in table[1:3]] == ["8", "inf"]
-    assert float(table[2].split()[1]) > 0
-    assert main([*argv, "--verifier", "numeric"]) == 0  # to which these golds mean nothing
-    assert "unknown (timeout, error, a gold" in capsys.readouterr().out.splitlines()[-1]
+    assert table[0] == "problems: cut at a budget"
+    assert [line.split()[0] for line in table[2:4]] == ["8", "inf"]
+    assert float(table[3].split()[1]) > 0
+    assert main([*argv, "--verifier", "numeric"]) == 2  # to which these golds mean nothing
+    assert "rejects the gold of 8 of 8" in capsys.readouterr().err
+    assert main([*argv, "--verifier", "numeric", "--bad-golds", "keep"]) == 0
+    assert "unknown" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,10 @@ class Folder:
         told = ("prompt", "gold", "difficulty")
         return [row | {k: problems[task, row["id"]][k] for k in told} for row in kept]
 
+    def size(self) -> int:
+        """Samples that there are."""
+        return sum(1 for _ in (self.path / SAMPLES).open("rb")) if self.settings else 0
+
     def graders(self) -> dict[str, str]:
         """Name of the grader of each task, as this version of the library has it."""
         return {task["name"]: load(task["verifier"]).name for task in self.settings["tasks"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,25 @@ GROWTH = 2.0
 
 
 def evaluate(
-    worker: Worker,
+    worker: Worker, tasks: Sequence[Task], settings: EvalSettings, out: Path, **more: Any
+) -> Folder:
+    """`fill` with a worker that is there: an engine's (`samplers.rollout.RolloutWorker`), or a
+    server's (`samplers.served`)."""
+    holder = getattr(worker, "engine", worker)
+    context = getattr(holder, "context", None)
+    return fill(
+        lambda: worker, worker.renderer, tasks, settings, out, **{"context": context, **more}
+    )
+
+
+def fill(
+    start: Callable[[], Worker],
+    renderer: Renderer,
     tasks: Sequence[Task],
     settings: EvalSettings,
     out: Path,
     *,
+    context: int | None = None,
     asks: Asks | None = None,
     room: int = 1024,
     about: Mapping[str, Any] | None = None,
@@ -39,7 +53,9 @@ def evaluate(
     """Samples and verdicts of `tasks` in the folder `out`; what is there is not made again.
 
     Args:
-        worker: an engine's (`samplers.rollout.RolloutWorker`), or a server's.
+        start: the worker; not called where nothing is left to make.
+        renderer: that of the worker.
+        context: longest prompt and response that the model takes; None: any.
         asks: how the model is told of a budget; None: by its chat template's own variables.
         room: rollouts under way at once; four times the engine's slots never starve it.
         about: what else is known of the model and the engine; it stands in eval.json, and what
@@ -50,16 +66,19 @@ def evaluate(
         ValueError: no problems; a budget that does not fit or that the model is not told of; a
             folder that was made with other settings.
     """
-    asks = asks_of(worker.renderer) if asks is None else asks
-    found = ways(settings, asks, worker.renderer.thinking is not None)
-    check(worker.renderer, tasks, found, getattr(getattr(worker, "engine", None), "context", None))
+    asks = asks_of(renderer) if asks is None else asks
+    found = ways(settings, asks, renderer.thinking is not None)
+    check(renderer, tasks, found, context)
     described = describe(settings, tasks, found, asks, about or {})
+    worker: Worker | None = None
     with Store(out, described, tasks) as store:
         counts = {task.name: settings.samples or task.samples for task in tasks}
         if settings.precision is not None:
             counts = {name: max(2, count) for name, count in counts.items()}
         while True:
-            _round(store, worker, found, settings, counts, room)
+            if missing := _missing(store, found, counts):
+                worker = worker or start()
+                _round(store, worker, found, settings, counts, room, missing)
             with Progress("judging", len(store.done)) as bar:
                 judge(store.folder, workers=graders, progress=bar.add)
             more = _more(store.folder, settings, counts)
@@ -90,7 +109,8 @@ def describe(
         **identity(settings),
         "samples": settings.samples,
         "precision": settings.precision,
-        "tasks": [{**task.described, "grader": load(task.verifier).name} for task in tasks],
+        "tasks": [task.described for task in tasks],
+        "graders": {task.name: load(task.verifier).name for task in tasks},
         "asked": [way.described for way in found],
         "asks": said,
         "identity": bound,
@@ -126,6 +146,11 @@ def check(
                 )
 
 
+def _missing(store: Store, found: Sequence[Way], counts: Mapping[str, int]) -> int:
+    total = sum(counts[task.name] * len(task.prompts) for task in store.tasks) * len(found)
+    return total - sum(sample < counts[task] for task, _, sample, _ in store.done)
+
+
 def _round(
     store: Store,
     worker: Worker,
@@ -133,13 +158,11 @@ def _round(
     settings: EvalSettings,
     counts: Mapping[str, int],
     room: int,
+    missing: int,
 ) -> None:
-    total = sum(counts[task.name] * len(task.prompts) for task in store.tasks) * len(found)
-    done = sum(1 for task, _, sample, _ in store.done if sample < counts.get(task, 0))
-    if done >= total:
-        return
+    done = sum(sample < counts[task] for task, _, sample, _ in store.done)
     shown = None if settings.thoughts else shown_of(store.tasks, settings.shown)
-    with Progress("sampling", total, done) as bar:
+    with Progress("sampling", done + missing, done) as bar:
         collect(store, worker, lots(store, found, settings, counts), room, shown, bar.add)
 
 

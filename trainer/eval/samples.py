@@ -5,7 +5,7 @@ A line holds what was generated and nothing that is derived from it:
     {"task", "id", "sample", "asked", "seed", "prompt_tokens", "think_tokens", "closed", "finish",
      "thought_logprob", "seconds", "score",
      "cuts": [{"budget", "think", "tokens", "text", "forced", "finish", "confidence"}, ...],
-     "thought": text, of a few}
+     "thought": text, of a few, "watch": what a live stopping rule did and cost}
 
 `cuts` ascend and end with "inf", the uncut run. A budget at or beyond the end of a thought that
 closed itself is left out: its answer is the uncut one. `tokens` are those that were sampled of the
@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +72,23 @@ def row_of(key: Key, rollout: Rollout, grid: Sequence[int], thought: str | None 
         "score": None,
         "cuts": cuts,
     }
+    if rollout.watch is not None:
+        row["watch"] = asdict(rollout.watch)
     return row if thought is None else row | {"thought": thought}
 
 
 def _cut(rollout: Rollout, budget: int | str, answer: Answer | None) -> Row:
     last = answer.tokens if answer and len(answer.tokens) else rollout.thought
-    think, logprob = rollout.think_tokens, _mean_logprob(answer.tokens) if answer else None
+    logprob = _mean_logprob(answer.tokens) if answer else None
     own = budget == UNCUT or (
         rollout.ended and answer is not None and answer.after >= len(rollout.thought)
     )
+    think = rollout.think_tokens
+    if not own:  # a server that ignores its budget is seen by what it answers behind
+        think = answer.after if answer is not None else min(think, int(budget))
     return {
         "budget": budget,
-        "think": min(think, budget) if isinstance(budget, int) else think,
+        "think": think,
         "tokens": int((~answer.tokens.forced_T).sum()) if answer else 0,
         "text": answer.text if answer else None,
         "forced": not own and answer is not None and answer.reached,

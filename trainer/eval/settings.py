@@ -116,7 +116,10 @@ def _numbers(settings: EvalSettings, asks: Asks, grid: Sequence[int]) -> list[Wa
             "template has no thinking_budget); say how with --ask '{suffix: \" Think for "
             "{budget} tokens.\"}', or use truncate"
         )
-    base.told(asks.budget)
+    try:
+        base.told(asks.budget)
+    except ValueError as error:
+        raise ValueError(f"--ask: {str(error).partition('; ')[0]}; say it in its suffix") from None
     asking = _asking(asks.budget, settings)
     return [
         Way(str(b), "prompt", b, (b,), _plan(base.announce(asking, b), (b,), settings))
