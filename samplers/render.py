@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from samplers.types import Ids, Plan, Prompt
 
 _REMEMBERED = 4096
 """Texts of plans whose ids a renderer keeps."""
+UNLIMITED = -1
+"""A number of tokens in a template's argument that asks for no limit, as engines write it."""
 
 
 class ThinkingConfig(Component):
@@ -84,13 +86,10 @@ class Renderer:
         if not isinstance(template, str):
             return frozenset()
         from jinja2 import TemplateError, meta
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         try:
-            jinja = ImmutableSandboxedEnvironment(extensions=[loopcontrols])
-            return frozenset(meta.find_undeclared_variables(jinja.parse(template)))
-        except TemplateError:  # transformers' own extensions: ask for nothing
+            return frozenset(meta.find_undeclared_variables(_jinja().parse(template)))
+        except TemplateError:  # a tag that nobody here knows: ask for nothing
             return frozenset()
 
     # Into ids
@@ -167,21 +166,45 @@ class Renderer:
         """Refuse an argument that changes nothing: left out, and with another value.
 
         The second look is for a value that equals the template's default (enable_thinking: true).
+        A number has to be read as one: it renders unlike being left out and unlike some other
+        number, or, where it is the default, unlike the next one.
         """
         others = {k: v for k, v in template.items() if k != name}
         value = template[name]
-        try:
-            if ids != self._apply(messages, others):
+        number = type(value) is int
+        if number and value == UNLIMITED and name in self.variables:
+            return
+
+        def same(*instead: Any) -> bool:
+            """Whether the prompt is the same with each of these in its place."""
+            try:
+                return all(ids == self._apply(messages, {**others, name: v}) for v in instead)
+            except Exception:  # the template reads it: it refused the value we made up
+                return False
+
+        if ids != self._without(messages, others):
+            if not number or not same(2 * value + 1, value // 2):
                 return
-            other = not value if isinstance(value, bool) else f"{value}1"
-            if ids != self._apply(messages, {**others, name: other}):
-                return
-        except Exception:  # the template reads it: it refused the value we made up
+            raise ValueError(
+                f"budget: the chat template does not read the number in '{name}' (={value}): the "
+                f"prompt is the same for {2 * value + 1} and {value // 2}; say it in suffix or "
+                "system, or use a template that reads it"
+            )
+        nearby = value + 1 if number else not value if isinstance(value, bool) else f"{value}1"
+        if not same(nearby):
             return
         raise ValueError(
             f"budget: the chat template ignores the argument '{name}' (={value!r}): the prompt is "
             "the same without it; leave it out, or use a template that reads it"
         )
+
+    def _without(
+        self, messages: Sequence[Mapping[str, str]], others: Mapping[str, Any]
+    ) -> list[int] | None:
+        try:
+            return self._apply(messages, others)
+        except Exception:  # the template insists on it
+            return None
 
     def encode(self, text: str) -> Ids:
         """Ids of a piece of a response: nothing is put before or after it. Read-only.
@@ -271,6 +294,26 @@ class Renderer:
         return self.opened(self._apply([{"role": "user", "content": "1"}], {}))
 
 
+def _jinja() -> Any:
+    """Jinja as chat templates are written for it, with transformers' own tag."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        tags: ClassVar[set[str]] = {"generation"}
+
+        def parse(self, parser: Any) -> list[nodes.Node]:
+            next(parser.stream)
+            return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    made.globals |= dict.fromkeys(("raise_exception", "strftime_now"))
+    return made
+
+
 def answer_part(response: str, thinking: ThinkingConfig) -> str | None:
     """What follows the last end marker of a written response; None if its thought was left open.
 
@@ -287,6 +330,8 @@ def _written(text: str, tokenize: Callable[[], Any]) -> Any:
     except ValueError:
         raise
     except Exception as error:  # tokenizers raises nothing more special
+        if type(error).__name__ == "TemplateError":  # by raise_exception
+            raise ValueError(f"the model's chat template refuses the prompt: {error}") from None
         shown = text if len(text) <= 60 else f"...{text[-57:]}"
         why = " ".join(str(error).split())
         raise ValueError(
