@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from trainer.export import measured
@@ -13,12 +12,8 @@ _ROOM = 256
 """Thinking tokens of the examples where training knew no budget."""
 
 
-def text(said: Mapping[str, Any], folder: Path) -> str:
-    """README.md for a budget_config.json.
-
-    Args:
-        folder: what is exported, for the license of a source that had a card.
-    """
+def text(said: Mapping[str, Any]) -> str:
+    """README.md for a budget_config.json."""
     parts = [
         _front(said),
         f"# {said['source']['name']}\n",
@@ -52,6 +47,9 @@ def _about(said: Mapping[str, Any]) -> str:
     trained = said["trained"] or {}
     if trained.get("budgets"):
         lines.append(f"Thinking budgets in training: `{json.dumps(trained['budgets'])}`.")
+    for name, where in (("system", "System message"), ("suffix", "Text after every user message")):
+        if trained.get(name):
+            lines.append(f"{where} of its training data, which the caller adds: {trained[name]!r}.")
     return "\n".join(lines) + "\n"
 
 

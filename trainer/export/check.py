@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from samplers import render
 from samplers.budgets import base
 from samplers.budgets.base import Asking
 from samplers.render import Renderer, ThinkingConfig
@@ -84,7 +83,7 @@ def checks(out: Path, *, source: Path | None = None, engines: bool = True) -> It
     )
     yield _try("files", lambda: _files(out, said))
     try:
-        renderer = render.load(str(out), thinking)
+        renderer = probe.load(str(out), thinking)
         training = _training(out, source, thinking)
     except ValueError as error:
         yield Finding("tokenizer", False, str(error))
@@ -114,7 +113,7 @@ def _need(true: bool, otherwise: str) -> None:
 
 def _training(out: Path, source: Path | None, thinking: ThinkingConfig | None) -> Renderer:
     """The renderer that trained: the source's, or the export's with its inner template."""
-    made = render.load(str(out if source is None else source), thinking)
+    made = probe.load(str(out if source is None else source), thinking)
     if source is None:
         own = unwrap(made.tokenizer.chat_template)
         _need(own is not None, "chat_template.jinja was not written by `laconic export`")

@@ -12,11 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from samplers import render
 from samplers.budget import Asks
 from samplers.budgets.base import BUDGET, Asking
 from samplers.render import Renderer, ThinkingConfig
-from trainer.export import FILE, VERSION, card, measured, probe, read, source, template, ways
+from trainer.export import (
+    FILE,
+    VERSION,
+    card,
+    check,
+    measured,
+    probe,
+    read,
+    source,
+    template,
+    ways,
+)
 from trainer.export.source import Source
 from trainer.export.ways import NONE, Ways
 from trainer.lora import ADAPTER
@@ -39,6 +49,8 @@ class Made:
     closing: str | None
     template: str
     measured: dict[str, Any] | None
+    thinking: ThinkingConfig | None
+    """Markers that were given for a model without a run."""
 
 
 def export(
@@ -78,7 +90,8 @@ def export(
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         partial.chmod(0o755)
-        _write(made, partial, lora, trust_remote_code)
+        said = _write(made, partial, lora, trust_remote_code)
+        _as_in_training(made, partial, said)
         _swap(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -118,6 +131,12 @@ def plan(
             "answers of this model may suffer where no client adds it",
             stacklevel=3,
         )
+    if found.stage is not None and not found.stage.data.chat:
+        warnings.warn(
+            f"{found.name} was trained on plain text (data.chat=false), and is exported with a "
+            "chat template that it never saw",
+            stacklevel=3,
+        )
     table = measured.of_folder(evaluation) if evaluation is not None else None
     return Made(
         found,
@@ -126,19 +145,12 @@ def plan(
         closing,
         template.wrap(renderer.tokenizer.chat_template, asked, closing, renderer.variables),
         table or measured.of_run(found.run, found.step),
+        thinking,
     )
 
 
 def _renderer(found: Source, thinking: ThinkingConfig | None, trust: bool) -> Renderer:
-    renderer = render.load(str(found.model), found.thinking(thinking), trust)
-    named = renderer.tokenizer.chat_template
-    if isinstance(named, dict):
-        if "default" not in named:
-            raise ValueError(
-                f"'{found.model}' has chat templates {', '.join(named)} and none called default; "
-                "keep one, as chat_template.jinja"
-            )
-        renderer.tokenizer.chat_template = named["default"]
+    renderer = probe.load(str(found.model), found.thinking(thinking), trust)
     markers = renderer.thinking
     added = getattr(renderer.tokenizer, "added_tokens_decoder", {})
     for marker in (markers.start_id, markers.end_id) if markers else ():
@@ -180,7 +192,7 @@ def _heeded(asked: Ways, renderer: Renderer) -> None:
 # Files
 
 
-def _write(made: Made, folder: Path, lora: str, trust: bool) -> None:
+def _write(made: Made, folder: Path, lora: str, trust: bool) -> dict[str, Any]:
     model = made.source.model
     for pattern in COPIED:
         for file in model.glob(pattern):
@@ -195,7 +207,20 @@ def _write(made: Made, folder: Path, lora: str, trust: bool) -> None:
     sampling = _generation_config(made, folder / "generation_config.json")
     said = budget_config(made, sampling, folder)
     (folder / FILE).write_text(_json(said), encoding="utf-8")
-    (folder / "README.md").write_text(card.text(said, folder), encoding="utf-8")
+    (folder / "README.md").write_text(card.text(said), encoding="utf-8")
+    return said
+
+
+def _as_in_training(made: Made, folder: Path, said: dict[str, Any]) -> None:
+    """Raise ValueError unless the folder renders every mode to the ids of training."""
+    config = made.source.thinking(made.thinking)
+    try:
+        check.same_ids(probe.load(str(folder), config), made.renderer, said)
+    except ValueError as error:
+        raise ValueError(
+            f"the exported chat template renders other ids than training: {error}; a prefill has "
+            "to begin where a token does, and a template to be one of messages"
+        ) from None
 
 
 def _resaved(model: Path, folder: Path, trust: bool) -> None:
@@ -273,7 +298,7 @@ def budget_config(made: Made, sampling: dict[str, Any], folder: Path) -> dict[st
         "version": VERSION,
         "asks": _short(asks),
         "texts": texts,
-        "trained": dict(asked.trained) or None,
+        "trained": _trained(made),
         "thinking": thinking,
         "forced_end": asked.close or (markers.end if markers else ""),
         "after_close": asked.after_close,
@@ -293,6 +318,14 @@ def budget_config(made: Made, sampling: dict[str, Any], folder: Path) -> dict[st
         },
         "measured": made.measured,
     }
+
+
+def _trained(made: Made) -> dict[str, Any] | None:
+    """The budget policy, and what the data put around every prompt: both are the client's now."""
+    stage = made.source.stage
+    if stage is None:
+        return None
+    return {**made.ways.trained, "system": stage.data.system, "suffix": stage.data.suffix}
 
 
 def _short(asking: Asking | Asks) -> dict[str, Any]:

@@ -8,15 +8,35 @@ from typing import Any
 
 import numpy as np
 
+from samplers import render
 from samplers.budget import Asks, asks_of
 from samplers.budgets import base
 from samplers.budgets.base import Asking
-from samplers.render import Renderer
+from samplers.render import Renderer, ThinkingConfig
 from samplers.types import Ids, Plan, Prompt
 
 NUMBERS = (512, 37)
 """Budgets that a template must tell apart to be one that reads them."""
 _PROBE = Prompt(0, "probe", ({"role": "user", "content": "1"},), "", "", "")
+
+
+def load(path: str, thinking: ThinkingConfig | None, trust_remote_code: bool = False) -> Renderer:
+    """The renderer of a folder; of several named templates, with the one called default.
+
+    Raises:
+        ValueError: as `render.load`, or no template is called default.
+    """
+    made = render.load(path, thinking, trust_remote_code)
+    named = made.tokenizer.chat_template
+    if not isinstance(named, dict):
+        return made
+    if "default" not in named:
+        raise ValueError(
+            f"'{path}' has chat templates {', '.join(named)} and none called default; keep one, as "
+            "chat_template.jinja"
+        )
+    made.tokenizer.chat_template = named["default"]
+    return Renderer(made.tokenizer, thinking, made.eos_ids)
 
 
 def native(renderer: Renderer) -> Asks:

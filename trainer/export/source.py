@@ -28,7 +28,7 @@ class Source:
     model: Path
     """Folder with config.json, weights and tokenizer."""
     name: str
-    """For people: the run's name and seed, or the folder's."""
+    """For people: the run's name and seed, the folder's, or that of the hub."""
     run: Path | None = None
     stage: Stage | None = None
     """The stage of the run that made these weights."""
@@ -72,7 +72,7 @@ def find(name: str) -> Source:
     _complete(model)
     run = _run_of(model)
     if run is None:
-        return Source(model, model.resolve().name)
+        return Source(model, path.resolve().name if path.is_dir() else name)
     stage, step, called = _stage(run, model)
     return Source(model, called, run, stage, step)
 
