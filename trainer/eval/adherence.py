@@ -90,10 +90,10 @@ def slope(wanted_N: ArrayLike, used_NMS: ArrayLike) -> Estimate:
     return statistics.mean(slopes_M)
 
 
-def leak(answer_M: ArrayLike, free_M: ArrayLike, draws: int = 2000, seed: int = 0) -> Estimate:
+def leak(answer_M: ArrayLike, free_M: ArrayLike) -> Estimate:
     """Answer tokens where a budget or effort was asked for, over those where none was: reasoning
     that has moved behind the end marker (ThinkDial, arXiv:2508.18773). Above `LEAK` is a flag.
 
     Of total tokens the same ratio says whether anything was saved.
     """
-    return statistics.ratio(answer_M, free_M, draws, seed)
+    return statistics.ratio(answer_M, free_M)

@@ -1,13 +1,13 @@
 """What right answers cost: scalars over accuracy and tokens, with intervals over problems.
 
 Shape suffixes: M problems, J columns, the full run last; A models or ways of asking. Accuracies are
-fractions. Problems with a NaN are left out of both numbers. Intervals resample whole problems, so
+fractions. Problems with a NaN are left out of both numbers. Intervals are over whole problems, so
 that accuracy and tokens stay paired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,33 +18,39 @@ from trainer.eval.statistics import Estimate, Floats
 
 SCALE, WEIGHT = 10_000, 10
 """OckScore's: tokens that cost ln 2 of `WEIGHT` points."""
+NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0)
 MODES: Mapping[str, tuple[float, float]] = {"medium": (0.5, 0.10), "low": (0.75, 0.15)}
 """ThinkDial's (arXiv:2508.18773): mode -> (least share of tokens saved, accuracy drop below)."""
 
 
-def tokens_per_solve(
-    accuracy_M: ArrayLike, tokens_M: ArrayLike, draws: int = 2000, seed: int = 0
-) -> Estimate:
+def tokens_per_solve(accuracy_M: ArrayLike, tokens_M: ArrayLike) -> Estimate:
     """sum T / sum A: tokens paid per right answer, finite as soon as anything is solved."""
-    return statistics.ratio(tokens_M, accuracy_M, draws, seed)
+    return statistics.ratio(tokens_M, accuracy_M)
 
 
-def e3(accuracy_M: ArrayLike, tokens_M: ArrayLike, draws: int = 2000, seed: int = 0) -> Estimate:
+def e3(accuracy_M: ArrayLike, tokens_M: ArrayLike) -> Estimate:
     """A * (A / T) = A^2 / T of the means, per token (Plan-and-Budget, arXiv:2505.16122)."""
-    return _of_means(lambda a, t: a**2 / t, accuracy_M, tokens_M, draws, seed)
+    accuracy, tokens = statistics.known_of(accuracy_M, tokens_M)
+    if not len(accuracy):
+        return NOTHING
+    a, t = float(accuracy.mean()), float(tokens.mean())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        influence_M = 2 * accuracy / np.float64(a) - tokens / np.float64(t)
+        return statistics.by_influence(float(np.float64(a) ** 2 / t), influence_M, positive=True)
 
 
-def ockscore(
-    accuracy_M: ArrayLike, tokens_M: ArrayLike, draws: int = 2000, seed: int = 0
-) -> Estimate:
+def ockscore(accuracy_M: ArrayLike, tokens_M: ArrayLike) -> Estimate:
     """100 A - 10 ln(1 + T / 10^4), as OckBench's code computes it (arXiv:2511.05722).
 
     Its page prints log(T / 10^4), without the 1 that keeps short answers from infinite scores. The
     tokens are ours, thought and answer; OckBench's total counts the prompt as well.
     """
-    return _of_means(
-        lambda a, t: 100 * a - WEIGHT * np.log1p(t / SCALE), accuracy_M, tokens_M, draws, seed
-    )
+    accuracy, tokens = statistics.known_of(accuracy_M, tokens_M)
+    if not len(accuracy):
+        return NOTHING
+    value = 100 * accuracy.mean() - WEIGHT * np.log1p(tokens.mean() / SCALE)
+    influence_M = 100 * accuracy - WEIGHT * tokens / (SCALE + tokens.mean())
+    return statistics.by_influence(float(value), influence_M)
 
 
 def cost_of_pass(accuracy_M: ArrayLike, cost_M: ArrayLike) -> Floats:
@@ -70,7 +76,7 @@ def typical(cost_M: ArrayLike, draws: int = 2000, seed: int = 0) -> Estimate:
     cost = np.asarray(cost_M, dtype=np.float64)
     cost = cost[~np.isnan(cost)]
     if not len(cost):
-        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+        return NOTHING
 
     def statistic(index: NDArray[np.intp]) -> Floats:
         return np.quantile(cost[index], 0.5, axis=1, method="inverted_cdf")
@@ -89,9 +95,9 @@ def compression(
     Args:
         drop: in accuracy, 0.01 a point.
     """
-    accuracy, tokens = _known(accuracy_MJ, tokens_MJ)
+    accuracy, tokens = statistics.known_of(accuracy_MJ, tokens_MJ)
     if not len(accuracy):
-        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+        return NOTHING
 
     def statistic(index: NDArray[np.intp]) -> Floats:
         a_DJ, t_DJ = accuracy[index].mean(axis=1), tokens[index].mean(axis=1)
@@ -177,29 +183,3 @@ def act(
         for mode in accuracy
     }
     return sum(each.values()) / len(each), each
-
-
-def _of_means(
-    formula: Callable[[Floats, Floats], Floats],
-    accuracy_M: ArrayLike,
-    tokens_M: ArrayLike,
-    draws: int,
-    seed: int,
-) -> Estimate:
-    accuracy, tokens = _known(accuracy_M, tokens_M)
-    if not len(accuracy):
-        return Estimate(float("nan"), float("nan"), float("nan"), 0)
-
-    def statistic(index: NDArray[np.intp]) -> Floats:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return formula(accuracy[index].mean(axis=1), tokens[index].mean(axis=1))
-
-    return statistics.bootstrap(statistic, len(accuracy), draws, seed)
-
-
-def _known(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
-    """The problems of which both are known, at every column."""
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    assert a.shape == b.shape, (a.shape, b.shape)
-    known = ~np.isnan(a + b).reshape(len(a), -1).any(axis=1)
-    return a[known], b[known]

@@ -1,0 +1,314 @@
+"""Do 95% intervals hold the truth 95 times in 100? Simulated evaluations whose truth is known.
+
+    python -m tests.bench.coverage [--runs 4000] [--seed 0]
+
+Problems have success rates of a Beta distribution (U-shaped: 0.3, 0.3; easy: 1.2, 0.2) and lengths
+that grow with difficulty; each is sampled n times. A row says how often the interval held the true
+value of the population, its mean half width, and for the false claims how often they were made
+where the truth is just at the limit (2.5% are allowed).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samplers.selection import base, majority
+from trainer.eval import adherence, claims, efficiency, statistics
+from trainer.eval.statistics import Estimate
+
+Floats = NDArray[np.float64]
+U, EASY = (0.3, 0.3), (1.2, 0.2)
+SHORT, HARD, NOISE = 400.0, 1600.0, 0.4
+"""Tokens of what is always solved, what difficulty adds, and the sd of their logarithm."""
+MEAN_NOISE = np.exp(NOISE**2 / 2)
+SHARED = 0.7
+"""Share of the problems that two models find equally hard; the rest is drawn afresh."""
+DRAWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One evaluation: M problems, S samples."""
+
+    p_M: Floats
+    correct_MS: Floats
+    tokens_MS: Floats
+
+    @property
+    def accuracy_M(self) -> Floats:
+        return statistics.over_samples(self.correct_MS)
+
+    @property
+    def tokens_M(self) -> Floats:
+        return statistics.over_samples(self.tokens_MS)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An interval, and what it ought to hold."""
+
+    name: str
+    beta: tuple[float, float]
+    problems: int
+    samples: int
+    interval: Callable[[np.random.Generator, Case], tuple[Estimate, float]]
+    """Of one simulated evaluation: the interval, and the truth."""
+    wrong: bool = False
+    """A published one that does not hold what it says."""
+    part: int = 1
+    """Run `runs / part` times: it is slow."""
+
+    @property
+    def mean(self) -> float:
+        return self.beta[0] / sum(self.beta)
+
+    @property
+    def tokens(self) -> float:
+        return (SHORT + HARD * (1 - self.mean)) * MEAN_NOISE
+
+    def run(self, rng: np.random.Generator, p_M: Floats | None = None) -> Run:
+        if p_M is None:
+            p_M = rng.beta(*self.beta, self.problems)
+        correct_MS = (rng.random((len(p_M), self.samples)) < p_M[:, None]).astype(float)
+        noise_MS = np.exp(rng.normal(0, NOISE, correct_MS.shape))
+        return Run(p_M, correct_MS, (SHORT + HARD * (1 - p_M))[:, None] * noise_MS)
+
+    def pair(self, rng: np.random.Generator) -> tuple[Run, Run]:
+        """Two models that are as good, and find mostly the same problems hard."""
+        a = self.run(rng)
+        afresh = rng.random(self.problems) > SHARED
+        p_M = np.where(afresh, rng.beta(*self.beta, self.problems), a.p_M)
+        return a, self.run(rng, p_M)
+
+
+def by_t(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    return statistics.mean(case.run(rng).accuracy_M), case.mean
+
+
+def _resampled(rng: np.random.Generator, case: Case, method: statistics.Method) -> Estimate:
+    accuracy_M = case.run(rng).accuracy_M
+    return statistics.bootstrap(
+        lambda index: accuracy_M[index].mean(axis=1),
+        case.problems,
+        DRAWS,
+        int(rng.integers(1 << 30)),
+        method=method,
+    )
+
+
+def by_percentile(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    return _resampled(rng, case, "percentile"), case.mean
+
+
+def by_bca(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    return _resampled(rng, case, "bca"), case.mean
+
+
+def binomial(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    """All samples counted as if they were independent."""
+    p = float(case.run(rng).correct_MS.mean())
+    half = 1.96 * np.sqrt(p * (1 - p) / (case.problems * case.samples))
+    return Estimate(p, p - half, p + half, case.problems), case.mean
+
+
+def fixed_set(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    """Of these very problems."""
+    run = case.run(rng)
+    p, half = float(run.correct_MS.mean()), 1.96 * statistics.fixed_set_error(run.correct_MS)
+    return Estimate(p, p - half, p + half, case.problems), float(run.p_M.mean())
+
+
+def fixed_as_population(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    """The error of these problems, taken for that of all."""
+    return fixed_set(rng, case)[0], case.mean
+
+
+def difference(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    a, b = case.pair(rng)
+    return statistics.paired(a.accuracy_M, b.accuracy_M).difference, 0.0
+
+
+def unpaired(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    """Two intervals as if the problems were others."""
+    a, b = case.pair(rng)
+    errors = [statistics.population_error(run.accuracy_M) for run in (a, b)]
+    value, half = float(np.mean(a.accuracy_M - b.accuracy_M)), 1.96 * np.hypot(*errors)
+    return Estimate(value, value - half, value + half, case.problems), 0.0
+
+
+def pass_at_4(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    a, b = case.beta
+    steps = np.arange(4)
+    missed = float(np.prod((b + steps) / (a + b + steps)))  # E[(1 - p)^4]
+    return statistics.mean(statistics.pass_at(case.run(rng).correct_MS, 4)), 1 - missed
+
+
+def majority_of_3(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    """One wrong answer: right with two votes of three, E[3 p^2 - 2 p^3]."""
+    run = case.run(rng)
+    ones_MS = np.ones_like(run.correct_MS, dtype=np.int64)
+    values = []
+    for m in range(case.problems):
+        fields = (run.correct_MS[m].astype(np.int64), ones_MS[m], ones_MS[m])
+        pool = base.Pool(*(field[None] for field in fields), run.tokens_MS[m][None])
+        right = run.correct_MS[m]
+        values.append(base.expected(majority, majority.Config(), pool, right, 3).accuracy)
+    a, b = case.beta
+    second = a * (a + 1) / ((a + b) * (a + b + 1))
+    return statistics.mean(values), 3 * second - 2 * second * (a + 2) / (a + b + 2)
+
+
+def per_solve(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    run = case.run(rng)
+    found = efficiency.tokens_per_solve(run.accuracy_M, run.tokens_M)
+    return found, case.tokens / case.mean
+
+
+def e3(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    run = case.run(rng)
+    return efficiency.e3(run.accuracy_M, run.tokens_M), case.mean**2 / case.tokens
+
+
+def ockscore(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    run = case.run(rng)
+    truth = 100 * case.mean - 10 * np.log1p(case.tokens / 10_000)
+    return efficiency.ockscore(run.accuracy_M, run.tokens_M), truth
+
+
+def token_ratio(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    a, b = case.pair(rng)
+    return statistics.ratio(a.tokens_M, b.tokens_M), 1.0
+
+
+def token_ratio_by_bca(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    a, b = case.pair(rng)
+    seed = int(rng.integers(1 << 30))
+    return statistics.ratio(a.tokens_M, b.tokens_M, DRAWS, seed, method="bca"), 1.0
+
+
+def token_ratio_by_percentile(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    a, b = case.pair(rng)
+    seed = int(rng.integers(1 << 30))
+    return statistics.ratio(a.tokens_M, b.tokens_M, DRAWS, seed, method="percentile"), 1.0
+
+
+def median(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    """Of the lengths of all samples; its truth is of a million problems."""
+    run = case.run(rng)
+    return statistics.quantile(run.tokens_MS, 0.5, 500, int(rng.integers(1 << 30))), _median(case)
+
+
+def slope(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    """Lengths that follow the announced number to the power 0.6, each problem in its own way."""
+    wanted = np.array([256.0, 512.0, 1024.0, 2048.0])
+    power_M = 0.6 + 0.2 * rng.normal(size=case.problems)
+    level_M = np.exp(rng.normal(0, 0.5, case.problems))
+    noise = np.exp(rng.normal(0, NOISE, (4, case.problems, case.samples)))
+    used = (level_M * wanted[:, None] ** power_M)[..., None] * noise
+    return adherence.slope(wanted, used), 0.6
+
+
+def three_tasks(rng: np.random.Generator, case: Case) -> tuple[Estimate, float]:
+    """The macro average of this case, and of two other tasks of 40 and 200 problems."""
+    tasks = [
+        case,
+        Case("", EASY, 40, case.samples, by_t),
+        Case("", (2.0, 2.0), 200, 4, by_t),
+    ]
+    runs = [task.run(rng).accuracy_M for task in tasks]
+    errors = [statistics.population_error(run) for run in runs]
+    found = claims.macro([float(r.mean()) for r in runs], errors, [len(r) for r in runs])
+    return found, float(np.mean([task.mean for task in tasks]))
+
+
+CASES = [
+    *(
+        Case("accuracy, t", beta, m, n, by_t)
+        for beta, m, n in ((U, 30, 8), (U, 30, 64), (U, 100, 4), (U, 500, 4), (EASY, 100, 4))
+    ),
+    Case("accuracy, percentile bootstrap", U, 30, 8, by_percentile),
+    Case("accuracy, BCa bootstrap", U, 30, 8, by_bca),
+    Case("accuracy of these problems, fixed-set error", U, 30, 8, fixed_set),
+    Case("paired difference, t", U, 30, 8, difference),
+    Case("paired difference, t", U, 200, 4, difference),
+    Case("pass@4, t", U, 30, 8, pass_at_4),
+    Case("majority@3, t", U, 30, 8, majority_of_3, part=4),
+    Case("macro average of three tasks", U, 30, 8, three_tasks),
+    Case("tokens per solve, t", U, 30, 8, per_solve),
+    Case("tokens per solve, t", U, 500, 4, per_solve),
+    Case("E3, t", U, 30, 8, e3),
+    Case("OckScore, t", U, 30, 8, ockscore),
+    Case("token ratio of two models, t", U, 30, 8, token_ratio),
+    Case("token ratio of two models, t", U, 200, 4, token_ratio),
+    Case("token ratio, BCa bootstrap", U, 200, 4, token_ratio_by_bca, part=4),
+    Case("median length, bootstrap", U, 100, 8, median, part=4),
+    Case("slope of log L on log B, t", U, 30, 8, slope, part=4),
+    Case("all samples alike: binomial", U, 30, 8, binomial, wrong=True),
+    Case("all samples alike: binomial", U, 30, 64, binomial, wrong=True),
+    Case("fixed-set error for all problems", U, 30, 64, fixed_as_population, wrong=True),
+    Case("token ratio, BCa bootstrap", U, 30, 8, token_ratio_by_bca, wrong=True, part=2),
+    Case("token ratio, percentile bootstrap", U, 30, 8, token_ratio_by_percentile, True, 2),
+    Case("difference, not paired", U, 200, 4, unpaired, wrong=True),
+]
+
+
+def covered(case: Case, runs: int, seed: int) -> tuple[float, float]:
+    """(share of the runs whose interval holds the truth, mean half width)."""
+    rng = np.random.default_rng([seed, case.problems, case.samples, len(case.name)])
+    hits, half = 0, 0.0
+    for _ in range(runs):
+        found, truth = case.interval(rng, case)
+        hits += found.low <= truth <= found.high
+        half += found.half_width
+    return hits / runs, half / runs
+
+
+def false_claims(problems: int, samples: int, runs: int, seed: int) -> dict[str, float]:
+    """How often a claim is made where the truth is just at its limit."""
+    case = Case("", U, problems, samples, by_t)
+    rng = np.random.default_rng([seed, problems, samples])
+    worse = cheaper = 0
+    for _ in range(runs):
+        a, b = case.pair(rng)
+        worse += claims.not_worse(a.accuracy_M - 0.01, b.accuracy_M, margin=0.01).holds
+        cheaper += claims.cheaper(a.tokens_M, b.tokens_M).holds
+    return {"not worse by a point": worse / runs, "cheaper": cheaper / runs}
+
+
+def _median(case: Case, kept: dict[tuple[float, float], float] = {}) -> float:  # noqa: B006
+    if case.beta not in kept:
+        many = Case("", case.beta, 1_000_000, 1, by_t)
+        kept[case.beta] = float(np.median(many.run(np.random.default_rng(1)).tokens_MS))
+    return kept[case.beta]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.coverage", description=__doc__)
+    parser.add_argument("--runs", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print("| interval | success rates | problems | samples | runs | covers | +- |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for case in CASES:
+        runs = args.runs // case.part
+        share, half = covered(case, runs, args.seed)
+        name = f"{case.name} (wrong)" if case.wrong else case.name
+        rates = f"Beta({case.beta[0]}, {case.beta[1]})"
+        print(
+            f"| {name} | {rates} | {case.problems} | {case.samples} | {runs} | {share:.1%} "
+            f"| {half:.4g} |",
+            flush=True,
+        )
+    for m, n in ((30, 8), (200, 4)):
+        runs = args.runs // 2
+        for name, share in false_claims(m, n, runs, args.seed).items():
+            print(f"| claimed wrongly: {name} | Beta{U} | {m} | {n} | {runs} | {share:.1%} | |")
+
+
+if __name__ == "__main__":
+    main()
