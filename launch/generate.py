@@ -1,76 +1,165 @@
-"""`laconic generate`: one prompt, a thinking budget, and what came of it."""
+"""`laconic generate`: prompts, a budget, and what came of it."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from typing import Any
 
-from launch import inprocess
-from samplers import seeds
-from samplers.rollout import RolloutWorker
-from samplers.types import Job, Plan, Prompt, Rollout
+from launch import asks, inprocess
+from samplers import inference
+from samplers.budget import Asks, Budget, plan_of
+from samplers.check import check_plan
+from samplers.generated import Generation, Sample
+from samplers.render import Renderer
+from samplers.types import Prompt
 from trainer.modelfolder import ModelFolder
 
 
 def generate(args: argparse.Namespace) -> int:
-    """Print thought, answer and tokens of each sample.
+    """Print thought, answer and tokens of each sample, or of the one that was chosen.
 
     Raises:
-        ValueError: the model is missing, or the budget does not fit below the response cap.
+        ValueError: the model is missing, or something that was asked for does not fit or would
+            have no effect: before any weights are loaded.
     """
+    budget, selection = _budget(args), _selection(args)
+    config = inprocess.engine_of(args.engine)
+    model, renderer = inprocess.prepare(args)
+    told = asks.asks(args, model, renderer)
+    stopping = asks.spec(args.stopping, "--stopping")
+    prompts = [_prompt(i, text, model) for i, text in enumerate(args.prompt)]
+    _check(args, budget, told, stopping, prompts, renderer, model)
+    made = inference.generate(
+        inprocess.start(model, renderer, config),
+        prompts,
+        budget,
+        asks=told,
+        selection=selection,
+        stopping=stopping,
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+    )
+    if args.json:
+        results = [_result(one, selection is not None) for one in made]
+        print(json.dumps(results if len(results) > 1 else results[0], indent=1))
+    else:
+        print("\n\n".join(_text(one, selection is not None) for one in made))
+    return 0
+
+
+def _budget(args: argparse.Namespace) -> Budget:
     if args.thinking_budget is not None and args.thinking_budget >= args.max_tokens:
         raise ValueError(
             f"--thinking-budget {args.thinking_budget} leaves no room for an answer below "
             f"--max-tokens {args.max_tokens}; raise --max-tokens"
         )
-    worker, model = inprocess.worker(args)
-    model.tokens(args.prompt)  # refuses what the vocabulary lacks
-    plan = Plan(max_tokens=args.max_tokens, think=args.thinking_budget, answer=args.answer_tokens)
-    prompt = _prompt(args.prompt, model)
-    jobs = [
-        Job(prompt, plan, 0, i, seeds.key(args.seed, i), args.temperature)
-        for i in range(args.samples)
-    ]
-    results = [_result(rollout, worker) for rollout in worker.generate(jobs)]
-    if args.json:
-        print(json.dumps(results if args.samples > 1 else results[0], indent=1))
-    else:
-        print("\n\n".join(map(_text, results)))
-    return 0
+    for option, given, needs, there in (
+        ("--soft", args.soft, "--thinking-budget", args.thinking_budget is not None),
+        ("--ask", args.ask is not None, "--thinking-budget", args.thinking_budget is not None),
+        ("--efforts", args.efforts is not None, "--effort", args.effort is not None),
+    ):
+        if given and not there:
+            raise ValueError(f"{option} has no effect without {needs}; leave it out, or add that")
+    return Budget(
+        args.thinking_budget, args.answer_tokens, args.effort, args.samples, hard=not args.soft
+    )
 
 
-def _prompt(text: str, model: ModelFolder) -> Prompt:
+def _selection(args: argparse.Namespace) -> Any:
+    """The selection with its m, checked against the number of samples."""
+    selection = asks.spec(args.selection, "--selection")
+    if args.m is not None:
+        name = selection["name"] if isinstance(selection, dict) else selection
+        if name is None or not str(name).replace("_", "-").startswith("short-"):
+            raise ValueError(f"--m {args.m} has no effect without --selection short-m")
+        said = selection if isinstance(selection, dict) else {"name": "short_m"}
+        selection = {**said, "m": args.m}
+    inference.chooser(selection, args.samples, args.temperature)
+    return selection
+
+
+def _check(
+    args: argparse.Namespace,
+    budget: Budget,
+    told: Asks,
+    stopping: Any,
+    prompts: list[Prompt],
+    renderer: Renderer,
+    model: ModelFolder,
+) -> None:
+    """Refuse what no engine could do, before one is started."""
+    if model.context is not None and args.max_tokens >= model.context:
+        raise ValueError(
+            f"--max-tokens {args.max_tokens} is not below the model's context of {model.context} "
+            "tokens; lower it"
+        )
+    plan = inference.planned(plan_of(budget, told, args.max_tokens), stopping)
+    for prompt in prompts:
+        check_plan(plan, prompt, renderer.render(prompt, plan), renderer, model.context)
+
+
+def _prompt(index: int, text: str, model: ModelFolder) -> Prompt:
     """A user message, or plain text to go on with for a model without a chat template."""
+    model.tokens(text)  # refuses what the vocabulary lacks
     messages = ({"role": "user", "content": text},) if model.chat_template else ()
-    return Prompt(0, "prompt", messages, "" if messages else text, "", "exact")
+    return Prompt(index, f"prompt {index}", messages, "" if messages else text, "", "exact")
 
 
-def _result(rollout: Rollout, worker: RolloutWorker) -> dict[str, Any]:
-    answer = rollout.final
-    forced = answer.tokens.ids_T[answer.tokens.forced_T]
+# What is printed
+
+
+def _result(made: Generation, chosen: bool) -> dict[str, Any]:
+    one = {**_sample(made.best), "usage": asdict(made.usage)}
+    if len(made.samples) == 1:
+        return one
+    samples = [{**_sample(s), "usage": asdict(s.usage)} for s in made.samples]
+    if not chosen:
+        return {"samples": samples, "usage": asdict(made.usage)}
+    about = {"chosen": made.chosen, "votes": dict(made.votes), "aborted": made.aborted}
+    return {**one, **about, "spared_at_most": made.spared, "samples": samples}
+
+
+def _sample(made: Sample) -> dict[str, Any]:
+    watch = made.rollout.watch
+    about = {} if watch is None else {"stopping": asdict(watch)}
     return {
-        "thinking": worker.renderer.decode(rollout.thought.ids_T[: rollout.think_tokens].tolist()),
-        "answer": answer.text,
-        "thinking_tokens": rollout.think_tokens,
-        "answer_tokens": rollout.answer_tokens,
-        "closed_by_itself": rollout.closed,
-        "forced": worker.renderer.decode(forced.tolist()),
-        "truncated": rollout.truncated,
+        "text": made.text,
+        "reasoning": made.reasoning,
+        "answer": made.answer,
+        "thought_ended_by": made.ended,
+        "finish_reason": made.finish,
+        "forced": made.forced,
+        "truncated": made.rollout.truncated,
+        "logprob": None if made.logprob != made.logprob else made.logprob,
+        **about,
     }
 
 
-def _text(result: dict[str, Any]) -> str:
-    lines = []
-    if result["thinking"]:
-        lines += [result["thinking"], ""]
-    lines.append("(no answer)" if result["answer"] is None else result["answer"])
-    notes = [
-        f"thinking {result['thinking_tokens']} tokens",
-        f"answer {result['answer_tokens']} tokens",
-    ]
-    if result["forced"]:
-        notes.append(f"forced {result['forced']!r}")
-    if result["truncated"]:
+def _text(made: Generation, chosen: bool) -> str:
+    if not chosen:
+        return "\n\n".join(map(_shown, made.samples))
+    votes = ", ".join(f"{answer} {count}" for answer, count in made.votes.items()) or "none"
+    notes = [f"sample {made.chosen} of {len(made.samples)}", f"votes: {votes}"]
+    notes.append(f"{made.usage.total} tokens in all")
+    if made.aborted:
+        notes.append(f"{made.aborted} ended early, {made.spared} tokens short of their limit")
+    return f"{_shown(made.best)}\n[{', '.join(notes)}]"
+
+
+def _shown(made: Sample) -> str:
+    lines = [made.reasoning, ""] if made.reasoning else []
+    lines.append("(no answer)" if made.answer is None else made.answer)
+    usage, watch = made.usage, made.rollout.watch
+    notes = [f"thinking {usage.thinking} tokens", f"answer {usage.answer} tokens"]
+    if made.forced:
+        notes.append(f"forced {made.forced!r}")
+    if watch is not None and watch.exit is not None:
+        notes.append(f"ended by the rule after {watch.looks} looks")
+    if watch is not None and watch.looks:
+        notes.append(f"looks took {usage.probes} tokens")
+    if made.rollout.truncated:
         notes.append("cut at its limit")
     return "\n".join([*lines, f"[{', '.join(notes)}]"])

@@ -69,30 +69,27 @@ def generate(
             before anything is generated.
     """
     budget = budget or Budget()
-    chooser = _chooser(selection, budget.samples, scorer)
+    chosen = chooser(selection, budget.samples, temperature, scorer)
     worker = model if isinstance(model, RolloutWorker) else load(model, engine, thinking)
     asks = asks_of(worker.renderer) if asks is None else asks
     asked = [_prompt(i, prompt, worker) for i, prompt in enumerate(_several(prompts))]
     plan = plan_of(budget, asks, max_tokens or 1)
     if max_tokens is None:
         plan = replace(plan, max_tokens=_room(worker, asked, plan))
-    enough = None if chooser is None else getattr(chooser[0], "enough", None)
-    # A race needs to see thoughts end: an answer with a cap of its own is a request of its own.
-    answer = plan.max_tokens if enough is not None and plan.answer is None else plan.answer
-    plan = replace(plan, stopping=stopping, answer=answer)
+    plan = planned(plan, stopping, chosen)
     jobs = [
         [Job(prompt, plan, i, s, seeds.key(seed, i, s), temperature) for s in range(budget.samples)]
         for i, prompt in enumerate(asked)
     ]
-    if chooser is not None and enough is not None:
-        raced = _race(worker, jobs, enough(chooser[1]), canonical)
+    if chosen is not None and hasattr(chosen[0], "enough"):
+        raced = _race(worker, jobs, chosen[0].enough(chosen[1]), canonical)
     else:
         raced = [(rollouts, range(budget.samples)) for rollouts in _all(worker, jobs, canonical)]
     made = []
     for i, (prompt, (rollouts, first)) in enumerate(zip(asked, raced, strict=True)):
         samples = tuple(read(rollout, worker.renderer) for rollout in rollouts)
         key = seeds.key(seed, _CHOICE, i)
-        made.append(_generation(prompt, plan, samples, first, chooser, canonical, scorer, key))
+        made.append(_generation(prompt, plan, samples, first, chosen, canonical, scorer, key))
     return made
 
 
@@ -141,10 +138,25 @@ def _room(worker: RolloutWorker, prompts: Sequence[Prompt], plan: Plan) -> int:
     return max(1, min(LONGEST, worker.engine.context - longest))
 
 
-def _chooser(
-    selection: str | Mapping[str, Any] | None, samples: int, scorer: Scorer | None
-) -> tuple[Any, Any] | None:
-    """Module and settings of the selection; what would have no effect is refused."""
+Choice = tuple[Any, Any]
+"""Module and settings of a selection."""
+
+
+def chooser(
+    selection: str | Mapping[str, Any] | None,
+    samples: int,
+    temperature: float = 1.0,
+    scorer: Scorer | None = None,
+) -> Choice | None:
+    """Module and settings of the selection.
+
+    Raises:
+        ValueError: one that does not exist, or that would have no effect.
+    """
+    if samples > 1 and temperature == 0:
+        raise ValueError(
+            f"samples: {samples} greedy ones are all the same; raise temperature, or take one"
+        )
     if selection is None:
         if scorer is not None:
             raise ValueError("scorer: without a selection it has no effect; set best_of_n")
@@ -161,6 +173,16 @@ def _chooser(
             "lower m, or sample more"
         )
     return module, config
+
+
+def planned(
+    plan: Plan, stopping: str | Mapping[str, Any] | None, chosen: Choice | None = None
+) -> Plan:
+    """The plan with its rule. A race needs to see thoughts end: an answer with a cap of its own is
+    a request of its own."""
+    races = chosen is not None and hasattr(chosen[0], "enough")
+    answer = plan.max_tokens if races and plan.answer is None else plan.answer
+    return replace(plan, stopping=stopping, answer=answer)
 
 
 # Making
@@ -233,7 +255,7 @@ def _generation(
     plan: Plan,
     samples: tuple[Sample, ...],
     first: Sequence[int],
-    chooser: tuple[Any, Any] | None,
+    choice: Choice | None,
     canonical: Callable[[str], str],
     scorer: Scorer | None,
     key: int,
@@ -246,11 +268,11 @@ def _generation(
     cut = [one for i, one in enumerate(samples) if i not in first]
     most = plan.max_tokens if plan.think is None else plan.think
     lost = sum(most - one.usage.thinking for one in cut if one.ended == "abort")
-    if chooser is None:
+    if choice is None:
         return Generation(prompt, plan, samples, 0, usage)
     drawn = [samples[i] for i in first]
     answers = [None if one.answer is None else canonical(one.answer) or None for one in drawn]
-    chosen = first[_choice(prompt, drawn, answers, chooser, scorer, key)] if drawn else 0
+    chosen = first[_choice(prompt, drawn, answers, choice, scorer, key)] if drawn else 0
     votes = dict(Counter(answer for answer in answers if answer is not None).most_common())
     return Generation(prompt, plan, samples, chosen, usage, len(cut), lost, votes)
 
@@ -259,12 +281,12 @@ def _choice(
     prompt: Prompt,
     samples: Sequence[Sample],
     answers: Sequence[str | None],
-    chooser: tuple[Any, Any],
+    choice: Choice,
     scorer: Scorer | None,
     key: int,
 ) -> int:
     """By the probabilities of the pure function; ties are drawn by the seed."""
-    module, config = chooser
+    module, config = choice
     numbers = {answer: n for n, answer in enumerate(dict.fromkeys(a for a in answers if a))}
     scores = [np.nan] * len(samples)
     if getattr(module, "NEEDS", None) == "score":

@@ -83,6 +83,11 @@ def check(stage: Stage, prompt: Prompt, model: ModelFolder | None) -> None:
                 f"budget={name}: cuts thoughts, and with thinking: none there are none; set "
                 "budget=unlimited, or thinking: {start, end}"
             )
+        if any(plan.stopping is not None for plan in plans):
+            raise ValueError(
+                "budget: its plans have a stopping rule, whose ends nobody sampled: rules are for "
+                "inference (laconic generate --stopping); leave it out"
+            )
         if model is not None:
             _render(stage, prompt, plans, model)
         rows += rehearse(stage, prompt, plans)

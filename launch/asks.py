@@ -1,0 +1,68 @@
+"""How a model is told of a budget, from a command line: --ask and --efforts, or its own folder."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from samplers.budget import Asks, asks_of
+from samplers.budgets.base import BUDGET, Asking
+from samplers.render import Renderer
+from trainer import export
+from trainer.modelfolder import ModelFolder
+
+
+def asks(args: argparse.Namespace, model: ModelFolder, renderer: Renderer) -> Asks:
+    """By hand, as its export says, or by its chat template.
+
+    Raises:
+        ValueError: what is said by hand is no way of asking.
+    """
+    found = export.asks(model.path) or asks_of(renderer)
+    changed: dict[str, Any] = {}
+    if args.ask is not None:
+        changed["budget"] = asking(yaml_map(args.ask, "--ask"), "--ask")
+        said = [changed["budget"].model_dump().values(), changed["budget"].template.values()]
+        if not any(isinstance(text, str) and BUDGET in text for part in said for text in part):
+            raise ValueError(
+                f"--ask: {args.ask!r} nowhere says {BUDGET}, so no number is announced"
+            )
+    if args.efforts is not None:
+        changed["efforts"] = {
+            str(name): asking(spec, f"--efforts {name}")
+            for name, spec in yaml_map(args.efforts, "--efforts").items()
+        }
+    return found.model_copy(update=changed)
+
+
+def yaml_map(text: str, option: str) -> dict[str, Any]:
+    """A map on the command line."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{option}: {text!r} is no YAML map; write '{{suffix: ...}}'")
+    return found
+
+
+def spec(text: str | None, option: str) -> Any:
+    """A component on the command line: its name, or a map with one."""
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    return yaml_map(text, option)
+
+
+def asking(settings: Any, option: str) -> Asking:
+    """One way of asking."""
+    try:
+        return Asking(**settings)
+    except ValidationError as error:
+        why = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        known = ", ".join(Asking.model_fields)
+        raise ValueError(f"{option}: {why}; there are {known}") from None
+    except TypeError:
+        raise ValueError(f"{option}: {settings!r} is no map; write '{{suffix: ...}}'") from None
