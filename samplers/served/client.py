@@ -183,6 +183,8 @@ class Client:
     ) -> None:
         self.wire, self.asks, self.dialect = Wire(base_url, **wire), asks, dialect
         self.model = model or only_model(self.wire)
+        context = context_of(self.wire, self.model)
+        self.reserve = RESERVE if context is None else min(RESERVE, context // 4)
         self._end = end_id(self.wire, self.model, end) if dialect == "vllm" else None
 
     def ask(
@@ -194,7 +196,7 @@ class Client:
         """`budget.samples` responses, asked at once; `seed`, where given, counts up.
 
         Args:
-            settings: as of `request_body`.
+            settings: as of `request_body`; `reserve` is 1024, or a quarter of a small context.
 
         Raises:
             ValueError: as `request_body`, or what the server refuses, in its words.
@@ -202,7 +204,7 @@ class Client:
         budget = budget or Budget()
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        common = {"asks": self.asks, "dialect": self.dialect} | settings
+        common = {"asks": self.asks, "dialect": self.dialect, "reserve": self.reserve} | settings
         if self.dialect == "vllm":
             common["return_token_ids"] = True
         body = request_body(self.model, messages, budget, **common)
@@ -253,6 +255,20 @@ def only_model(wire: Wire) -> str:
     if len(names) != 1:
         raise ValueError(f"model: server {wire.url} serves {', '.join(names) or 'none'}; name one")
     return str(names[0])
+
+
+def context_of(wire: Wire, model: str) -> int | None:
+    """Longest prompt plus response; None where the server does not say.
+
+    Raises:
+        ValueError: it has no such model.
+    """
+    served = {one["id"]: one for one in wire.get("/v1/models").get("data", ())}
+    if model not in served:
+        known = ", ".join(served) or "none"
+        raise ValueError(f"model: server {wire.url} has no '{model}'; it serves {known}")
+    found = served[model].get("max_model_len")
+    return None if found is None else int(found)
 
 
 def end_id(wire: Wire, model: str, end: str) -> int | None:

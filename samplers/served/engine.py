@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from samplers import seeds
+from samplers.engines import base
 from samplers.engines._requests import Stepped, whole_prompt
 from samplers.render import Renderer
 from samplers.rollout import RolloutWorker
-from samplers.served.client import only_model
-from samplers.served.http import SEEDS, context_of
+from samplers.served.client import context_of, only_model
+from samplers.served.http import SEEDS
 from samplers.served.reading import FINISHES
 from samplers.served.wire import Wire
 from samplers.types import Completion, Finish, Ids, Request
@@ -59,6 +60,7 @@ class HttpEngine(Stepped):
 
     def __init__(self, base_url: str, model: str | None, vocab: int, **wire: Any) -> None:
         self.wire = Wire(base_url, **wire)
+        self.config = base.Config(name="served", slots=self.wire.connections)
         self.model = model or only_model(self.wire)
         self.context = context_of(self.wire, self.model)
         self.version = 0

@@ -24,7 +24,7 @@ from typing import Any
 
 from samplers.check import check_plan
 from samplers.render import Renderer
-from samplers.served.client import Dialect, body_of, only_model
+from samplers.served.client import Dialect, body_of, context_of, only_model
 from samplers.served.flow import Flow
 from samplers.served.reading import Read, no_room, read, same_start
 from samplers.served.wire import Wire
@@ -260,20 +260,6 @@ def check_chat(plan: Plan, job: Job, renderer: Renderer) -> None:
             f"prompt '{job.prompt.id}' is plain text and the endpoint takes chat messages; set "
             "data.chat=true, or ask by token ids (samplers.served.engine)"
         )
-
-
-def context_of(wire: Wire, model: str) -> int | None:
-    """Longest prompt plus response; None where the server does not say.
-
-    Raises:
-        ValueError: it has no such model.
-    """
-    served = {one["id"]: one for one in wire.get("/v1/models").get("data", ())}
-    if model not in served:
-        known = ", ".join(served) or "none"
-        raise ValueError(f"model: server {wire.url} has no '{model}'; it serves {known}")
-    found = served[model].get("max_model_len")
-    return None if found is None else int(found)
 
 
 def _same(shown: Ids | None, ids: Ids) -> bool:

@@ -51,7 +51,7 @@ class Wire:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url: '{base_url}' is no address; write http://127.0.0.1:8000")
         self.url = base_url.rstrip("/").removesuffix("/v1")
-        self.retries, self.retried = retries, 0
+        self.retries, self.retried, self.connections = retries, 0, connections
         key = key if key is not None else os.environ.get("OPENAI_API_KEY")
         here = self.url.startswith(("http://127.", "http://localhost", "http://[::1]"))
         self._http = httpx.AsyncClient(
