@@ -243,5 +243,5 @@ def _how(evaluation: Evaluation) -> str:
 def _versions(run: Run) -> str:
     """The software a run was made with: it moves numbers too."""
     path = run.path / "environment.json"
-    found = json.loads(path.readtext(encoding="utf-8")) if path.is_file() else {}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return versions(found)
