@@ -35,7 +35,7 @@ def figures(sheet: Sheet) -> Iterator[Figure]:
     shown = [
         (heading, found)
         for heading, kinds in PANELS
-        if (found := [s for m in sheet.models for s in m.series(sheet.task, *kinds)])  # type: ignore[arg-type]
+        if (found := [s for m in sheet.models for s in m.series(sheet.task, *kinds)])
         and any(len(s.points) > 1 for s in found)
     ]
     if shown:

@@ -25,7 +25,7 @@ WIDTH = 1500
 
 def figures(sheet: Sheet) -> Iterator[Figure]:
     for kind in ("cut", "enforced"):
-        found = [s for m in sheet.models for s in m.series(sheet.task, kind)]  # type: ignore[arg-type]
+        found = [s for m in sheet.models for s in m.series(sheet.task, kind)]
         yield from _of_kind(sheet, [s for s in found if len(s.points) > 1])
 
 

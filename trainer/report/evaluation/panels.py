@@ -57,9 +57,12 @@ def span(values: Sequence[int]) -> str:
 
 
 def split(models: Sequence[T], make: Callable[[Sequence[T], str], Figure]) -> Iterator[Figure]:
-    """One figure of every few models, numbered from the second on."""
-    for i in range(0, len(models), PER):
-        yield make(models[i : i + PER], "" if not i else f"-{i // PER + 1}")
+    """Figures of a few models each, as many in all; numbered from the second on."""
+    count, first = -(-len(models) // PER), 0
+    for i in range(count):
+        last = first + -(-(len(models) - first) // (count - i))
+        yield make(models[first:last], "" if not i else f"-{i + 1}")
+        first = last
 
 
 def grid(canvas: Any, count: int, columns: int, **how: Any) -> list[Any]:

@@ -67,7 +67,8 @@ def _known(p: Point | Exit) -> bool:
 
 def _draw(canvas: Any, narrow: bool, found: Sequence[Series], exits: Sequence[Exit]) -> bool:
     axes = canvas.add_subplot()
-    points = [p for p in (*(p for s in found for p in s.points), *exits) if _known(p)]
+    every: list[Point | Exit] = [*(p for s in found for p in s.points), *exits]
+    points = [p for p in every if _known(p)]
     spent = np.array([p.tokens.value for p in points])
     logarithmic = spent.max() > WIDE_RANGE * spent.min()
     if logarithmic:
@@ -83,8 +84,8 @@ def _draw(canvas: Any, narrow: bool, found: Sequence[Series], exits: Sequence[Ex
     axes.set_xlabel("tokens of thought and answer, mean per sample")
     if logarithmic:
         _ticks(axes, left, right, narrow)
-    every = [_series(axes, series, len(found)) for series in found]
-    ends = list({end.name: end for end in reversed(every) if end}.values())  # each model once
+    named = [_series(axes, series, len(found)) for series in found]
+    ends = list({end.name: end for end in reversed(named) if end}.values())  # each model once
     if len(ends) > labels.FEW:
         labels.key(axes, ends)
         ends = []
