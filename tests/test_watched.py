@@ -75,7 +75,7 @@ def test_a_rule_that_never_stops_changes_no_token(start, rule):
 
 def test_an_exit_is_a_budget_at_that_length(start):
     worker = of_base(start)
-    spec = {"name": "confidence", "threshold": 0.03, "every": 6, "tokens": 3, "temperature": 1.0}
+    spec = {"name": "confidence", "threshold": 0.022, "every": 6, "tokens": 3, "temperature": 1.0}
     exits = jobs(watched(PLANS, spec), n=12)
     made = worker.generate(exits)
     ended = [r for r in made if r.watch.exit is not None]
