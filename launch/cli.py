@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import launch.arguments.common
+import launch.arguments.compare
 import launch.arguments.evaluate
+import launch.arguments.export
 import launch.arguments.generate
 import launch.arguments.reward
 import launch.arguments.serve
@@ -64,6 +66,13 @@ def evaluate(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def compare(args: argparse.Namespace) -> int:
+    """Two evaluations of the same problems: what the second gains and loses."""
+    from launch.compare import compare as run
+
+    return run(args)
+
+
 def generate(args: argparse.Namespace) -> int:
     """Generate with a thinking budget, as training and evaluation do."""
     from launch.generate import generate as run
@@ -74,6 +83,13 @@ def generate(args: argparse.Namespace) -> int:
 def serve(args: argparse.Namespace) -> int:
     """Serve a model by an engine's own server, so that thinking budgets hold."""
     from launch.serve import serve as run
+
+    return run(args)
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write a model folder that obeys budgets in plain engines."""
+    from launch.export import export as run
 
     return run(args)
 
@@ -152,8 +168,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--output", help="folder of runs, logs and report.html")
     launch.arguments.common.report(one)
     launch.arguments.evaluate.add(add("eval", evaluate))
+    launch.arguments.compare.add(add("compare", compare))
     launch.arguments.generate.add(add("generate", generate))
     launch.arguments.serve.add(add("serve", serve))
+    launch.arguments.export.add(add("export", export))
     launch.arguments.reward.add(add("reward", reward))
     one = add("report", report)
     one.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")

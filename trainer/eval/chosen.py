@@ -1,6 +1,6 @@
 """Metrics of selections and of early exits, offline: from saved traces, without generating.
 
-Shape suffixes: M problems, S samples of a problem, N of them that are there.
+Shape suffixes: M problems, S samples of a problem, N of them that are there, J columns.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def selections(table: Table, specs: Sequence[Spec], ks: Sequence[int]) -> Metric
         score_MS = scores(table)
         if getattr(module, "NEEDS", "") == "score" and score_MS is None:
             continue
-        pools = [_pool(table, m, score_MS) for m in range(table.problems)]
+        pools = _pools(table, score_MS)
         for k in ks:
             found_3M = np.full((3, table.problems), np.nan)
             for m in np.flatnonzero(count_M >= k):
@@ -91,16 +91,20 @@ def label(module: ModuleType, config: Any) -> str:
     return f"{name}({told})" if told else name
 
 
-def _pool(table: Table, m: int, score_MS: Floats | None) -> selection.Pool:
-    """The samples of one problem, uncut, [1, N]."""
-    there = table.present_MS[m]
-    none = np.full(int(there.sum()), np.nan)
-    return selection.Pool(
-        table.class_MSJ[m, there, -1][None],
-        table.think_MSJ[m, there, -1][None],
-        table.tokens_MSJ[m, there, -1][None],
-        (none if score_MS is None else score_MS[m, there])[None],
-    )
+def _pools(table: Table, score_MS: Floats | None) -> list[selection.Pool]:
+    """The uncut samples of each problem, [1, N]."""
+    answer, think = table.class_MSJ[..., -1], table.think_MSJ[..., -1]
+    tokens = table.tokens_MSJ[..., -1]
+    score = np.full(table.present_MS.shape, np.nan) if score_MS is None else score_MS
+    return [
+        selection.Pool(
+            answer[m, there][None],
+            think[m, there][None],
+            tokens[m, there][None],
+            score[m, there][None],
+        )
+        for m, there in enumerate(table.present_MS)
+    ]
 
 
 def _taken(values_MSJ: NDArray[Any], column_MS: NDArray[np.int64]) -> NDArray[Any]:

@@ -124,14 +124,19 @@ def of_means(
 
 def quantile(values_MS: ArrayLike, q: float) -> Metric:
     """Quantile of all samples; its standard errors are not told."""
-    values = _samples(values_MS)
-    return _metric(statistics.quantile(values, q), int((~np.isnan(values)).sum()), None, None)
+    return _of_all(lambda values: statistics.quantile(values, q), values_MS)
 
 
 def deviation(values_MS: ArrayLike) -> Metric:
     """Standard deviation of all samples; its standard errors are not told."""
+    return _of_all(statistics.deviation, values_MS)
+
+
+def _of_all(estimator: Callable[[Floats], Estimate], values_MS: ArrayLike) -> Metric:
     values = _samples(values_MS)
-    return _metric(statistics.deviation(values), int((~np.isnan(values)).sum()), None, None)
+    known = ~np.isnan(values)
+    values = values[known.any(axis=1)]
+    return of_estimate(estimator(values), int(known.sum())) if len(values) else NOTHING
 
 
 def of_estimate(estimate: Estimate, samples: int) -> Metric:

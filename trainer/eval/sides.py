@@ -12,7 +12,7 @@ from typing import Any
 from trainer.eval.rows import table_of
 from trainer.eval.table import UNCUT, Table
 
-MUST = ("graders", "max_tokens", "answer_tokens")
+MUST = ("max_tokens", "answer_tokens")
 """Settings without which two accuracies say nothing of one another."""
 TOLD = ("temperature", "mode", "samples", "stopping", "dtype", "engine", "version")
 """Those that are told where they differ."""
@@ -28,6 +28,8 @@ class Side:
     tables: list[Table]
     problems: Mapping[tuple[str, str], str]
     """Digest of prompt and gold by (task, id); '' where they were not saved."""
+    graders: Mapping[str, str]
+    """Of each task, with its version."""
     settings: Mapping[str, Any]
 
 
@@ -62,6 +64,13 @@ def check(a: Side, b: Side) -> None:
     if not tasks:
         known = [", ".join(sorted({task for task, _ in side.problems})) for side in (a, b)]
         raise ValueError(f"{both} share no task: {known[0]} and {known[1]}")
+    for task in sorted(tasks):
+        if a.graders[task] != b.graders[task]:
+            raise ValueError(
+                f"{both} cannot be compared: {task} is graded by {a.graders[task]} in the first "
+                f"and by {b.graders[task]} in the second; grade both alike (laconic eval FOLDER "
+                "--offline)"
+            )
     one, two = ({key for key in side.problems if key[0] in tasks} for side in (a, b))
     if alone := sorted(one ^ two):
         raise ValueError(
@@ -99,17 +108,18 @@ def _evaluation(path: Path) -> Side:
 
     folder = open_folder(path)
     problems = {key: _digest(row["prompt"], row["gold"]) for key, row in folder.problems().items()}
-    graders = sorted({task["grader"] for task in folder.settings["tasks"]})
     tables = folder.tables()
     if not tables:
         raise ValueError(f"{path} holds no samples; finish it with the same laconic eval")
-    return Side(path, tables, problems, {**folder.settings, "graders": graders})
+    return Side(path, tables, problems, folder.graders(), folder.settings)
 
 
 def _run(path: Path) -> Side:
     from trainer.report.data import read_evaluations, read_run
 
-    found = read_evaluations(path) if path.is_dir() else []
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder; give an evaluation's, or a run's")
+    found = read_evaluations(path)
     if not found:
         raise ValueError(
             f"{path} holds no evaluation; give a folder of `laconic eval --out`, or of a run that "
@@ -123,7 +133,9 @@ def _run(path: Path) -> Side:
         task = _named(json.loads(settings["data"]))
     grid = [b for b in last.summary["budgets"] if b != UNCUT]
     table = replace(table_of(last.rows, grid, last.cap or None), task=task)
-    return Side(path, [table], {(task, name): "" for name in table.ids_M}, settings)
+    problems = {(task, name): "" for name in table.ids_M}
+    graders = {task: ", ".join(last.summary.get("graders", []))}
+    return Side(path, [table], problems, graders, settings)
 
 
 def _named(data: Mapping[str, Any] | None) -> str:
