@@ -74,6 +74,49 @@ def test_an_argument_the_template_ignores_is_refused():
         made.render(CHAT, Plan(9, template={"effort": "B", "budget": 8}))  # later, too
 
 
+def test_a_number_has_to_be_read_as_one():
+    """With it, without it and with another, the prompts have to differ."""
+
+    def number(template: str, value: int) -> str:
+        tail = "{% if add_generation_prompt %}<think>{% endif %}"
+        return text(CHAT, Plan(9, template={"b": value}), template=template + tail)
+
+    read = "{{ messages[-1].content }}{% if b is defined %};{{ b }}{% endif %}"
+    assert number(read, 12) == "A1;12<think>"
+    assert number(read, 0) == "A1;0<think>"
+    default = "{% set c = b|default(12) %}{{ c }}"
+    assert number(default, 12) == "12<think>"
+    three = (
+        "{% if b is defined %}{% if b < 9 %}2{% elif b < 30 %}4{% else %}6{% endif %}{% endif %}"
+    )
+    assert number(three, 12) == "4<think>"
+    picky = "{% if b is defined %}{% if b != 12 %}{{ raise_exception('no') }}{% endif %}{% endif %}"
+    assert number(picky, 12) == "<think>"
+    assert number("{% if b is defined and b > -1 %}{{ b }}{% endif %}", -1) == "<think>"  # no limit
+    told = "does not read the number in 'b' \\(=12\\)"
+    with pytest.raises(ValueError, match=told):  # says something, and nothing of how much
+        number("{% if b is defined %}!{% endif %}", 12)
+    dead = "{% if b is defined and b < 9 %}{{ b }}{% endif %}"
+    assert number(dead, 8) == "8<think>"
+    for template, value in ((dead, 12), (dead, 5000), ("{% set c = b %}", 12), ("", -1)):
+        with pytest.raises(ValueError, match="ignores the argument 'b'"):
+            number(template, value)
+    with pytest.raises(ValueError, match="chat template refuses the prompt: not 7"):
+        number("{% if b == 7 %}{{ raise_exception('not 7') }}{% endif %}", 7)
+
+
+def test_what_a_template_can_be_told():
+    known = {"messages", "add_generation_prompt"}
+    assert renderer().variables == known | {"effort", "enable_thinking"}
+    marked = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{{ inside }}{% endgeneration %}"
+        "{% if m.bad %}{{ raise_exception(strftime_now('%Y')) }}{% break %}{% endif %}{% endfor %}"
+        "{% set own = 1 %}{{ own }}{% if read %}{% set read = 2 %}{% endif %}"
+    )
+    assert renderer(marked).variables == {"messages", "inside", "read"}
+    assert renderer(None).variables == frozenset()
+
+
 def test_settings_without_a_place_are_refused():
     with pytest.raises(ValueError, match="no chat template; add"):
         text(CHAT, template=None)
