@@ -218,10 +218,8 @@ def _finish(
             )
     if base is not None and not (base.path / METRICS).is_file():
         _measured(base, asked.options)
-    if keep:
-        _report(folder, base, found, notes)
     against = None if base is None else compare(base.path, folder.path)
-    words = {"adherence": findings.exceeded(tables)}
+    words: dict[str, Sequence[str]] = {"adherence": findings.exceeded(tables)}
     if against is not None:
         words["noninferiority"] = against.inferior()
     if args.json:
@@ -232,6 +230,8 @@ def _finish(
         print(_text(found, notes, folder.path if keep else None))
         if against is not None:
             print("\n" + against.text())
+    if keep:
+        _report(folder, base, found, notes)
     failed = require.failures(asked.requirements, found, words)
     for line in failed:
         print(f"laconic: required: {line}", file=sys.stderr)
