@@ -29,6 +29,7 @@ from samplers.selection import (
     majority,
     short_m,
 )
+from tests.bench.coverage import published
 from trainer.eval import statistics
 
 Sample = tuple[int, int, int, float, float]
@@ -302,15 +303,14 @@ def test_published_best_of_n_with_replacement_is_not_what_n_samples_give() -> No
 
     A copy drawn twice is no second chance. Its mean over resamples is 1 - (1 - c / n)^k.
     """
-    n = k = 8
-    p = 0.2
-    chance = [math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
-    true = 1 - (1 - p) ** k
-    ours = sum(w * float(statistics.pass_at_k(n, c, k)) for c, w in enumerate(chance))
-    resampled = sum(w * (1 - (1 - c / n) ** k) for c, w in enumerate(chance))
+    true, ours, resampled = published(0.2, 8, 8)
     assert ours == pytest.approx(true)
     assert true == pytest.approx(0.832, abs=5e-4)
     assert resampled == pytest.approx(0.684, abs=5e-4)
+    rng = np.random.default_rng(0)  # as verl does it: copies of the samples, and their best
+    right = rng.random((2000, 8)) < 0.2
+    drawn = np.take_along_axis(right, rng.integers(0, 8, (2000, 8)), axis=1).any(axis=1)
+    assert drawn.mean() == pytest.approx(resampled, abs=4 * 0.5 / math.sqrt(2000))
 
 
 def test_published_vote_by_first_seen_scores_a_tie_by_its_order() -> None:

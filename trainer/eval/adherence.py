@@ -55,17 +55,15 @@ def rank_correlation(
     Problems differ in length, so it is below 1 for a model that follows every number exactly on
     its scale; NaN where one number was announced, or all samples are alike.
     """
-    wanted_N = np.asarray(wanted_N, dtype=np.float64)
     used_NMS = np.asarray(used_NMS, dtype=np.float64)
-    wanted_NMS = np.broadcast_to(wanted_N[:, None, None], used_NMS.shape)
+    n, m, s = np.nonzero(~np.isnan(used_NMS))
+    # As ranks already: each resample then only counts.
+    wanted_V = np.unique(np.asarray(wanted_N)[n], return_inverse=True)[1]
+    used_V = np.unique(used_NMS[n, m, s], return_inverse=True)[1]
 
     def statistic(index_DM: NDArray[np.intp]) -> Floats:
-        out = np.empty(len(index_DM))
-        for d, index_M in enumerate(index_DM):
-            used, wanted = used_NMS[:, index_M].ravel(), wanted_NMS[:, index_M].ravel()
-            known = ~np.isnan(used)
-            out[d] = statistics.spearman(wanted[known], used[known]) if known.any() else np.nan
-        return out
+        rows = statistics.multiplicity(index_DM)
+        return np.array([statistics.coded_spearman(wanted_V, used_V, row_M[m]) for row_M in rows])
 
     return statistics.bootstrap(statistic, used_NMS.shape[1], draws, seed)
 

@@ -100,7 +100,8 @@ def compression(
         return NOTHING
 
     def statistic(index: NDArray[np.intp]) -> Floats:
-        a_DJ, t_DJ = accuracy[index].mean(axis=1), tokens[index].mean(axis=1)
+        times_DM = statistics.multiplicity(index) / len(accuracy)
+        a_DJ, t_DJ = times_DM @ accuracy, times_DM @ tokens
         passes_DJ = a_DJ >= a_DJ[:, -1:] - drop - 1e-12
         least_D = np.where(passes_DJ, t_DJ, np.inf).min(axis=1)
         with np.errstate(invalid="ignore"):

@@ -13,9 +13,13 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from trainer.eval import bca
+
 Floats = NDArray[np.float64]
 Prior = Literal["equal", "uniform", "log", "linear", "final"]
 Method = Literal["percentile", "bca"]
+BLOCK = 2_000_000
+"""Drawn problems held at once."""
 EXACT_FLIPS = 12
 """Up to this many units all 2^M sign flips are enumerated."""
 
@@ -164,7 +168,7 @@ def sign_flip(differences_M: ArrayLike, draws: int = 10_000, seed: int = 0) -> f
         bits = np.arange(2**d_M.size)[:, None] >> np.arange(d_M.size) & 1
         return float((np.abs((1 - 2 * bits) @ d_M) >= observed).mean())
     rng, hits = np.random.default_rng(seed), 0
-    for block in np.array_split(np.arange(draws), max(1, draws * d_M.size // 2_000_000)):
+    for block in np.array_split(np.arange(draws), max(1, draws * d_M.size // BLOCK)):
         signs = rng.integers(0, 2, (len(block), d_M.size)) * 2 - 1
         hits += int((np.abs(signs @ d_M) >= observed).sum())
     return (1 + hits) / (1 + draws)
@@ -187,38 +191,17 @@ def bootstrap(
     value = float(statistic(np.arange(units)[None])[0])
     if units < 2:
         return Estimate(value, float("nan"), float("nan"), units)
-    indices = np.random.default_rng(seed).integers(0, units, (draws, units))
-    resampled = statistic(indices)
+    rng = np.random.default_rng(seed)
+    blocks = np.array_split(np.arange(draws), max(1, draws * units // BLOCK))
+    resampled = np.concatenate(
+        [statistic(rng.integers(0, units, (len(block), units))) for block in blocks]
+    )
     edges = np.array([0.5 - confidence / 2, 0.5 + confidence / 2])
     if method == "bca":
-        edges = _bca(edges, value, resampled, statistic, units)
+        edges = bca.corrected(edges, value, resampled, statistic, units)
     # Ratios may be infinite in a resample: an order statistic stays one, interpolation gives NaN.
     low, high = np.quantile(resampled, edges, method="inverted_cdf")
     return Estimate(value, float(low), float(high), units)
-
-
-def _bca(
-    edges: Floats,
-    value: float,
-    resampled: Floats,
-    statistic: Callable[[NDArray[np.intp]], Floats],
-    units: int,
-) -> Floats:
-    """The quantiles to take of the resamples."""
-    from scipy import stats
-
-    below = ((resampled < value).mean() + (resampled <= value).mean()) / 2
-    others = np.array([np.delete(np.arange(units), i) for i in range(units)])
-    left_out = statistic(others)
-    if not 0 < below < 1 or not np.isfinite(left_out).all():
-        return edges
-    off = left_out.mean() - left_out
-    spread = (off**2).sum() ** 1.5
-    acceleration = (off**3).sum() / (6 * spread) if spread else 0.0
-    bias = stats.norm.ppf(below)
-    at = bias + stats.norm.ppf(edges)
-    moved: Floats = stats.norm.cdf(bias + at / (1 - acceleration * at))
-    return moved
 
 
 def by_influence(
@@ -280,53 +263,76 @@ def known_of(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def quantile(values_MS: ArrayLike, q: float, draws: int = 500, seed: int = 0) -> Estimate:
-    """Quantile of all samples (NaN: no sample), with a bootstrap interval over problems."""
-    values = np.asarray(values_MS, dtype=np.float64)
-    order_K = np.argsort(values, axis=None)[: np.count_nonzero(~np.isnan(values))]  # NaN last
-    sorted_K, problem_K = values.ravel()[order_K], order_K // values.shape[1]
+    """Quantile of all samples, NaN apart, with a bootstrap interval over problems."""
+    values_MS = np.asarray(values_MS, dtype=np.float64)
+    m, s = np.nonzero(~np.isnan(values_MS))
+    if not len(m):
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    order = np.argsort(values_MS[m, s], kind="stable")
+    unit_V, value_V = m[order], values_MS[m, s][order]
 
-    def one(drawn_M: NDArray[np.intp]) -> float:
-        # A sample counts as often as its problem was drawn: no copy of all samples for each draw.
-        until_K = np.bincount(drawn_M, minlength=len(values))[problem_K].cumsum()
-        if not until_K.size or not until_K[-1]:
-            return float("nan")
-        at = (until_K[-1] - 1) * q
-        around = np.searchsorted(until_K, [np.floor(at), np.ceil(at)], side="right")
-        below, above = sorted_K[around]
-        return float(below + (above - below) * (at - np.floor(at)))
+    def statistic(index: NDArray[np.intp]) -> Floats:
+        out = np.full(len(index), np.nan)
+        for d, times_M in enumerate(multiplicity(index)):
+            last_V = np.cumsum(times_M[unit_V])  # of each value's copies
+            if last_V[-1]:
+                at = q * (last_V[-1] - 1)
+                low, high = np.searchsorted(last_V, [np.floor(at), np.ceil(at)], side="right")
+                out[d] = value_V[low] + (at % 1) * (value_V[high] - value_V[low])
+        return out
 
-    return bootstrap(lambda index: np.array([one(i) for i in index]), len(values), draws, seed)
+    return bootstrap(statistic, len(values_MS), draws, seed)
 
 
 def deviation(values_MS: ArrayLike, draws: int = 500, seed: int = 0) -> Estimate:
-    """Standard deviation of all samples (NaN: none), with a bootstrap interval over problems."""
-    values = np.asarray(values_MS, dtype=np.float64)
-    known = ~np.isnan(values)
-    off = np.where(known, values - values[known].mean() if known.any() else 0, 0)
-    sums = [part.sum(axis=1) for part in (known, off, off**2)]
+    """Standard deviation of all samples, NaN apart, with a bootstrap interval over problems."""
+    values_MS = np.asarray(values_MS, dtype=np.float64)
+    known_MS = ~np.isnan(values_MS)
+    if not known_MS.any():
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    off_MS = np.where(known_MS, values_MS - values_MS[known_MS].mean(), 0)
+    sums_M3 = np.stack([known_MS, off_MS, off_MS**2], axis=-1).sum(axis=1)
 
     def statistic(index: NDArray[np.intp]) -> Floats:
-        count, first, second = (part_M[index].sum(axis=1) for part_M in sums)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            deviations: Floats = np.sqrt(np.maximum(second / count - (first / count) ** 2, 0))
-        return deviations
+        count, first, second = (multiplicity(index) @ sums_M3).T
+        with np.errstate(invalid="ignore"):
+            return np.sqrt(np.maximum(second / count - (first / count) ** 2, 0))
 
-    return bootstrap(statistic, len(values), draws, seed)
+    return bootstrap(statistic, len(values_MS), draws, seed)
+
+
+def multiplicity(index_DM: NDArray[np.intp]) -> Floats:
+    """[D, M]: how often each problem is in each resample."""
+    draws, units = index_DM.shape
+    flat = (index_DM + units * np.arange(draws)[:, None]).ravel()
+    return np.bincount(flat, minlength=draws * units).reshape(draws, units).astype(np.float64)
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
     """Rank correlation; ties share their mean rank; NaN where one of both is constant."""
-    x, y = ranks(a), ranks(b)
-    x, y = x - x.mean(), y - y.mean()
-    scale = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale else float("nan")
+    a_V, b_V = (np.unique(np.ravel(v), return_inverse=True)[1] for v in (a, b))
+    return coded_spearman(a_V, b_V, np.ones(len(a_V)))
 
 
 def ranks(values: ArrayLike) -> Floats:
     """From 1; equal values share the mean of their ranks."""
-    _, which, counts = np.unique(np.ravel(values), return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean: Floats = (last - (counts - 1) / 2)[which]
+    place_V = np.unique(np.ravel(values), return_inverse=True)[1]
+    return mean_ranks(place_V, np.ones(len(place_V)))
+
+
+def coded_spearman(a_V: NDArray[np.intp], b_V: NDArray[np.intp], times_V: Floats) -> float:
+    """`spearman` of values that are places in a sorted list, each pair there so many times."""
+    x, y = (mean_ranks(v, times_V) for v in (a_V, b_V))
+    total = times_V.sum()
+    x, y = x - times_V @ x / total, y - times_V @ y / total
+    scale = np.sqrt((times_V @ x**2) * (times_V @ y**2))
+    return float((times_V * x) @ y / scale) if scale else float("nan")
+
+
+def mean_ranks(place_V: NDArray[np.intp], times_V: Floats) -> Floats:
+    """`ranks` of such values."""
+    counts = np.bincount(place_V, times_V)
+    mean: Floats = (np.cumsum(counts) - (counts - 1) / 2)[place_V]
     return mean
 
 
