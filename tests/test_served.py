@@ -223,8 +223,9 @@ def test_a_selection_ends_the_losers_over_http_too(endpoint: tuple[Endpoint, str
     asked = [p.messages[0]["content"] for p in prompts(2)]
     settings: dict[str, Any] = {"max_tokens": 200, "selection": "short_m", "asks": Asks()}
     made = generate(over, asked, budget, **settings)
-    assert all(len(one.samples) == 4 for one in made)
-    assert all(one.answer is not None for one in made)
+    for one in made:
+        assert one.best.finish != "abort"
+        assert one.aborted == sum(sample.finish == "abort" for sample in one.samples)
     over.engine.close()  # type: ignore[attr-defined]
 
 
@@ -241,7 +242,7 @@ def test_a_client_keeps_budgets_and_splits_usage(endpoint: tuple[Endpoint, str])
             assert reply.answer
             assert reply.over == 0
         replies = client.ask(ASK[0]["content"], Budget(8, samples=3), seed=4)
-        assert [body["seed"] for body in behind.asked[-3:]] == [4, 5, 6]
+        assert sorted(body["seed"] for body in behind.asked[-3:]) == [4, 5, 6]
         assert len(replies) == 3
         behind.deaf = True
         [reply] = client.ask(ASK, Budget(4, effort="low"), max_tokens=300)
