@@ -172,11 +172,7 @@ def test_a_choice_is_a_distribution_over_answers_and_blind_to_order(
     module: Any, config: Any, samples: list[Sample], seed: int
 ) -> None:
     pool = pool_of(samples)
-    wide = base.Pool(
-        *(np.repeat(a, 2, axis=0) for a in (pool.answer_PK, pool.think_PK)),
-        *(np.repeat(a, 2, axis=0) for a in (pool.tokens_PK, pool.score_PK)),
-    )
-    chance_PK = module.chosen(config, wide)
+    chance_PK = module.chosen(config, pool.take(np.tile(np.arange(len(samples)), (2, 1))))
     answered = pool.answer_PK >= 0
     assert (chance_PK[0] == chance_PK[1]).all()
     assert chance_PK[:, ~answered[0]].sum() == 0

@@ -183,8 +183,8 @@ def test_macro_of_two_tasks_is_welchs() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", coverage.CASES, ids=lambda c: f"{c.name}-{c.problems}-{c.samples}")
 def test_intervals_cover(case: coverage.Case) -> None:
-    """95% intervals cover 93 to 97%; the published ones that are wrong do not. 3000 runs, seed 1:
-    the share of a true 95% is within 1.2 points of it 997 times in 1000."""
+    """95% intervals cover 93 to 97%; those that are said to be wrong do not. 3000 runs, seed 1: the
+    share of a true 95% is within 1.2 points of it 997 times in 1000."""
     share, _ = coverage.covered(case, 3000, seed=1)
     assert (0.93 <= share <= 0.97) != case.wrong
 

@@ -60,7 +60,7 @@ class Case:
     interval: Callable[[np.random.Generator, Case], tuple[Estimate, float]]
     """Of one simulated evaluation: the interval, and the truth."""
     wrong: bool = False
-    """A published one that does not hold what it says."""
+    """It is known not to hold what it says."""
     part: int = 1
     """Run `runs / part` times: it is slow."""
 
@@ -250,6 +250,7 @@ CASES = [
     Case("token ratio, BCa bootstrap", U, 200, 4, token_ratio_by_bca, part=4),
     Case("median length, bootstrap", U, 100, 8, median, part=4),
     Case("slope of log L on log B, t", U, 30, 8, slope, part=4),
+    Case("nearly solved: accuracy, t", (2.0, 0.1), 30, 8, by_t, wrong=True),
     Case("all samples alike: binomial", U, 30, 8, binomial, wrong=True),
     Case("all samples alike: binomial", U, 30, 64, binomial, wrong=True),
     Case("fixed-set error for all problems", U, 30, 64, fixed_as_population, wrong=True),
