@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -127,6 +130,10 @@ def test_every_metric_by_hand() -> None:
     assert value["think_tokens/mean"] == pytest.approx(np.mean(lengths))
     assert value["think_tokens/p95"] == pytest.approx(np.quantile(lengths, 0.95))
     assert value["anytime"] == pytest.approx(np.mean([value[f"accuracy@{b}"] for b in grid]))
+    low, mid, high, top = (value[f"accuracy@{b}"] for b in grid)  # at octaves 2, 3, log2 20 and 39
+    octaves = np.log2([4, 8, 20, 39])
+    area = np.trapezoid([low, mid, high, top], octaves) / (octaves[-1] - octaves[0])
+    assert value["anytime/log"] == pytest.approx(area)
     spent = sum(length + 2 * closed for _, length, closed in truth)
     assert value["tokens_per_solve"] == pytest.approx(spent / sum(c for *_, c in truth))
     hard = [length for job, (_, length, _) in zip(workers.jobs, truth, strict=True)
@@ -347,3 +354,32 @@ def test_nested_answers_are_those_of_separate_runs() -> None:
             assert row["forced"] == (budget != "inf" and not rollout.ended)
     closed = [row["closed"] for row in result.rows if row["budget"] == "inf"]
     assert 0 < sum(closed) < len(closed)
+
+
+@pytest.mark.slow
+def test_a_run_logs_every_budget_and_the_area(tmp_path: Path) -> None:
+    """What the rows of each evaluation say stands in metrics.jsonl, and W&B is sent the same."""
+    small = ("steps=1", "prompts_per_step=2", "rollouts_per_prompt=4", "rollout.max_tokens=64")
+    asked = "evaluation={problems: 6, samples: 2, budgets: [8, 24, inf]}"
+    wandb = ["tracking.wandb=offline"] if importlib.util.find_spec("wandb") else []
+    command = [sys.executable, "-m", "launch.cli", "train", "grpo/find", f"output={tmp_path}"]
+    done = subprocess.run([*command, *small, asked, *wandb], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = Path(done.stdout.strip().splitlines()[-1])
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == [0, 1]
+    for step in steps:
+        file = folder / "eval" / f"step-{step['step']}.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        found = budgets.measure(rows, (8, 24), "equal", 64)
+        assert {"accuracy", "accuracy@8", "accuracy@24", "anytime", "anytime/log"} <= set(found)
+        for name, estimate in found.items():
+            logged = step[f"eval/{name}"]
+            if np.isfinite(estimate.value):
+                assert logged == pytest.approx(estimate.value, rel=1e-5), name
+            else:
+                assert logged is None, name
+    if wandb:
+        (sent,) = (file.read_bytes() for file in (folder / "wandb").glob("*/*.wandb"))
+        for name in ("accuracy@8", "accuracy@24", "anytime/log", "tokens@24"):
+            assert f"eval/{name}".encode() in sent, name
