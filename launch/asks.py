@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from samplers.budget import Asks, asks_of
 from samplers.budgets.base import BUDGET, Asking
+from samplers.files import nearest
 from samplers.render import Renderer
 from trainer import export
 from trainer.modelfolder import ModelFolder
@@ -31,11 +33,24 @@ def asks(args: argparse.Namespace, model: ModelFolder, renderer: Renderer) -> As
                 f"--ask: {args.ask!r} nowhere says {BUDGET}, so no number is announced"
             )
     if args.efforts is not None:
-        changed["efforts"] = {
-            str(name): asking(spec, f"--efforts {name}")
-            for name, spec in yaml_map(args.efforts, "--efforts").items()
-        }
+        changed["efforts"] = _efforts(args.efforts, found.efforts)
     return found.model_copy(update=changed)
+
+
+def _efforts(text: str, known: Mapping[str, Asking]) -> dict[str, Asking]:
+    """A map of how each is asked for, or names of those that the model knows."""
+    if text.lstrip().startswith("{"):
+        spelled = yaml_map(text, "--efforts")
+        return {str(n): asking(spec, f"--efforts {n}") for n, spec in spelled.items()}
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            there = ", ".join(known) or "none; say how each is asked: '{low: {suffix: ...}}'"
+            raise ValueError(
+                f"--efforts: this model cannot be asked for '{name}'{nearest(name, known)}; it "
+                f"knows {there}"
+            )
+    return {name: known[name] for name in names}
 
 
 def yaml_map(text: str, option: str) -> dict[str, Any]:

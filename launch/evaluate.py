@@ -66,13 +66,17 @@ def evaluate(args: argparse.Namespace) -> int:
     require.check(asked.requirements, [task.name for task in tasks])
     _check_ks(args.k, tasks, settings)
     base = _base_folder(args.baseline, tasks)
+    names = [args.model, *([args.baseline] if args.baseline and base is None else [])]
+    made = [evaluate_model.prepare(args, name, tasks, settings) for name in names]
     with ExitStack() as stack:
         out = args.out
         if out is None:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="laconic-eval-")))
-        folder = evaluate_model.run(args, args.model, tasks, settings, out)
-        if args.baseline and base is None:
-            base = evaluate_model.run(args, args.baseline, tasks, settings, out / "baseline")
+        folder, *bases = (
+            evaluate_model.run(one, tasks, settings, path)
+            for one, path in zip(made, (out, out / "baseline"), strict=False)
+        )
+        for base in bases:
             _measured(base, asked.options)
         return _finish(args, folder, base, asked, keep=args.out is not None)
 
@@ -231,7 +235,7 @@ def _finish(
         if against is not None:
             print("\n" + against.text())
     if keep:
-        _report(folder, base, found, notes)
+        _report(folder, base, found, notes, draw=not args.no_report)
     failed = require.failures(asked.requirements, found, words)
     for line in failed:
         print(f"laconic: required: {line}", file=sys.stderr)
@@ -257,7 +261,11 @@ def _text(found: Mapping[str, Metric], notes: Sequence[str], kept: Path | None) 
 
 
 def _report(
-    folder: Folder, base: Folder | None, found: Mapping[str, Metric], notes: Sequence[str]
+    folder: Folder,
+    base: Folder | None,
+    found: Mapping[str, Metric],
+    notes: Sequence[str],
+    draw: bool,
 ) -> None:
     """summary.md, environment.json, report.html and plots/."""
     from launch.run import environment
@@ -265,6 +273,8 @@ def _report(
     path = folder.path
     (path / "summary.md").write_text(summary.markdown(found, notes), encoding="utf-8")
     _write(path / "environment.json", environment())
+    if not draw:
+        return
     from trainer.report import evaluation
 
     both = [path] if base is None else [path, base.path]

@@ -6,44 +6,48 @@ import argparse
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
 from launch import inprocess
-from samplers.budget import Asks, asks_of
-from samplers.budgets.base import Asking
+from launch.asks import asks
+from samplers.budget import Asks
 from samplers.data import digest
-from samplers.files import nearest
+from samplers.engines import base
 from samplers.render import Renderer
-from trainer import export
 from trainer.eval.collect import ROUNDS, Worker
 from trainer.eval.folder import Folder
 from trainer.eval.problems import Task
-from trainer.eval.run import fill
+from trainer.eval.run import check, fill
 from trainer.eval.samples import SETTINGS
-from trainer.eval.settings import EvalSettings
+from trainer.eval.settings import EvalSettings, ways
 from trainer.modelfolder import ModelFolder
 
 WHOLE = 1 << 26
 """Bytes of a file up to which all of it is hashed; of larger ones both ends."""
 
 
-def run(
-    args: argparse.Namespace,
-    name: str,
-    tasks: Sequence[Task],
-    settings: EvalSettings,
-    out: Path,
-) -> Folder:
-    """Samples and verdicts of model `name` in the folder `out`.
+@dataclass(frozen=True)
+class Prepared:
+    """A model that can be evaluated: what is not known without its weights."""
+
+    args: argparse.Namespace
+    model: ModelFolder
+    renderer: Renderer
+    asks: Asks
+    config: base.Config
+
+
+def prepare(
+    args: argparse.Namespace, name: str, tasks: Sequence[Task], settings: EvalSettings
+) -> Prepared:
+    """Refuse what cannot be asked of model `name`; no weights are loaded.
 
     Raises:
-        ValueError: no such model; a budget that does not fit, or of which it cannot be told; a
-            folder of other settings.
+        ValueError: no such model or engine; a budget that does not fit, or of which it cannot be
+            told.
     """
     args = argparse.Namespace(**{**vars(args), "model": name})
     thinking = not args.no_thinking
@@ -51,39 +55,55 @@ def run(
     config = inprocess.engine_of(args.engine, args.dtype)
     model, renderer = inprocess.prepare(args)
     _fits(settings, model)
-    asks = _asks(args, model, renderer)
+    found = asks(args, model, renderer)
+    check(renderer, tasks, ways(settings, found, thinking), model.context)
+    return Prepared(args, model, renderer, found, config)
+
+
+def run(made: Prepared, tasks: Sequence[Task], settings: EvalSettings, out: Path) -> Folder:
+    """Samples and verdicts in the folder `out`.
+
+    Raises:
+        ValueError: a folder of other settings.
+    """
+    args, config, started = made.args, made.config, list[Any]()
+
+    def start() -> Worker:
+        if not args.base_url:
+            return inprocess.start(made.model, made.renderer, config)
+        started.append(_served(args, made.renderer))
+        return started[-1]
+
+    folder = fill(
+        start,
+        made.renderer,
+        tasks,
+        settings,
+        out,
+        context=made.model.context,
+        asks=made.asks,
+        room=ROUNDS * (64 if args.base_url else config.slots),
+        about=_about(made),
+    )
+    _server_findings(folder, started)
+    return folder
+
+
+def _about(made: Prepared) -> dict[str, Any]:
+    args, model, config = made.args, made.model, made.config
     engine = {"name": "served", "api": args.api} if args.base_url else config.model_dump()
-    about = {
-        "model": name,
+    return {
+        "model": args.model,
         "engine": engine,
         "identity": {
-            "model": f"{name} {fingerprint(model.path)}",
+            "model": f"{args.model} {fingerprint(model.path)}",
             "template": digest(model.chat_template or ""),
-            "thinking": list(args.markers) if thinking else None,
+            "thinking": None if args.no_thinking else list(args.markers),
             "engine": engine["name"],
             "engine_version": _version(engine["name"]),
             "dtype": None if args.base_url else config.dtype,
         },
     }
-    made: list[Any] = []
-
-    def start() -> Worker:
-        made.append(_served(args, renderer) if args.base_url else None)
-        return made[-1] or inprocess.start(model, renderer, config)
-
-    folder = fill(
-        start,
-        renderer,
-        tasks,
-        settings,
-        out,
-        context=model.context,
-        asks=asks,
-        room=ROUNDS * (64 if args.base_url else config.slots),
-        about=about,
-    )
-    _server_findings(folder, made)
-    return folder
 
 
 def _served(args: argparse.Namespace, renderer: Renderer) -> Any:
@@ -117,53 +137,6 @@ def _fits(settings: EvalSettings, model: ModelFolder) -> None:
             raise ValueError(
                 f"{option}: {value} is not below the model's context of {context} tokens; lower it"
             )
-
-
-def _asks(args: argparse.Namespace, model: ModelFolder, renderer: Renderer) -> Asks:
-    """How the model is told of budgets: by hand, as its export says, or by its chat template."""
-    found = export.asks(model.path) or asks_of(renderer)
-    changed: dict[str, Any] = {}
-    if args.ask is not None:
-        changed["budget"] = _asking(_map(args.ask, "--ask"), "--ask")
-    if args.efforts is not None:
-        spec = yaml.safe_load(args.efforts)
-        if isinstance(spec, dict):
-            changed["efforts"] = {
-                str(name): _asking(asking, f"--efforts {name}") for name, asking in spec.items()
-            }
-        else:
-            changed["efforts"] = _chosen(str(spec), found.efforts)
-    return found.model_copy(update=changed)
-
-
-def _chosen(text: str, known: Mapping[str, Asking]) -> dict[str, Asking]:
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            there = ", ".join(known) or "none; say how each is asked: '{low: {suffix: ...}}'"
-            raise ValueError(
-                f"--efforts: this model cannot be asked for '{name}'{nearest(name, known)}; it "
-                f"knows {there}"
-            )
-    return {name: known[name] for name in names}
-
-
-def _map(text: str, option: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"{option}: {text!r} is no YAML; write '{{suffix: ...}}'") from None
-
-
-def _asking(spec: Any, option: str) -> Asking:
-    try:
-        return Asking(**spec)
-    except ValidationError as error:
-        why = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        known = ", ".join(Asking.model_fields)
-        raise ValueError(f"{option}: {why}; there are {known}") from None
-    except TypeError:
-        raise ValueError(f"{option}: {spec!r} is no map; write '{{suffix: ...}}'") from None
 
 
 def fingerprint(folder: Path) -> str:

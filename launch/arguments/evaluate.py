@@ -88,5 +88,7 @@ def _out(one: argparse._ArgumentGroup) -> None:
     text = "weights of the budgets in any-time accuracy (default: log)"
     priors = ("equal", "uniform", "log", "linear", "final")
     one.add_argument("--prior", choices=priors, default="log", help=text)
+    text = "leave report.html and its plots out"
+    one.add_argument("--no-report", action="store_true", help=text)
     text = 'exit with 1 unless it holds, as "find/accuracy@16>=0.4"; may be repeated'
     one.add_argument("--require", action="append", default=[], metavar="TEXT", help=text)
