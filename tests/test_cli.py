@@ -21,7 +21,6 @@ from samplers import seeds
 from samplers.tasks import find
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPT = find.prompt(find.Config(), "test", 0).messages[0]["content"]
 Captured = pytest.CaptureFixture[str]
 
 
@@ -161,38 +160,6 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     assert done.stderr == ""
 
 
-def generated(capsys: Captured, *options: str) -> Any:
-    assert main(["generate", "base/find", PROMPT, "--json", *options]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def test_generate_forces_at_its_budget_and_never_without(capsys: Captured) -> None:
-    free = generated(capsys, "--thinking-budget", "none", "--temperature", "0")
-    assert free["closed_by_itself"]
-    assert free["forced"] == ""
-    assert free["thinking_tokens"] == len(free["thinking"])  # one character, one token
-    short = generated(capsys, "--thinking-budget", "7", "--temperature", "0")
-    assert short["thinking"] == free["thinking"][:7]
-    assert (short["thinking_tokens"], short["forced"]) == (7, "</think>")
-    nothing = generated(capsys, "--thinking-budget", "0", "--answer-tokens", "3")
-    assert (nothing["thinking"], nothing["thinking_tokens"]) == ("", 0)
-    assert nothing["answer_tokens"] <= 3
-
-
-def test_generate_repeats_by_seed_and_its_samples_differ(capsys: Captured) -> None:
-    first = generated(capsys, "--samples", "4", "--seed", "3")
-    assert first == generated(capsys, "--samples", "4", "--seed", "3")
-    assert len({sample["thinking"] for sample in first}) > 1
-
-
-def test_generate_prints_what_was_forced(capsys: Captured) -> None:
-    options = ["--thinking-budget", "5", "--answer-tokens", "2"]
-    assert main(["generate", "base/find", PROMPT, *options]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("[thinking 5 tokens, answer ")
-    assert "forced '</think>'" in last
-
-
 def test_eval_prints_what_it_keeps(capsys: Captured, tmp_path: Path) -> None:
     """Figures on paper: accuracy at a budget from the samples and verdicts that are written."""
     argv = ["eval", "base/find", "--data", "find", "--problems", "24", "--answer-tokens", "4"]
@@ -233,7 +200,6 @@ def test_eval_takes_a_file_and_a_verifier(capsys: Captured, tmp_path: Path) -> N
     ("argv", "said"),
     [
         (["generate", "base/fnd", "x"], "did you mean 'base/find'"),
-        (["generate", "base/find", "x", "--thinking-budget", "192"], "--max-tokens 192"),
         (["generate", "base/find", "x", "--markers", "<a>", "</a>"], "'<a>'"),
         (["generate", "base/find", "What is 2 + 2?"], "cannot represent 'What is 2 + 2?'"),
         (["eval", "base/find", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
