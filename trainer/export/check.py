@@ -204,7 +204,8 @@ def same_ids(
     for name, arguments, plan in ways(said):
         for talk in talks:
             wanted, told = _trained_ids(training, plan, talk), _told_ids(renderer, arguments, talk)
-            if told is None and wanted is None:
+            lacking = told is None or renderer.tokenizer.pad_token_id in told  # an export pads it
+            if lacking and wanted is None:
                 continue  # the vocabulary or the model's own template cannot hold the talk
             what = f"{name} ({arguments}) of {len(talk)} messages"
             _need(told is not None, f"{what}: refused, and training rendered it")

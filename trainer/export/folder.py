@@ -204,6 +204,7 @@ def _write(made: Made, folder: Path, lora: str, trust: bool) -> dict[str, Any]:
         shutil.copytree(made.source.adapter, folder / ADAPTER)
     (folder / "chat_template.jinja").write_text(made.template, encoding="utf-8")
     _tokenizer_config(made, folder / "tokenizer_config.json")
+    _unknown(folder / "tokenizer.json", made.renderer.tokenizer.pad_token)
     sampling = _generation_config(made, folder / "generation_config.json")
     said = budget_config(made, sampling, folder)
     (folder / FILE).write_text(_json(said), encoding="utf-8")
@@ -252,6 +253,17 @@ def _tokenizer_config(made: Made, file: Path) -> None:
     config.pop("chat_template", None)  # chat_template.jinja says it
     config["response_template"] = probe.response_template(made.renderer)
     file.write_text(_json(config), encoding="utf-8")
+
+
+def _unknown(file: Path, pad: str | None) -> None:
+    """What the vocabulary lacks becomes padding where nothing stands for it: vLLM's server writes a
+    prompt of its own at its start, and ends where that cannot be written. Task prompts never do."""
+    said = json.loads(file.read_text()) if file.is_file() else {}
+    words = said.get("model", {})
+    vocab = words.get("vocab", {})
+    if words.get("type") == "WordLevel" and words.get("unk_token") not in vocab and pad in vocab:
+        words["unk_token"] = pad
+        file.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _generation_config(made: Made, file: Path) -> dict[str, Any]:

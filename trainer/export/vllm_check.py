@@ -65,17 +65,20 @@ def _hard(chat: Any, renderer: Any) -> str:
     """Thoughts end at their hard budget or before, and something follows."""
     import vllm
 
-    end, most = renderer.thinking.end_id, 0
+    markers, most = renderer.thinking, 0
     for budget in HARD:
         for seed in range(4):
             sampling = vllm.SamplingParams(
-                thinking_token_budget=budget, max_tokens=budget + 1 + ANSWER, temperature=1.0,
+                thinking_token_budget=budget,
+                max_tokens=budget + 2 + ANSWER,
+                temperature=1.0,
                 seed=seed,
-            )  # fmt: skip
+            )
             ids = list(chat({}, sampling).outputs[0].token_ids)
-            at = ids.index(end) if end in ids else len(ids)
-            ended = at <= budget + int(not renderer.thinking.opened)  # its own start marker
-            if not ended and not set(ids) & set(renderer.eos_ids):
+            if not markers.opened:  # the model has to open its thought; without it there is none
+                ids = ids[ids.index(markers.start_id) + 1 :] if markers.start_id in ids else []
+            at = ids.index(markers.end_id) if markers.end_id in ids else len(ids)
+            if at > budget:
                 raise ValueError(f"a hard budget of {budget} did not hold: {ids}")
             most = max(most, at)
     return f", hard budgets {', '.join(map(str, HARD))} hold (longest thought {most})"
