@@ -380,6 +380,6 @@ def test_a_run_logs_every_budget_and_the_area(tmp_path: Path) -> None:
             else:
                 assert logged is None, name
     if wandb:
-        (sent,) = (file.read_bytes() for file in (folder / "wandb").glob("*/*.wandb"))
+        (sent,) = (file.read_bytes() for file in (folder / "wandb").glob("offline-run-*/*.wandb"))
         for name in ("accuracy@8", "accuracy@24", "anytime/log", "tokens@24"):
             assert f"eval/{name}".encode() in sent, name
