@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from samplers.budget import EFFORTS, Asks, Budget, plan_of
 from samplers.inference import generate
-from samplers.served.client import Client, request_body, split
+from samplers.served.client import CONVENTION, Client, request_body, split
 from samplers.served.engine import worker
 from samplers.served.http import Served
 from samplers.types import Plan, Rollout
@@ -258,7 +258,8 @@ def test_a_client_keeps_budgets_and_splits_usage(endpoint: tuple[Endpoint, str])
 def test_a_request_says_both_budgets_and_leaves_room_for_the_answer(
     tokens: int | None, effort: str | None, answer: int | None, slack: float
 ) -> None:
-    body = request_body("m", ASK, Budget(tokens, answer, effort), slack=slack, reserve=50)
+    settings = {"slack": slack, "reserve": 50, "asks": CONVENTION}
+    body = request_body("m", ASK, Budget(tokens, answer, effort), **settings)
     kwargs = body.get("chat_template_kwargs", {})
     assert HARD not in kwargs
     assert body.get("reasoning_effort") == effort
@@ -270,7 +271,7 @@ def test_a_request_says_both_budgets_and_leaves_room_for_the_answer(
     hard = body[HARD]
     assert tokens * (1 + slack) - 1e-6 <= hard < tokens * (1 + slack) + 1
     assert body["max_tokens"] == hard + 1 + (answer or 50)
-    told = request_body("m", ASK, Budget(tokens), asks=Asks(), slack=slack)
+    told = request_body("m", ASK, Budget(tokens), slack=slack)
     assert told[HARD] == tokens  # nothing is announced: there is nothing to keep to roughly
     assert "chat_template_kwargs" not in told
 
@@ -284,7 +285,7 @@ def test_requests_that_cannot_be_meant() -> None:
         request_body("m", ASK, Budget(8), max_tokens=9)
     with pytest.raises(ValueError, match=r"slack: -0\.1"):
         request_body("m", ASK, Budget(8), slack=-0.1)
-    soft = request_body("m", ASK, Budget(8, hard=False))
+    soft = request_body("m", ASK, Budget(8, hard=False), asks=CONVENTION)
     assert HARD not in soft
     assert soft["chat_template_kwargs"] == {"thinking_budget": 8}
     sglang = request_body("m", ASK, Budget(8), dialect="sglang")
@@ -293,7 +294,8 @@ def test_requests_that_cannot_be_meant() -> None:
 
 
 def test_a_body_splits_into_what_the_openai_client_knows_and_the_rest() -> None:
-    body = request_body("m", ASK, Budget(8, effort="low"), temperature=0.5, seed=1)
+    budget = Budget(8, effort="low")
+    body = request_body("m", ASK, budget, asks=CONVENTION, temperature=0.5, seed=1)
     plain = split(body)
     extra = plain.pop("extra_body")
     assert plain | extra == body

@@ -20,12 +20,11 @@ from samplers.types import Plan
 Dialect = Literal["vllm", "sglang"]
 RESERVE = 1024
 """Tokens kept for an answer where nobody says how many."""
-CONVENTION = Asks(
-    budget=Asking(template={"thinking_budget": BUDGET}),
-    efforts={name: Asking(template={"reasoning_effort": name}) for name in EFFORTS},
-)
-"""How a model is told that keeps to the names of serving engines, as exported ones do. A template
-that does not read `thinking_budget` never sees it."""
+EFFORT = Asks(efforts={name: Asking(template={"reasoning_effort": name}) for name in EFFORTS})
+"""A model of which nothing is known: asked for an effort, and limited by the engine."""
+CONVENTION = EFFORT.model_copy(update={"budget": Asking(template={"thinking_budget": BUDGET})})
+"""A model that was trained to read a number, told by the names of serving engines. (Exports of one
+that was not refuse the number.) `trainer.export.asks(folder)` says it of an export."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ def request_body(
     messages: Sequence[Mapping[str, str]],
     budget: Budget | None = None,
     *,
-    asks: Asks = CONVENTION,
+    asks: Asks = EFFORT,
     reserve: int = RESERVE,
     slack: float = 0.0,
     dialect: Dialect = "vllm",
@@ -73,7 +72,7 @@ def request_body(
 
     Args:
         budget: `samples` and selection are the caller's business.
-        asks: how this model is told; `Asks()` for one that knows only the hard budget.
+        asks: how this model is told; with `EFFORT` no number is announced.
         reserve: tokens for the answer where the budget does not say.
         slack: share by which the hard budget is above the announced one, so that a model that
             keeps to its number roughly ends by itself (NIM: 0.1). Without effect where no number
@@ -176,7 +175,7 @@ class Client:
         base_url: str,
         model: str | None = None,
         *,
-        asks: Asks = CONVENTION,
+        asks: Asks = EFFORT,
         dialect: Dialect = "vllm",
         end: str = "</think>",
         **wire: Any,
