@@ -174,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
     launch.arguments.export.add(add("export", export))
     launch.arguments.reward.add(add("reward", reward))
     one = add("report", report)
-    one.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    one.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="runs, or evaluations")
     one.add_argument("--out", type=Path, default=Path("report.html"), help="the page to write")
     launch.arguments.common.report(one)
     add("doctor", doctor).add_argument("--deep", action="store_true", help="also start Ray")

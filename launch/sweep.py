@@ -259,9 +259,24 @@ def _tail(log: Path) -> str:
 
 
 def summarise(runs: Sequence[Path], out: Path, options: Options | None = None) -> None:
-    """Print the table of `runs` and write their report to `out`."""
+    """Print the table of `runs` and write their report to `out`: run folders, or evaluations.
+
+    Raises:
+        ValueError: some are run folders and some evaluations.
+    """
     from trainer import report
+    from trainer.report import evaluation
 
     asked = options or report.Options()
+    evaluated = [run for run in runs if evaluation.is_evaluation(run)]
+    if len(evaluated) == len(runs) > 0:
+        print(evaluation.summarise(runs, out, asked))
+        return
+    if evaluated:
+        other = next(run for run in runs if run not in evaluated)
+        raise ValueError(
+            f"report: {evaluated[0]} is an evaluation and {other} a run folder; a report is of "
+            "one kind: give them apart"
+        )
     print(report.summary_table(runs, options=asked))
     print(f"report: {report.write(runs, out, options=asked)}")

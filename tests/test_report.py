@@ -104,6 +104,7 @@ def make_run(
     (folder / "config.yaml").write_text(
         yaml.safe_dump({"name": name, "seed": seed, "stages": stages}, sort_keys=False)
     )
+    (folder / "environment.json").write_text(json.dumps({"torch": "2.x"}))
     config = EvalConfig(budgets=BUDGETS, samples=2)
     held_out, rng = [problem(1000 + i) for i in range(problems)], np.random.default_rng(seed)
     skill, waste = skill + rng.normal(0, 0.01), waste * rng.uniform(0.85, 1.15)
