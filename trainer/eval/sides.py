@@ -14,7 +14,16 @@ from trainer.eval.table import UNCUT, Table
 
 MUST = ("max_tokens", "answer_tokens")
 """Settings without which two accuracies say nothing of one another."""
-TOLD = ("temperature", "mode", "samples", "stopping", "dtype", "engine", "version")
+TOLD = (
+    "temperature",
+    "mode",
+    "samples",
+    "stopping",
+    "template",
+    "dtype",
+    "engine",
+    "engine_version",
+)
 """Those that are told where they differ."""
 NAMED = 3
 """Problems that are named where they differ."""
@@ -111,7 +120,8 @@ def _evaluation(path: Path) -> Side:
     tables = folder.tables()
     if not tables:
         raise ValueError(f"{path} holds no samples; finish it with the same laconic eval")
-    return Side(path, tables, problems, folder.graders(), folder.settings)
+    settings = {**folder.settings, **folder.settings.get("identity", {})}
+    return Side(path, tables, problems, folder.graders(), settings)
 
 
 def _run(path: Path) -> Side:
