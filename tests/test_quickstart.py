@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from trainer.eval.folder import open_folder
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
@@ -31,14 +33,13 @@ def test_the_warm_up_makes_a_sloppy_overthinking_reasoner(tmp_path: Path) -> Non
     model = str(tmp_path / "warmup-find-seed0" / "model")
     laconic(
         "eval", model, "--data", "find", "--problems", "1024", "--max-tokens", "192",
-        "--answer-tokens", "8", "--budgets", "8,inf", "--out", str(tmp_path / "out" / "eval"),
+        "--answer-tokens", "8", "--budgets", "8,inf", "--out", str(tmp_path / "eval"),
     )  # fmt: skip
-    found = next((tmp_path / "out" / "eval").rglob("step-*.json"))
-    metrics = json.loads(found.read_text())["metrics"]
-    assert 0.53 < metrics["accuracy"]["value"] < 0.78, "wrong now and then"
-    assert metrics["think_tokens/mean"]["value"] > 60, "28 tokens are enough"
-    assert metrics["accuracy@8"]["value"] < 0.4, "no better than guessing without thought"
-    assert metrics["truncated"]["value"] < 0.1
+    metrics = open_folder(tmp_path / "eval").metrics()
+    assert 0.53 < metrics["find/accuracy@inf"].value < 0.78, "wrong now and then"
+    assert metrics["find/think_tokens/mean"].value > 60, "28 tokens are enough"
+    assert metrics["find/accuracy@8"].value < 0.4, "no better than guessing without thought"
+    assert metrics["find/truncated"].value < 0.1
 
 
 def test_two_arms_learn_and_the_length_reward_halves_the_thought(tmp_path: Path) -> None:

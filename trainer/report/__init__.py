@@ -19,8 +19,8 @@ def write(
 
     Args:
         runs: run folders; those of one name are the seeds of one arm.
-        base: a run folder, or a folder written by `laconic eval`, to compare with. By default
-            what the first run started from.
+        base: a run folder, with whose last evaluation all are compared. By default what the first
+            run started from.
 
     Raises:
         ValueError: no runs, a folder that is none, what `options` name is not there, or `out` is a

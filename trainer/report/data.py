@@ -200,7 +200,7 @@ def read_run(path: Path) -> Run:
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
-    """Evaluations in a run folder, or in a folder written by `laconic eval`, by step.
+    """Evaluations in a run folder, or in its eval/, by step.
 
     Raises:
         ValueError: the file of one is broken.
@@ -251,7 +251,10 @@ def base_of(found: Sequence[Arm], folder: Path | None) -> Evaluation | None:
     if folder is not None:
         evaluations = read_evaluations(Path(folder))
         if not evaluations:
-            raise ValueError(f"{folder} holds no evaluation; write one with `laconic eval --out`")
+            raise ValueError(
+                f"{folder} holds no evaluation of a run; give a run folder (those of `laconic eval` are "
+                "compared by `laconic compare`)"
+            )
         return evaluations[-1]
     return next((run.base for arm in found for run in arm.runs if run.base), None)
 
