@@ -252,8 +252,8 @@ def base_of(found: Sequence[Arm], folder: Path | None) -> Evaluation | None:
         evaluations = read_evaluations(Path(folder))
         if not evaluations:
             raise ValueError(
-                f"{folder} holds no evaluation of a run; give a run folder (those of `laconic eval` are "
-                "compared by `laconic compare`)"
+                f"{folder} holds no evaluation of a run; give a run folder (those of `laconic "
+                "eval` are compared by `laconic compare`)"
             )
         return evaluations[-1]
     return next((run.base for arm in found for run in arm.runs if run.base), None)
