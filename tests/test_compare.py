@@ -115,6 +115,26 @@ def test_several_tasks_are_corrected_for(monkeypatch: pytest.MonkeyPatch) -> Non
     }
 
 
+def test_every_way_of_asking_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ways(seed: int) -> list[Table]:
+        free, told, low = (tables.random(20, 3, grid, seed=seed + i)
+                           for i, grid in enumerate([(20,), (20,), ()]))  # fmt: skip
+        told = replace(told, mode="prompt", asked="20", target=20)
+        return [free, told, replace(low, mode="effort", asked="low")]
+
+    found = compared(monkeypatch, side("a", *ways(0)), side("b", *ways(5)))
+    assert set(found.metrics()) == {
+        *(f"t/{kind}@{b}" for kind in ("accuracy", "tokens_ratio") for b in (20, "inf")),
+        *(f"t/prompt/{kind}@20" for kind in ("accuracy", "soft_accuracy")),
+        *(f"t/prompt/{kind}@20" for kind in ("tokens_ratio", "soft_tokens_ratio")),
+        *(f"t/effort/{kind}@low" for kind in ("accuracy", "tokens_ratio")),
+        "t/anytime/log",
+    }
+    alone = compared(monkeypatch, side("a", *ways(0)[:1]), side("b", *ways(5)))
+    assert alone.notes == ["note: only one of both has t at '20', t at 'low'"]
+    assert {line.name for line in alone.lines} == {"accuracy@20", "accuracy@inf", "anytime/log"}
+
+
 def test_gained_and_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = (tables.made(np.full((4, 4), 20), 10) for _ in range(2))
     right = np.array([[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
@@ -202,7 +222,7 @@ def test_the_command_is_a_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "accuracy@48" in capsys.readouterr().out
     assert main([*command, "--require", "find/accuracy@48>=0"]) == 0
     assert main([*command, "--require", "find/tokens_ratio@inf.high<1"]) == 1
-    assert "find/tokens_ratio@inf (high) is 1" in capsys.readouterr().err
+    assert "find/tokens_ratio@inf.high<1: it is 1" in capsys.readouterr().err
     assert main([*command, "--require", "noninferiority"]) == 1
     assert "tokens may be 1.000 times" in capsys.readouterr().err
     assert main([*command, "--require", "find/accuracy@47>0"]) == 2

@@ -110,8 +110,7 @@ def failures(
         if not one.holds(metric):
             found = getattr(metric, one.part)
             told = "is not known" if found is None or found != found else f"is {found:.6g}"
-            where = "" if one.part == "value" else f" ({one.part})"
-            out.append(f"{one.text}: {one.name}{where} {told}")
+            out.append(f"{one.text}: it {told}")
     return out
 
 
