@@ -74,8 +74,6 @@ def right_of(samples: Sequence[Sample]) -> list[float]:
 
 
 # What each method returns of samples in an order that breaks ties, written down naively.
-
-
 def votes(samples: Sequence[Sample]) -> dict[int, int]:
     return Counter(sample[0] for sample in samples if sample[0] >= 0)
 
@@ -275,8 +273,8 @@ def test_short_m_by_draws_breaks_ties_at_random() -> None:
     answer = np.array([[0] * 20 + [1] * 20])
     think = np.full((1, 40), 7)
     pool = base.Pool(answer, think, think, np.full((1, 40), NAN))
-    config = short_m.Config(m=5)
-    got = base.expected(short_m, config, pool, (answer[0] == 0).astype(float), 9, draws=1000)
+    right = (answer[0] == 0).astype(float)
+    got = base.expected(short_m, short_m.Config(m=5), pool, right, 9, draws=1000)
     assert math.comb(40, 5) > base.WORTH * 1000
     assert got.accuracy == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(1000))
     assert got.tokens == pytest.approx(63)
@@ -353,11 +351,16 @@ def test_scores_that_cannot_be_used() -> None:
 
 
 def test_a_threshold_is_met_by_exactly_that_share() -> None:
-    """0.1 * 30 is 3.0000000000000004: three of thirty are a tenth."""
-    answers = [0] * 3 + [1] * 25 + [2, 2]
-    pool = pool_of([(a, 1, 1, 1.0 - a / 4, 0.0) for a in answers])
-    chance = best_of_majority.chosen(best_of_majority.Config(tau=0.1), pool)
-    assert chance[0, :3].sum() == pytest.approx(1)
+    """0.28 * 25 is 7.000000000000001: seven of twenty-five are enough."""
+    pool = pool_of([(a, 1, 1, 1.0 - a / 4, 0.0) for a in [0] * 7 + [1] * 18])
+    chance = best_of_majority.chosen(best_of_majority.Config(tau=0.28), pool)
+    assert chance[0, :7].sum() == pytest.approx(1)
+
+
+def test_answers_of_equal_sums_share_evenly_however_many_samples_they_have() -> None:
+    pool = pool_of([(0, 1, 1, 0.5, 0.0), (1, 1, 1, 0.25, 0.0), (1, 1, 1, 0.25, 0.0)])
+    chance = best_of_n.chosen(best_of_n.Config(weighted=True), pool)
+    assert chance.tolist() == [[0.5, 0.25, 0.25]]
 
 
 def test_more_than_was_sampled_is_refused() -> None:
@@ -381,14 +384,13 @@ def test_names_of_papers_and_own_files(tmp_path: Path, monkeypatch: pytest.Monke
         base.resolve("majorty")
     with pytest.raises(ValidationError, match="m"):
         base.resolve("short-0")
-    (tmp_path / "own_selection.py").write_text(
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "last.py").write_text(
         "import numpy as np\n"
         "def enough(config):\n    return 2\n"
         "def chosen(config, pool):\n    return np.eye(pool.answer_PK.shape[1])[[0]]"
         ".repeat(len(pool.answer_PK), 0)\n"
     )
-    (tmp_path / "own_package").mkdir()
-    (tmp_path / "own_package" / "last.py").write_text((tmp_path / "own_selection.py").read_text())
     monkeypatch.syspath_prepend(tmp_path)
     module, config = base.resolve("own_package.last")
     pool = pool_of([(0, 5, 1, NAN, 1.0), (1, 2, 1, NAN, 0.0), (2, 9, 1, NAN, 0.0)])

@@ -27,7 +27,7 @@ def chosen(config: Config, pool: Pool) -> Floats:
     """[P, K]; where no answer is frequent enough, the most frequent ones are the candidates."""
     votes_PK = by_answer(pool.answer_PK, np.ones(pool.answer_PK.shape))
     votes_PK = np.where(pool.answer_PK < 0, -1, votes_PK)
-    wanted = config.tau * pool.answer_PK.shape[1] - 1e-9  # 0.1 * 30 is 3, whatever floats say
+    wanted = config.tau * pool.answer_PK.shape[1] - 1e-9  # 0.28 * 25 is 7, whatever floats say
     least_P1 = np.minimum(votes_PK.max(axis=1, keepdims=True), wanted)
     kept_PK = (votes_PK >= least_P1) & (pool.answer_PK >= 0)
     score_PK = np.where(kept_PK, ranked(pool), -np.inf)

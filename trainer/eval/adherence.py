@@ -39,7 +39,7 @@ def kept(used_MS: ArrayLike, target: int) -> dict[str, Floats]:
     each: Mapping[str, NDArray[np.float64]] = {
         "deviation": np.abs(off_MS) / scale,
         "violation": np.where(known_MS, off_MS > 0, np.nan),
-        "violation10": np.where(known_MS, used_MS > target * (1 + SLACK) + 1e-9, np.nan),
+        "violation10": np.where(known_MS, used_MS > target * (1 + SLACK), np.nan),
         "overshoot": np.maximum(off_MS, 0) / scale,
         "utilisation": used_MS / scale,
     }
