@@ -181,6 +181,10 @@ def test_budgets_that_change_nothing() -> None:
     noise = lines(*(told(b, rng.integers(20, 60, (12, 3)).tolist()) for b in (20, 40)))
     assert len(noise) == 1
     assert "thoughts do not grow with the announced budgets (20, 40)" in noise[0]
+    deaf = lines(*(effort(name, 40, 0.5) for name in ("low", "high")))
+    assert len(deaf) == 1
+    assert "the efforts (low, high) have no effect at all" in deaf[0]
+    assert lines(effort("low", 20, 0.5), effort("high", 40, 0.5)) == []
     longer = np.add(lengths, 25).tolist()
     assert lines(told(20, lengths), told(40, longer)) == []
 

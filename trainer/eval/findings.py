@@ -19,11 +19,11 @@ ADHERENCE = "adherence"
 def findings(tables: Sequence[Table], metrics: Mapping[str, Metric]) -> list[str]:
     """One line each, the gravest first; none where nothing was found."""
     graded = [line for table in tables for line in _of_table(table)]
-    prompted: dict[str, list[Table]] = {}
+    told: dict[tuple[str, str], list[Table]] = {}
     for table in tables:
-        if table.target is not None:
-            prompted.setdefault(table.task, []).append(table)
-    heard = [line for task, some in prompted.items() for line in _unheard(task, some, metrics)]
+        if table.asked:
+            told.setdefault((table.task, table.mode), []).append(table)
+    heard = [line for some in told.values() for line in _unheard(some, metrics)]
     return [*exceeded(tables), *heard, *graded, *_leaks(metrics), *_draws(tables, metrics)]
 
 
@@ -72,24 +72,25 @@ def _of_table(table: Table) -> list[str]:
     return out
 
 
-def _unheard(task: str, tables: Sequence[Table], metrics: Mapping[str, Metric]) -> list[str]:
-    """Announced numbers that change nothing."""
+def _unheard(tables: Sequence[Table], metrics: Mapping[str, Metric]) -> list[str]:
+    """Announced numbers, or efforts, that change nothing."""
     if len(tables) < 2:
         return []
     first, *others = tables
-    told = ", ".join(table.asked for table in tables)
+    task, names = first.task, ", ".join(table.asked for table in tables)
+    what = "efforts" if first.mode == "effort" else "announced budgets"
     if all(_same(first, table) for table in others):
         return [
-            f"{task}: the announced budgets ({told}) have no effect at all: every thought is as "
-            "long under each; does the chat template drop thinking_budget?"
+            f"{task}: the {what} ({names}) have no effect at all: every thought is as long under "
+            "each; does the chat template drop them?"
         ]
     found = metrics.get(f"{task}/prompt/rank_correlation")
-    if found is None or found.low > 0:
+    if first.mode == "effort" or found is None or found.low > 0:
         return []
     value = "none" if math.isnan(found.value) else f"{found.value:.2f}"
     return [
-        f"{task}: thoughts do not grow with the announced budgets ({told}): rank correlation "
-        f"{value} [{found.low:.2f}, {found.high:.2f}]"
+        f"{task}: thoughts do not grow with the {what} ({names}): rank correlation {value} "
+        f"[{found.low:.2f}, {found.high:.2f}]"
     ]
 
 
