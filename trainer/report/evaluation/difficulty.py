@@ -102,7 +102,7 @@ def figures(sheet: Sheet) -> Iterator[Figure]:
         )
 
     yield from split(shown, lengths)
-    if shown:
+    if len(shown) * len(found.names) > 1:
         yield Figure(
             sheet.name("cost-difficulty"),
             "Tokens per solve by difficulty" if binned else "Tokens per solve",
@@ -146,6 +146,7 @@ def _lengths(canvas: Any, narrow: bool, task: str, models: Sequence[Model], foun
                 axes.set_ylabel(name, rotation=0, ha="right", va="center", color=style.INK)
         title(made[k], model)
         made[(rows - 1) * columns + k].set_xlabel("thinking tokens")
+    made[0].set_ylim(0, 1.25 * made[0].get_ylim()[1])  # room for what is said at the top
     if edges[0] > 0:
         made[0].set_xscale("log", base=2)
         made[0].xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
@@ -189,14 +190,14 @@ def _histogram(
 
 def _cost(canvas: Any, narrow: bool, task: str, models: Sequence[Model], found: Bins) -> bool:
     axes = canvas.add_subplot()
-    width = 0.8 / len(models)
+    width = min(0.8 / len(models), 0.5)
     highest = 0.0
     for k, model in enumerate(models):
         d = model.free(task)
         assert d is not None
         which_M = _which(d, found)
         for row in range(len(found.names)):
-            at = row - 0.4 + width * (k + 0.5)
+            at = row + width * (k - (len(models) - 1) / 2)
             highest = max(highest, _bar(axes, d, which_M == row, at, width, model))
     if highest == 0:
         return False

@@ -13,7 +13,7 @@ from trainer.report.evaluation.panels import Sheet
 from trainer.report.parts import grid, named, text
 from trainer.report.style import Figure
 
-READ, CARDS = 4, 4
+READ, CARDS = 4, 3
 """Problems to read, and most ways of asking of one model beside each other."""
 CSS = """
 h2.task{margin-top:3.6rem;padding-top:.5rem;border-top:1px solid var(--rule);font-size:1.35rem}
@@ -143,7 +143,9 @@ def _read(sheet: Sheet) -> str:
     found: dict[str, list[tuple[Model, Mapping[str, Any]]]] = {}
     for model in sheet.models:
         seen: dict[str, set[str]] = {}
-        for row in model.folder.examples(sheet.task):
+        ways = [d.asked for d in model.of(sheet.task)]
+        rows = model.folder.examples(sheet.task)
+        for row in sorted(rows, key=lambda r: (r["sample"], ways.index(r["asked"]))):
             asked = seen.setdefault(row["id"], set())
             if row["asked"] not in asked and len(asked) < CARDS:
                 asked.add(row["asked"])

@@ -17,8 +17,8 @@ from trainer.report.style import Figure
 
 LEVELS = 16
 """Pass rates are told to a sixteenth at the finest."""
-NUMBERS = 30
-"""Up to so many different points have their counts written in them."""
+NUMBERS, FEW = 40, 12
+"""Up to so many different points have their counts written in them; beside them, of few."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def figures(sheet: Sheet) -> Iterator[Figure]:
             "are numbers of problems. On the line nothing changed. With few samples a pass rate is "
             f"coarse: problems cross the line by chance in both directions. {sheet.measured()}",
             lambda canvas, narrow: _draw(canvas, narrow, some),
-            wide=(7.6, 4.3 if columns == 1 else 3.6 if columns == 2 else 3.2),
+            wide=(7.6, 4.4 if columns == 1 else 3.9 if columns == 2 else 3.3),
             narrow=(3.9, 0.3 + 3.9 * columns),
         )
 
@@ -88,15 +88,15 @@ def _draw(canvas: Any, narrow: bool, some: Sequence[Pair]) -> bool:
     count = len(some)
     made = grid(canvas, count, 1 if narrow else count)
     for axes, pair in zip(made, some, strict=True):
-        _bubbles(axes, pair, 3.4 if narrow else min(3.4, 6.6 / count))
+        _bubbles(axes, pair, 2.9 if narrow else min(3.0, 5.6 / count))
         gained, same, lost = pair.counts
         room = 40 if count == 1 or narrow else 60 // count
         axes.set_xlabel(short(pair.before.name, room) + ", pass rate")
         axes.set_ylabel(short(pair.after.name, room))
-        look = {"transform": axes.transAxes, "fontsize": 8.5, "fontweight": "bold", "zorder": 6}
-        axes.text(0.03, 0.975, f"{gained} gained", va="top", color=RIGHT, **look)
-        axes.text(0.97, 0.025, f"{lost} lost", ha="right", color=WRONG, **look)
-        axes.set_title(_said(pair, same), loc="left", fontsize=8.5, color=style.MUTED)
+        look = {"transform": axes.transAxes, "fontsize": 8.5, "fontweight": "bold"}
+        axes.text(0, 1.02, f"{gained} gained", color=RIGHT, **look)
+        axes.text(1, 1.02, f"{lost} lost", ha="right", color=WRONG, **look)
+        axes.set_title(_said(pair, same), loc="left", fontsize=8.5, color=style.MUTED, pad=17)
     return True
 
 
@@ -113,20 +113,20 @@ def _bubbles(axes: Any, pair: Pair, inches: float) -> None:
     a_M, b_M = (np.round(rate * LEVELS) / LEVELS if _fine(pair) else rate
                 for rate in (pair.a_M, pair.b_M))  # fmt: skip
     where, counts = np.unique(np.stack([a_M, b_M], axis=1).round(4), axis=0, return_counts=True)
-    gaps = np.diff(np.unique(where))
-    cell = 72 * inches * 0.8 * float(gaps.min(initial=1.0 if len(gaps) else 0.5))
-    widest = min(max(cell, 9.0), 72.0)
-    area = counts / counts.max() * widest**2
+    gap = float(np.diff(np.unique(where)).min(initial=1.0))
+    widest = min(max(72 * inches * 0.8 * gap, 9.0), 0.2 * 72 * inches)
+    size = np.maximum(widest * np.sqrt(counts / counts.max()), 2.0)  # diameters, points
     colours = [RIGHT if y > x else WRONG if y < x else style.MUTED for x, y in where]
-    axes.plot([-0.02, 1.02], [-0.02, 1.02], color=style.RULE, lw=1, zorder=1)
-    axes.scatter(where[:, 0], where[:, 1], s=np.maximum(area, 3), c=colours, alpha=0.45, lw=0)
-    if len(where) <= NUMBERS:
-        wide = 2 * np.sqrt(np.maximum(area, 3) / np.pi)
-        for (x, y), count, room in zip(where, counts, wide, strict=True):
-            if room < 5.5 * len(f"{count}") + 2:
-                continue
-            axes.text(x, y, f"{count}", ha="center", va="center", fontsize=8, color=style.INK)
-    edge = 0.06 + widest / 2 / 72 / inches * 0.6
+    axes.plot([0, 1], [0, 1], color=style.RULE, lw=1, zorder=1)
+    axes.scatter(where[:, 0], where[:, 1], s=size**2, c=colours, alpha=0.45, lw=0)
+    for (x, y), count, wide in zip(where, counts, size, strict=True):
+        fits = wide >= 4.2 * len(f"{count}") + 2.5
+        if len(where) <= (NUMBERS if fits else FEW):
+            beside = {"xytext": (0, 0) if fits else (0, wide / 2 + 5), "fontsize": 7.5}
+            axes.annotate(f"{count}", (x, y), textcoords="offset points", ha="center",
+                          va="center", color=style.INK, **beside)  # fmt: skip
+    radius = 0.6 * widest / 72 / inches
+    edge = max(0.05, radius / (1 - 2 * radius))
     axes.set_xlim(-edge, 1 + edge)
     axes.set_ylim(-edge, 1 + edge)
     axes.set_aspect("equal")

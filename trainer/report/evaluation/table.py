@@ -121,7 +121,7 @@ def kept(models: Sequence[Model], task: str) -> list[list[str]]:
             names = [f"{task}/prompt/{measure}@{b}" for b in finite]
             if any(name in model.metrics for name in names):
                 cells = [cell(model.metrics.get(n), measure).value for n in names]
-                lines.append([f"{model.name}: {head}", *cells])
+                lines.append([f"{model.name}: {head}" if len(models) > 1 else head, *cells])
     return [["announced tokens", *finite], *lines] if lines else []
 
 
