@@ -22,7 +22,7 @@ from trainer.eval.claims import Bound
 from trainer.eval.metric import Metric
 from trainer.eval.sides import Side, check, differences, read
 from trainer.eval.statistics import Floats
-from trainer.eval.summary import NOTE, Block, aligned, number, piped
+from trainer.eval.summary import NOTE, aligned, number
 from trainer.eval.table import UNCUT, Table
 
 MOVED = 0.5
@@ -142,25 +142,17 @@ class Comparison:
 
     def text(self) -> str:
         """For a console."""
-        parts = [f"{block.title}\n{aligned(block.cells)}" for block in self._blocks()]
+        tasks = list(dict.fromkeys(line.task for line in self.lines))
+        parts = [f"{task}\n{aligned(self._cells(task))}" for task in tasks]
         return "\n\n".join([self._head(), *parts, *map(_told, self.moved), NOTE])
-
-    def markdown(self) -> str:
-        """The same for a document."""
-        parts = [f"## {block.title}\n\n{piped(block.cells)}" for block in self._blocks()]
-        return "\n\n".join([self._head(), *parts, *map(_told, self.moved), NOTE]) + "\n"
 
     def _head(self) -> str:
         return "\n".join([f"A: {self.a}", f"B: {self.b}", *self.notes])
 
-    def _blocks(self) -> list[Block]:
+    def _cells(self, task: str) -> list[list[str]]:
         head = ["metric", "A", "B", "B - A", "95% interval", "fixed", "pop", "p", "p (Holm)"]
         head += ["tokens B / A", "95% interval", f"verdict (margin {self.margin:g})"]
-        tasks = list(dict.fromkeys(line.task for line in self.lines))
-        return [
-            Block(task, [head, *(_cells(line) for line in self.lines if line.task == task)])
-            for task in tasks
-        ]
+        return [head, *(_cells(line) for line in self.lines if line.task == task)]
 
 
 def compare(a: Path, b: Path, margin: float = 0.01) -> Comparison:
