@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,22 @@ def test_a_table_comes_from_an_evaluation(tmp_path: Path) -> None:
     ]  # fmt: skip
     card = (out / "README.md").read_text()
     assert "| find | thought cut at 16 | 0.500 [0.400, 0.600] | 0.5 |" in card
+
+
+def test_commands_of_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As they are pasted: bodies are JSON, Python is Python, and that of transformers runs."""
+    out = export("base/told", tmp_path / "out", thinking=THINK, ask={"suffix": ";{budget}"})
+    card = (out / "README.md").read_text()
+    bodies = [json.loads(body) for body in re.findall(r"-d '(.*?)'\n```", card, re.DOTALL)]
+    assert bodies[0]["chat_template_kwargs"] == {"thinking_budget": 256}
+    assert bodies[0]["thinking_token_budget"] == 256
+    assert bodies[0]["max_tokens"] == 256 + 1 + read(out)["answer_reserve"]  # type: ignore[index]
+    assert bodies[1]["custom_params"] == {"thinking_budget": 256}
+    client, local = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    compile(client, "card", "exec")
+    capsys.readouterr()
+    exec(local.replace("MODEL", str(out)).replace("...", "=13"), {})
+    assert "'role': 'assistant'" in capsys.readouterr().out
 
 
 # What a check finds

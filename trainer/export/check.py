@@ -312,7 +312,7 @@ def _transformers(out: Path, renderer: Renderer, said: Mapping[str, Any]) -> str
     ids = torch.tensor(_told_ids(renderer, arguments, TALKS[0])[None], dtype=torch.long)
     with torch.no_grad():
         made = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=True
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False
         )
     count = made.shape[1] - ids.shape[1]
     _need(count > 0, "nothing was generated")
