@@ -43,6 +43,10 @@ TEMPLATES = {
         "{% macro all() %}{% for m in messages %}{{ said(m) }}{% endfor %}{% endmacro %}"
         "{{ all() }}{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
     ),
+    "bare": "{% for m in messages %}{{ m.content }}{{ '<eos>' if m.role == 'assistant' }}"
+    "{% endfor %}",
+    "headed": "{% for m in messages %}{{ '<|system|>' if m.role == 'system' }}{{ m.content }}"
+    "{{ '<|assistant|>' if m.role == 'user' else '<eos>' }}{% endfor %}",
     "native": (
         "{% if thinking_budget is defined and thinking_budget is not none %}<|system|>"
         "{{ thinking_budget }} tokens{% elif reasoning_effort is defined and reasoning_effort %}"

@@ -200,9 +200,20 @@ def test_models_of_many_templates(name: str, tmp_path: Path) -> None:
             "efforts": {"low": {"system": "Say \"less\" \\ {% x %}"}, "high": 4096}}  # fmt: skip
     out = export(str(model), tmp_path / "out", thinking=THINK, **hand)
     assert failed(out, source=model, engines=False) == []
-    ends = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
     turn = probe.end_of_turn(render.load(str(model), THINK).tokenizer)
-    assert turn is None or turn in ends
+    assert turn is None or turn in render.load(str(out), THINK).eos_ids
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_prefill_opens_the_thought(name: str, tmp_path: Path) -> None:
+    """Where the template does not; then the model's own marker is not there to be parsed."""
+    model = folder(tmp_path / "model", TEMPLATES[name])
+    renderer = render.load(str(model), THINK)
+    assert renderer.thinking is not None
+    start = "" if renderer.thinking.opened else "<think>"
+    ask = {"prefill": start + "I have {budget} tokens: "}
+    out = export(str(model), tmp_path / "out", thinking=THINK, ask=ask)
+    assert failed(out, source=model, engines=False) == []
 
 
 def test_a_table_comes_from_an_evaluation(tmp_path: Path) -> None:

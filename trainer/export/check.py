@@ -287,7 +287,17 @@ def _parsing(renderer: Renderer, said: Mapping[str, Any]) -> str:
             thinking, content = f"2{head}".strip(), f"{tail}12".strip()
         wanted = {"thinking": thinking, "content": content}
         _need(found == wanted, f"{name}: {text!r} is taken for {found}, not {wanted}")
-    return f"{', '.join(cases)}: thinking and content come apart"
+    for name, arguments, _ in ways(said):
+        text = tokenizer.apply_chat_template(
+            talk, add_generation_prompt=True, tokenize=False, **arguments
+        )
+        if renderer.closed(_told_ids(renderer, arguments, talk)):
+            continue
+        start = "" if text.rfind(markers.start) > text.rfind(markers.end) else markers.start
+        found = parsed(f"{start}21{markers.end}12{end}", **arguments)
+        apart = found["content"] == "12" and str(found["thinking"]).endswith("21")
+        _need(apart, f"{name} ({arguments}): a thought and an answer are taken for {found}")
+    return f"{', '.join(cases)}, and every mode: thinking and content come apart"
 
 
 def _sampling(out: Path, renderer: Renderer) -> str:

@@ -111,19 +111,22 @@ def response_template(renderer: Renderer) -> dict[str, Any]:
     tokenizer, thinking = renderer.tokenizer, renderer.thinking
     ends = list(dict.fromkeys(tokenizer.decode([i]) for i in renderer.eos_ids))
     fields: dict[str, Any] = {"content": {"close": ends, "content": "text"}}
-    begun = generation_prompt(tokenizer)
+    begun = generation_prompt(tokenizer) or _behind_user(tokenizer)
+    anchor = {"start_anchor": begun}
     if thinking is not None:
         shape = {"open": thinking.start, "close": thinking.end, "content": "text"}
         fields = {"thinking": shape, **fields}
-        begun = begun.partition(thinking.start)[0]
-    anchor: dict[str, str] = {"start_anchor": begun}
-    if (
-        not begun.strip()
-        and thinking is not None
-        and thinking.start in generation_prompt(tokenizer)
-    ):
-        # Nothing stands before the thought: the last of its markers in the prompt opens it.
-        anchor = {"start_anchor_pattern": f"(?={re.escape(thinking.start)})"}
-    elif not begun.strip():
-        anchor = {"start_anchor_pattern": r"\Z"}
+        anchor = {"start_anchor": begun.partition(thinking.start)[0]}
+    if not anchor["start_anchor"].strip():  # nothing marks where a response begins
+        mark = re.escape(thinking.start) if thinking is not None else "(?!)"
+        anchor = {"start_anchor_pattern": rf"(?={mark})|(?<!{mark}.*)\Z"}
     return {"version": 1, "defaults": {"role": "assistant"}, **anchor, "fields": fields}
+
+
+def _behind_user(tokenizer: Any) -> str:
+    """What follows a user's text, in templates that write the same in any case."""
+    said = "@@user@@"
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": said}], add_generation_prompt=True, tokenize=False
+    )
+    return str(text).rpartition(said)[2]
