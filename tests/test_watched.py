@@ -16,6 +16,8 @@ from samplers.stopping.base import Look
 from samplers.types import Job, Plan, Rollout
 from tests.engines import small
 from tests.scripted import BARE, END, PROMPT, RENDERER, ScriptedEngine
+from trainer import preflight
+from trainer.config import load
 
 Start = Callable[..., Any]
 NEVER = {
@@ -217,3 +219,20 @@ def test_rules_on_saved_looks():
     assert base.exit_of(rule, config, looks("A", "A", confidence=1.0)) is None
     assert rule.stops(config, [Look(8, None, float("nan"), share=0.95)])
     assert [base.offline(base.resolve(name)[0]) for name in ("consistency", "confidence", "ramp")]
+
+
+def test_training_has_no_rules(tmp_path, monkeypatch):
+    """Its ends are nobody's samples: a policy of a user's own that sets one is refused."""
+    policy = """
+from samplers.types import Plan
+from samplers.seam import Component
+class Config(Component):
+    max_tokens: int = 64
+def plans(config, prompt, n, step, memory, seed):
+    return [Plan(config.max_tokens, stopping="consistency")] * n
+"""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "watched.py").write_text(policy)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="a stopping rule, whose ends nobody sampled"):
+        preflight.check_all(load("grpo/find", ["budget=own.watched"]))
