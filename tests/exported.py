@@ -28,6 +28,9 @@ TEMPLATES = {
         "    {%- endif %}\n"
         "{%- endif %}\n\n"
     ),
+    "silent": _TURNS
+    + "{% if add_generation_prompt %}<|assistant|>{% if enable_thinking is defined "
+    "and enable_thinking %}<think>\n{% else %}<think>\n\n</think>{% endif %}{% endif %}",
     "indented": (
         "   {% set ns = namespace(system='') %}\n  {% if messages[0].role == 'system' %}\n"
         "  {% set ns.system = messages[0].content %}\n  {% set messages = messages[1:] %}\n"

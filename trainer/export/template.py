@@ -151,7 +151,7 @@ def _texts(name: str, asking: Asking, consumed: list[str], after: str | None, wa
     ]
     template = dict(asking.template)
     for variable in consumed:  # the model's own template sees what it saw in training
-        passed = variable == "enable_thinking" and way != NONE
+        passed = variable == "enable_thinking" and not way  # vLLM gives it with every effort
         if variable not in template and not passed:
             lines.append(f"  {{%- set {variable} = {name}.unset -%}}\n")
     for variable, value in template.items():  # after the texts, which may say the number
