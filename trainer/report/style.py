@@ -170,5 +170,6 @@ def _settings(fonttype: str) -> Any:
             "savefig.facecolor": PAPER,
             "svg.fonttype": fonttype,
             "svg.hashsalt": "laconic",
+            "text.parse_math": False,  # names may hold dollars
         }
     )

@@ -56,8 +56,8 @@ def write_models(found: Sequence[Model], out: Path, show: Sequence[str] = ()) ->
     _check_shown(found, show)
     names = models.tasks(found)
     sheets = []
-    for task in names:
-        sheet = Sheet(task, tuple(m for m in found if m.of(task)), len(names) > 1)
+    for task, prefix in zip(names, _prefixes(names), strict=True):
+        sheet = Sheet(task, tuple(m for m in found if m.of(task)), prefix)
         shown = figures(sheet)
         for figure in shown:
             style.files(figure, out.parent / "plots")
@@ -101,6 +101,13 @@ def figures(sheet: Sheet) -> list[Figure]:
     for part in (pareto, curves, difficulty, stacks, choices, pairs, maps):
         made += part.figures(sheet)
     return made
+
+
+def _prefixes(tasks: Sequence[str]) -> list[str]:
+    """Of names of files, a different one for each task; none where there is one task."""
+    plain = ["".join(c if c.isalnum() or c in "-_." else "-" for c in task) for task in tasks]
+    made = [f"{p}-{i}" if p in plain[:i] else p for i, p in enumerate(plain)]
+    return [f"{p}-" for p in made] if len(tasks) > 1 else ["" for _ in tasks]
 
 
 def _check_shown(found: Sequence[Model], show: Sequence[str]) -> None:

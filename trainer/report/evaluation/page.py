@@ -15,6 +15,8 @@ from trainer.report.style import Figure
 
 READ, CARDS = 4, 3
 """Problems to read, and most ways of asking of one model beside each other."""
+SKIPPED = ("identity", "asked", "server", "version")
+"""Of eval.json: told twice, or elsewhere."""
 CSS = """
 h2.task{margin-top:3.6rem;padding-top:.5rem;border-top:1px solid var(--rule);font-size:1.35rem}
 td small+small{margin-top:.1rem}
@@ -34,7 +36,7 @@ def render(
     names = ", ".join(m.name for m in models if not m.baseline or len(models) == 1)
     pieces = [f"<header><h1>{text(names)}</h1>{_lede(models, sheets)}</header>", _findings(models)]
     for sheet, figures in sheets:
-        if sheet.several:
+        if sheet.prefix:
             pieces.append(f"<h2 class=task>{text(sheet.task)}</h2>")
         pieces += [_summary(sheet, show), *(parts.figure(shown) for shown in figures)]
         pieces += [_kept(sheet), _contrasts(sheet), _read(sheet)]
@@ -51,7 +53,7 @@ def _lede(models: Sequence[Model], sheets: Sequence[tuple[Sheet, Sequence[Figure
                 model.estimate(f"{sheet.task}/{name}@inf").value for name in ("accuracy", "tokens")
             )
             if right == right:
-                where = f" on {text(sheet.task)}" if sheet.several else ""
+                where = f" on {text(sheet.task)}" if sheet.prefix else ""
                 kind = " (baseline)" if model.baseline else ""
                 lines.append(
                     f"<li>{named(model.name, model.index)}{kind} accuracy {right:.3f} with "
@@ -74,11 +76,8 @@ def _findings(models: Sequence[Model]) -> str:
 
 def _summary(sheet: Sheet, show: Sequence[str]) -> str:
     heads = table.columns(sheet.models, sheet.task, show)
-    rows = [
-        (model, [table.cell(model.metrics.get(name), name) for name in heads])
-        for model in sheet.models
-    ]
-    blocks = _cells(list(heads.values()), rows) if heads else ""
+    blocks = _headed(sheet.models, heads)
+    health = table.columns(sheet.models, sheet.task, heads=table.HEALTH)
     for kind, experiment in EXPERIMENTS.items():
         order, found = table.by_budget(sheet.models, sheet.task, kind)
         if found:
@@ -87,13 +86,24 @@ def _summary(sheet: Sheet, show: Sequence[str]) -> str:
             ]
             names = ["no limit" if at == "inf" else at for at in order]
             blocks += f"<h3>Accuracy, {experiment.title}</h3>{_cells(names, lines)}"
+    if health:
+        blocks += f"<h3>Too long, too short, not graded</h3>{_headed(sheet.models, health)}"
     return (
         f"<section><h2>Summary</h2>{blocks}<p class=note>{sheet.measured()} &plusmn;: 95% interval "
         "for problems like these (the problem is the unit; t, or bootstrap of ratios); set "
         "&plusmn;: for these very problems, which more samples make smaller. Any-time: mean "
         "accuracy over the budgets, octaves weighing the same. Area: accuracy where a thought must "
-        "end by itself under a cap, mean over caps. E3: accuracy squared per token.</p></section>"
+        "end by itself under a cap, mean over caps. E3: accuracy squared per token. "
+        "Harm: right at an earlier budget and wrong at the end; waste: share of a right thought "
+        "after its answer was settled; left a right idea: share of a wrong thought after its first "
+        "right answer; compression: tokens saved at a loss of so much accuracy.</p></section>"
     )
+
+
+def _headed(models: Sequence[Model], heads: Mapping[str, str]) -> str:
+    """A line a model, of metrics by name."""
+    rows = [(m, [table.cell(m.metrics.get(name), name) for name in heads]) for m in models]
+    return _cells(list(heads.values()), rows) if heads else ""
 
 
 def _cells(heads: Sequence[str], rows: Sequence[tuple[Model, Sequence[table.Cell]]]) -> str:
@@ -190,9 +200,8 @@ def _across(models: Sequence[Model], show: Sequence[str]) -> str:
     heads = table.columns(models, "all", show)
     if not heads:
         return ""
-    rows = [(m, [table.cell(m.metrics.get(name), name) for name in heads]) for m in models]
     return (
-        f"<section><h2 class=task>All tasks</h2>{_cells(list(heads.values()), rows)}"
+        f"<section><h2 class=task>All tasks</h2>{_headed(models, heads)}"
         "<p class=note>Mean over tasks, each counting once.</p></section>"
     )
 
@@ -215,7 +224,9 @@ def _settings(models: Sequence[Model]) -> str:
 
 def told(settings: Mapping[str, Any]) -> list[str]:
     """The plain settings as 'name value', then those that hold others, a line each."""
-    kept = {k: v for k, v in settings.items() if k not in ("identity", "asked", "server")}
+    bound = settings.get("identity", {})
+    model = {"model": bound.get("model", settings.get("model", ""))}  # with its fingerprint
+    kept = {k: v for k, v in (model | bound | settings | model).items() if k not in SKIPPED}
     plain = [f"{k} {v}" for k, v in kept.items() if isinstance(v, str | int | float) and v != ""]
     nested = {k: v for k, v in kept.items() if isinstance(v, Mapping | list) and v}
     rest = [f"{k}: {', '.join(_flat(v))}" for k, v in nested.items()]

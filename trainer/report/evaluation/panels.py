@@ -28,8 +28,8 @@ class Sheet:
 
     task: str
     models: tuple[Model, ...]
-    several: bool
-    """Whether there are other tasks."""
+    prefix: str = ""
+    """Of names of figures, where there are other tasks."""
 
     @property
     def baseline(self) -> Model | None:
@@ -37,10 +37,7 @@ class Sheet:
 
     def name(self, what: str) -> str:
         """Of a figure and its files."""
-        if not self.several:
-            return what
-        kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in self.task)
-        return f"{kept}-{what}"
+        return self.prefix + what
 
     def measured(self) -> str:
         """How much was measured, for captions."""

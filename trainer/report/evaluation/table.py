@@ -24,6 +24,18 @@ HEADLINE: Mapping[str, str] = {
     "effort/badge": "ThinkDial badge",
 }
 """Metric of a task -> heading; pass@k and what is asked for come after them."""
+HEALTH: Mapping[str, str] = {
+    "overthinking/harm": "harm",
+    "overthinking/waste": "waste",
+    "underthinking/problems": "stopped short",
+    "underthinking/left": "left a right idea",
+    "compression@0.01": "compression at -0.01",
+    "truncated": "met the cap",
+    "repetition": "repeated",
+    "no_answer": "no answer",
+    "unparseable": "unparseable",
+    "unknown": "unknown",
+}
 KEPT: Mapping[str, str] = {
     "deviation": "deviation",
     "violation": "over the budget",
@@ -44,12 +56,17 @@ class Cell:
     below: tuple[str, ...] = ()
 
 
-def columns(models: Sequence[Model], task: str, show: Sequence[str] = ()) -> dict[str, str]:
+def columns(
+    models: Sequence[Model],
+    task: str,
+    show: Sequence[str] = (),
+    heads: Mapping[str, str] = HEADLINE,
+) -> dict[str, str]:
     """Metric -> heading, of those that some model has."""
     known = {name for m in models for name in m.metrics}
-    found = {f"{task}/{m}": head for m, head in HEADLINE.items() if f"{task}/{m}" in known}
+    found = {f"{task}/{m}": head for m, head in heads.items() if f"{task}/{m}" in known}
     most = max((k for k in _ks(known, task) if k > 1), default=0)
-    if most:
+    if most and heads is HEADLINE:
         found[f"{task}/pass@{most}"] = f"pass@{most}"
     asked = [name if name in known else f"{task}/{name}" for name in show]
     return found | {name: name.removeprefix(f"{task}/") for name in asked if name in known}
