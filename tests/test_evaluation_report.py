@@ -314,9 +314,18 @@ def test_the_map_tells_right_wrong_and_forced() -> None:
     assert maps.picture(series, many.ids_M).shape == (2, maps.WIDTH, 4)
 
 
+def test_other_problems_are_told() -> None:
+    alike = {"max_tokens": 9, "identity": {"tasks": {"t": "9 problems a"}}}
+    assert models.unlike(alike, alike) == []
+    other = {"max_tokens": 8, "identity": {"tasks": {"t": "9 problems b", "u": "1 problem c"}}}
+    cap, problems = models.unlike(alike, other)
+    assert cap.startswith("max_tokens is 8 here and 9 ")
+    assert "other problems (9 problems b) than the first model's (9 problems a)" in problems
+
+
 def test_names_tell_models_apart() -> None:
     named = [m.name for m in models.made([Made("runs/a/model"), Made("/x/runs/b/model")])]
-    assert named == ["a/model", "b/model"] or len(set(named)) == 2
+    assert named == ["a/model", "b/model"]
     assert [m.name for m in models.made([Made("Qwen/Qwen3-1.7B")])] == ["Qwen/Qwen3-1.7B"]
     same = models.made([Made("base/find"), Made("base/find")])
     assert len({m.name for m in same}) == 2
@@ -336,6 +345,7 @@ def test_report_takes_evaluation_folders(
     text = out.read_text()
     assert whole(text).tags.count("svg") == 2 * 9
     assert plots(out) == CUT | {"gains"}
+    assert "temperature is 1.4 here and 1.0 for the first model" in text
     assert ">think_tokens/sd</th>" in text
     assert f"<td>{saved['find/think_tokens/sd']['value']:,.1f}<small>" in text
     (tmp_path / "run").mkdir()

@@ -214,12 +214,36 @@ def made(opened: Sequence[Any], first_is_baseline: bool = False) -> list[Model]:
     for i, (folder, name) in enumerate(zip(opened, _names(opened), strict=True)):
         index = i - first_is_baseline
         tables, settings, metrics = folder.tables(), folder.settings, folder.metrics()
-        told = (*findings.findings(tables, metrics), *settings.get("server", ()))
+        told = (
+            *unlike(opened[0].settings, settings),
+            *findings.findings(tables, metrics),
+            *settings.get("server", ()),
+        )
         digests = tuple((table.task, digest(table)) for table in tables)
         look = index if index >= 0 else None
         path = Path(folder.path)
         models.append(Model(name, look, path, settings, metrics, digests, told, folder))
     return models
+
+
+MUST = ("graders", "max_tokens", "answer_tokens", "temperature")
+"""Settings without which numbers beside one another mislead."""
+
+
+def unlike(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What was not the same for the first model of a report."""
+    lines = [
+        f"{name} is {other.get(name)} here and {first.get(name)} for the first model"
+        for name in MUST
+        if other.get(name) != first.get(name)
+    ]
+    ours, theirs = (s.get("identity", {}).get("tasks", {}) for s in (other, first))
+    return lines + [
+        f"{task}: other problems ({ours[task]}) than the first model's ({theirs[task]}): only "
+        "paired comparisons are of the same ones"
+        for task in ours
+        if task in theirs and ours[task] != theirs[task]
+    ]
 
 
 def _names(opened: Sequence[Any]) -> list[str]:
