@@ -83,6 +83,8 @@ def test_a_run_is_asked_as_it_was_trained(run: Path, tmp_path: Path) -> None:
     rows = {(row["how"], row["budget"]) for row in said["measured"]["rows"]}
     assert {("cut", "8"), ("cut", "inf"), ("announced", "8"), ("announced", "40")} <= rows
     card = (out / "README.md").read_text()
+    whole = next(row for row in said["measured"]["rows"] if row["budget"] == "inf")
+    assert whole["think_tokens"]["value"] > 0
     assert "asked for 40" in card
     assert "step 1" in card
     assert str(run) not in card + json.dumps(said)

@@ -80,9 +80,11 @@ def table(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         row = {"task": task, "how": how, "budget": budget, "accuracy": _interval(metric)}
         for other in BESIDE:
-            sibling = metrics.get(_sibling(name, other))
-            if sibling is not None:
-                row[other] = _interval(sibling)
+            named = _sibling(name, other)
+            if named not in metrics and name == "accuracy":
+                named = f"{other}/mean"  # as training's evaluation calls that of whole thoughts
+            if named in metrics:
+                row[other] = _interval(metrics[named])
         out.append(row)
     return out
 
@@ -107,18 +109,18 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         budget = "no limit" if row["budget"] == "inf" else f"{HOW[row['how']]} {row['budget']}"
-        cells = [*([row["task"]] if tasks else []), budget, _shown(row["accuracy"], 3)]
-        cells += [
-            _shown(row.get(one), 3 if one == "forced" else 1, one == "forced") for one in shown
-        ]
+        cells = [*([row["task"]] if tasks else []), budget, _ranged(row["accuracy"])]
+        cells += [_shown(row.get(one), 3 if one == "forced" else 1) for one in shown]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _shown(metric: Mapping[str, Any] | None, digits: int, bare: bool = True) -> str:
+def _shown(metric: Mapping[str, Any] | None, digits: int) -> str:
     value = None if metric is None else metric["value"]
-    if metric is None or not isinstance(value, int | float):
-        return ""
-    low, high = metric["low"], metric["high"]
-    sided = isinstance(low, int | float) and isinstance(high, int | float) and digits == 3 and bare
-    return f"{value:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if sided else "")
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else ""
+
+
+def _ranged(metric: Mapping[str, Any]) -> str:
+    ends = (metric["low"], metric["high"])
+    known = all(isinstance(end, int | float) for end in ends)
+    return _shown(metric, 3) + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if known else "")
