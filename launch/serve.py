@@ -212,7 +212,9 @@ def _ready(serving: Serving, seconds: float) -> str:
     said: dict[str, Any] = {"model": serving.name}
     said["messages"] = [{"role": "user", "content": "..."}]
     if serving.markers is not None:
-        said |= {"thinking_token_budget": 512, "max_tokens": 512 + 1 + 1024}
+        room = serving.max_model_len or 4096
+        budget = min(512, room // 4)
+        said |= {"thinking_token_budget": budget, "max_tokens": budget + 1 + min(1024, room // 4)}
     return (
         f"ready after {seconds:.0f} s: {address(serving)}/v1 serves '{serving.name}'; Ctrl-C ends "
         f"it\ncurl {address(serving)}/v1/chat/completions -H 'Content-Type: application/json' -d "

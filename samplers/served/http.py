@@ -39,6 +39,8 @@ ODD = {
     "rendered": "prompts were rendered otherwise than by the tokenizer here; give the folder that "
     "is served",
     "split": "answers were split from their thought otherwise than here; see --reasoning-parser",
+    "twice": "thoughts were closed once more after they had been closed by force: people see that "
+    "marker in front of the answer; here it is left out",
     "unanswered": "thoughts ended the response without an answer; an engine in this process goes "
     "on to the answer where there is a budget, a server does not",
     "unnested": "budgets were answered after another thought than the uncut one: the server does "

@@ -73,13 +73,13 @@ def read(
     over = 0 if budget is None else max(0, at - opened - budget)
     cut = budget is not None and at - opened == budget
     last = at if cut else at + 1
-    answer_T = _part(tokens, last, None)
+    begun = _part(tokens, last, None)
     if cut:
-        answer_T = join(forced(ids[at : at + 1]), _part(tokens, at + 1, None))
+        begun = join(forced(ids[at : at + 1]), _part(tokens, at + 1, None))
     thought = replace(_part(tokens, 0, last), finish="length" if cut else "stop")
-    answer = _answer(last, answer_T, int(cut), plan, renderer)
-    if "token_ids" in choice and (answer.text or "").strip() != _content(choice, plan, answer):
-        odd.append("split")
+    answer = _answer(last, begun, int(cut), plan, renderer)
+    if choice.get("token_ids") is not None:
+        odd += _split(choice, plan, answer, markers.end)
     return Read(thought, not cut, answer, over, paid, tuple(odd))
 
 
@@ -126,11 +126,17 @@ def _answer(after: int, tokens: Tokens, begun: int, plan: Plan, renderer: Render
     return Answer(after, tokens, renderer.answer_text(tokens.ids_T[begun:]) if reached else None)
 
 
-def _content(choice: Mapping[str, Any], plan: Plan, answer: Answer) -> str:
-    """The answer as the server's parser cut it out; ours, where ours was cut shorter or is none."""
+def _split(choice: Mapping[str, Any], plan: Plan, answer: Answer, end: str) -> list[str]:
+    """How the server's parser cut out another answer; [] where it did not."""
     if answer.text is None or (plan.answer is not None and answer.tokens.finish == "length"):
-        return (answer.text or "").strip()
-    return (choice["message"].get("content") or "").strip()
+        return []  # there is none here, or it was cut shorter
+    content = (choice["message"].get("content") or "").strip()
+    bare = content
+    while bare.startswith(end):
+        bare = bare.removeprefix(end)
+    if bare.strip() != answer.text.strip():
+        return ["split"]
+    return ["twice"] if bare != content else []
 
 
 def no_room(after: int, finish: Finish = "length") -> Answer:

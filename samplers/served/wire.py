@@ -58,7 +58,8 @@ class Wire:
             base_url=self.url,
             timeout=httpx.Timeout(timeout, connect=10.0, pool=None),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=connections),
+            # Servers close what was idle for 5 s, perhaps just when it is used again.
+            limits=httpx.Limits(max_connections=connections, keepalive_expiry=2.0),
             trust_env=not here,  # a proxy knows nothing of this machine's loopback
         )
         self._loop = asyncio.new_event_loop()
