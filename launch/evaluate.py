@@ -18,16 +18,17 @@ import yaml
 from launch import evaluate_model
 from launch.reward import columns_of, spec_of
 from samplers import seam
-from trainer.eval import findings, metric, metrics, require, summary
+from trainer import runfolder
+from trainer.eval import findings, metric, require, summary
 from trainer.eval.compare import compare
-from trainer.eval.folder import METRICS, Folder, open_folder
+from trainer.eval.folder import METRICS, Folder, open_folder, write
 from trainer.eval.judging import judge
 from trainer.eval.metric import Metric
 from trainer.eval.metrics import Options
 from trainer.eval.problems import Task
 from trainer.eval.progress import Progress
 from trainer.eval.require import Requirement
-from trainer.eval.run import errors
+from trainer.eval.run import errors, measured
 from trainer.eval.samples import SETTINGS
 from trainer.eval.settings import EvalSettings
 from trainer.eval.suites import Wanted
@@ -77,7 +78,7 @@ def evaluate(args: argparse.Namespace) -> int:
             for one, path in zip(made, (out, out / "baseline"), strict=False)
         )
         for base in bases:
-            _measured(base, asked.options)
+            measured(base, asked.options)
         return _finish(args, folder, base, asked, keep=args.out is not None)
 
 
@@ -94,10 +95,10 @@ def _offline(args: argparse.Namespace, asked: _Asked) -> int:
         _same_problems(base, folder.settings["identity"]["tasks"])
     from trainer.preflight import cpus
 
-    with Progress("judging", folder.size()) as bar:
+    with runfolder.claim(folder.path, "folder"), Progress("judging", folder.size()) as bar:
         judge(folder, again=True, workers=min(4, cpus()), progress=bar.add)
-    folder.settings["graders"] = folder.graders()
-    _write(folder.path / SETTINGS, folder.settings)
+        folder.settings["graders"] = folder.graders()
+        write(folder.path / SETTINGS, folder.settings)
     return _finish(args, folder, base, asked, keep=True)
 
 
@@ -211,7 +212,8 @@ def _same_problems(base: Folder, here: dict[str, str]) -> None:
 def _finish(
     args: argparse.Namespace, folder: Folder, base: Folder | None, asked: _Asked, keep: bool
 ) -> int:
-    tables, found = _measured(folder, asked.options)
+    tables = folder.tables()
+    found = measured(folder, asked.options, tables)
     notes = [*findings.findings(tables, found), *folder.settings.get("server", [])]
     reached = errors(tables) if args.precision else {}
     for task, error in reached.items():
@@ -221,7 +223,7 @@ def _finish(
                 f"{args.max_samples}: the standard error is {error:.4f}"
             )
     if base is not None and not (base.path / METRICS).is_file():
-        _measured(base, asked.options)
+        measured(base, asked.options)
     against = None if base is None else compare(base.path, folder.path)
     words: dict[str, Sequence[str]] = {"adherence": findings.exceeded(tables)}
     if against is not None:
@@ -240,16 +242,6 @@ def _finish(
     for line in failed:
         print(f"laconic: required: {line}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _measured(folder: Folder, options: Options) -> tuple[list[Any], dict[str, Metric]]:
-    """Tables and metrics of a folder; metrics.json is written."""
-    tables = folder.tables()
-    if not tables:
-        raise ValueError(f"{folder.path} holds no samples; collect them first")
-    found = metrics.measure(tables, options)
-    _write(folder.path / METRICS, {"metrics": metric.as_json(found)})
-    return tables, found
 
 
 def _text(found: Mapping[str, Metric], notes: Sequence[str], kept: Path | None) -> str:
@@ -272,16 +264,10 @@ def _report(
 
     path = folder.path
     (path / "summary.md").write_text(summary.markdown(found, notes), encoding="utf-8")
-    _write(path / "environment.json", environment())
+    write(path / "environment.json", environment())
     if not draw:
         return
     from trainer.report import evaluation
 
     both = [path] if base is None else [path, base.path]
     evaluation.write(both, path / "report.html", None if base is None else base.path)
-
-
-def _write(path: Path, value: Any) -> None:
-    beside = path.with_name(f"{path.name}.partial")
-    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)

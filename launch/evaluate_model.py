@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.metadata
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from samplers.data import digest
 from samplers.engines import base
 from samplers.render import Renderer
 from trainer.eval.collect import ROUNDS, Worker
-from trainer.eval.folder import Folder
+from trainer.eval.folder import Folder, write
 from trainer.eval.problems import Task
 from trainer.eval.run import check, fill
 from trainer.eval.samples import SETTINGS
@@ -69,9 +68,12 @@ def run(made: Prepared, tasks: Sequence[Task], settings: EvalSettings, out: Path
     args, config, started = made.args, made.config, list[Any]()
 
     def start() -> Worker:
-        if not args.base_url:
-            return inprocess.start(made.model, made.renderer, config)
-        started.append(_served(args, made.renderer))
+        here = not args.base_url
+        started.append(
+            inprocess.start(made.model, made.renderer, config)
+            if here
+            else _served(args, made.renderer)
+        )
         return started[-1]
 
     folder = fill(
@@ -85,7 +87,7 @@ def run(made: Prepared, tasks: Sequence[Task], settings: EvalSettings, out: Path
         room=ROUNDS * (64 if args.base_url else config.slots),
         about=_about(made),
     )
-    _server_findings(folder, started)
+    _end(folder, started)
     return folder
 
 
@@ -116,16 +118,16 @@ def _served(args: argparse.Namespace, renderer: Renderer) -> Any:
     return Served(args.base_url, args.served_name, renderer)
 
 
-def _server_findings(folder: Folder, made: Sequence[Any]) -> None:
+def _end(folder: Folder, made: Sequence[Any]) -> None:
     """What a server did otherwise than asked is told, and kept."""
     lines = [line for worker in made if hasattr(worker, "findings") for line in worker.findings()]
     if lines:
         folder.settings["server"] = lines
-        path = folder.path / SETTINGS
-        path.write_text(json.dumps(folder.settings, indent=1) + "\n", encoding="utf-8")
-    for worker in made:
-        if hasattr(worker, "close"):
-            worker.close()
+        write(folder.path / SETTINGS, folder.settings)
+    for worker in made:  # a baseline may want the memory
+        holder = getattr(worker, "engine", worker)
+        if hasattr(holder, "close"):
+            holder.close()
 
 
 def _fits(settings: EvalSettings, model: ModelFolder) -> None:

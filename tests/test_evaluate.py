@@ -340,3 +340,14 @@ def test_a_stopping_rule_goes_with_uncut_thoughts_alone() -> None:
         EvalSettings(stopping="consistency", budgets=(8,))
     (way,) = ways(EvalSettings(stopping="consistency"), Asks())
     assert way.plan.stopping == "consistency"
+
+
+def test_a_notebook_evaluates_by_name(tmp_path: Path) -> None:
+    import trainer.eval
+
+    found = trainer.eval.evaluate(
+        "base/find", ["find"], tmp_path, budgets=(0, 16), samples=2, wanted={"problems": 5}
+    )
+    assert found["find/accuracy@16"].n == 5
+    again = open_folder(tmp_path).metrics()["find/accuracy@16"]
+    assert again == found["find/accuracy@16"]

@@ -32,6 +32,7 @@ from trainer.eval import samples
 from trainer.eval.samples import PROBLEMS, SAMPLES, SETTINGS, Row
 
 GRID = (0, 256, 512, 1024, 2048, 4096, 8192, 16384)
+CLOCK = time.process_time if os.environ.get("LACONIC_BENCH_CPU") else time.perf_counter
 STEP = (
     "We are given the expression above, so we first simplify both sides. Substituting $x = 2t$ "
     "gives $4t^2 - 3t + \\frac{1}{2} = 0$, and therefore the sum of the roots is $\\frac{3}{4}$. "
@@ -80,10 +81,10 @@ def _overhead(grid: tuple[int, ...], rounds: int) -> None:
     for turn in range(rounds + 1):
         order = list(sides) if turn % 2 else list(reversed(sides))
         for name in order:
-            started = time.perf_counter()
+            started = CLOCK()
             sides[name]()
             if turn:  # the first warms up
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(CLOCK() - started)
     print(f"budgets {[*grid, 'inf']}, {len(jobs)} samples, {rounds} rounds")
     for name in sides:
         ratios = [a / b for a, b in zip(seconds[name], seconds["raw"], strict=True)]
@@ -112,13 +113,15 @@ def offline(problems: int = 1000, count: int = 64) -> None:
         seconds = time.perf_counter() - started
         print(done.stdout[-600:] + done.stderr[-2000:])
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        print(f"offline: {seconds:.1f} s on 2 cores, largest process {peak:.0f} MiB, {done.returncode}")
+        print(
+            f"offline: {seconds:.1f} s on 2 cores, largest process {peak:.0f} MiB, {done.returncode}"
+        )
 
 
 def write(folder: Path, problems: int, count: int, seed: int = 0) -> None:
     """An evaluation of a model that there is not."""
-    from tests.evaluated import task
     from samplers.budget import Asks
+    from tests.evaluated import task
     from trainer.eval.run import describe
     from trainer.eval.settings import EvalSettings, ways
 

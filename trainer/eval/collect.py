@@ -18,7 +18,7 @@ from samplers.render import Renderer
 from samplers.types import Job, Rollout
 from trainer import runfolder
 from trainer.eval import budgets, samples
-from trainer.eval.folder import Folder
+from trainer.eval.folder import Folder, write
 from trainer.eval.problems import Task, posed
 from trainer.eval.samples import PROBLEMS, SAMPLES, SETTINGS, Key, Row
 from trainer.eval.settings import EvalSettings, Way, difference
@@ -91,11 +91,8 @@ class Store:
 
     def _describe(self) -> None:
         rows = (samples.line(row) for task in self.tasks for row in task.rows())
-        texts = {PROBLEMS: "".join(rows), SETTINGS: json.dumps(self.settings, indent=1) + "\n"}
-        for name, text in texts.items():  # eval.json last: with it the folder is one
-            beside = self.path / f"{name}.partial"
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(self.path / name)
+        write(self.path / PROBLEMS, "".join(rows))
+        write(self.path / SETTINGS, self.settings)  # last: with it the folder is one
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,14 @@ class Folder:
             yield row, verdict["verdicts"]
 
 
+def write(path: Path, value: Any) -> None:
+    """A file, whole or not at all: a text, or anything else as JSON."""
+    text = value if isinstance(value, str) else json.dumps(value, indent=1) + "\n"
+    beside = path.with_name(f"{path.name}.partial")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
 def open_folder(path: Path | str) -> Folder:
     """The evaluation in `path`.
 

@@ -12,10 +12,13 @@ from rewards.grader import load
 from samplers.budget import Asks, asks_of
 from samplers.check import check_plan
 from samplers.render import Renderer
-from trainer.eval import statistics
+from trainer.eval import metric, metrics, statistics
+from trainer.eval.collect import ROUNDS as ROUNDS
 from trainer.eval.collect import Store, Worker, collect, lots, shown_of
-from trainer.eval.folder import Folder
+from trainer.eval.folder import METRICS, Folder, write
 from trainer.eval.judging import judge
+from trainer.eval.metric import Metric
+from trainer.eval.metrics import Options
 from trainer.eval.problems import Task, posed
 from trainer.eval.progress import Progress
 from trainer.eval.settings import EvalSettings, Way, identity, ways
@@ -95,7 +98,8 @@ def describe(
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What eval.json says."""
-    said = asks.model_dump(mode="json", exclude_defaults=True) if len(found) > 1 else {}
+    used = {"effort": {"efforts"}, "truncate": set[str]()}.get(settings.mode, {"budget"})
+    said = asks.model_dump(mode="json", exclude_defaults=True, include=used)
     problems = {t.name: f"{len(t.prompts)} problems {t.fingerprint}" for t in tasks}
     bound = {
         **identity(settings),
@@ -178,6 +182,22 @@ def _more(folder: Folder, settings: EvalSettings, counts: Mapping[str, int]) -> 
             most = min(settings.max_samples, int(GROWTH * have))
             more[task] = max(have + 1, min(most, int(np.ceil(need))))
     return more
+
+
+def measured(
+    folder: Folder, options: Options | None = None, tables: Sequence[Table] | None = None
+) -> dict[str, Metric]:
+    """Metrics of what is there (`tables`, if they were made); they are written to metrics.json.
+
+    Raises:
+        ValueError: there are no samples; as `Folder.tables`.
+    """
+    tables = folder.tables() if tables is None else tables
+    if not tables:
+        raise ValueError(f"{folder.path} holds no samples; collect them first")
+    found = metrics.measure(tables, options)
+    write(folder.path / METRICS, {"metrics": metric.as_json(found)})
+    return found
 
 
 def errors(tables: Sequence[Table]) -> dict[str, float]:
