@@ -222,12 +222,14 @@ def test_a_table_comes_from_an_evaluation(tmp_path: Path) -> None:
     known = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "samples": 9}
     metrics = {"find/accuracy@inf": known, "find/accuracy@16": known, "find/tokens@16": known,
                "find/effort/accuracy@low": known, "find/majority@4/accuracy": known,
+               "find/prompt/accuracy@64": known, "find/prompt/soft_accuracy@64": known,
                "all/anytime/log": known}  # fmt: skip
     (tmp_path / "metrics.json").write_text(json.dumps({"metrics": metrics}))
     out = export("base/find", tmp_path / "out", thinking=THINK, evaluation=tmp_path)
     rows = read(out)["measured"]["rows"]  # type: ignore[index]
     assert [(r["task"], r["how"], r["budget"]) for r in rows] == [
         ("find", "cut", "inf"), ("find", "cut", "16"), ("find", "effort", "low"),
+        ("find", "both", "64"), ("find", "announced", "64"),
     ]  # fmt: skip
     card = (out / "README.md").read_text()
     assert "| find | thought cut at 16 | 0.500 [0.400, 0.600] | 0.5 |" in card

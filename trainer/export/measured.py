@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 _NAME = re.compile(
-    r"^accuracy$|^(?:(?P<task>.+?)/)??(?:(?P<how>prompt|effort)/)?accuracy@(?P<budget>[\w.-]+)$"
+    r"^accuracy$|^(?:(?P<task>.+?)/)??(?:(?P<how>prompt/soft_|prompt/|effort/))?"
+    r"accuracy@(?P<budget>[\w.-]+)$"
 )
 _ASKED = re.compile(r"^asked/(?P<budget>[^/]+)/accuracy$")
 BESIDE = ("tokens", "think_tokens", "answer_tokens", "forced")
 """What is told of each accuracy, if it was measured."""
-HOW = {"cut": "thought cut at", "announced": "asked for", "effort": "effort"}
+HOW = {
+    "cut": "thought cut at",
+    "announced": "asked for",
+    "both": "asked for and cut at",
+    "effort": "effort",
+}
 
 
 def of_folder(folder: Path) -> dict[str, Any]:
@@ -74,7 +80,12 @@ def table(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
             number = asked["budget"].isdigit()
             how, task, budget = "announced" if number else "effort", "", asked["budget"]
         elif plain:
-            told = {"prompt": "announced", "effort": "effort", None: "cut"}
+            told = {
+                "prompt/soft_": "announced",
+                "prompt/": "both",
+                "effort/": "effort",
+                None: "cut",
+            }
             how, task, budget = told[plain["how"]], plain["task"] or "", plain["budget"] or "inf"
         else:
             continue
