@@ -34,7 +34,7 @@ def model(tmp_path: Path) -> Path:
 
 def printed(capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:
     """The words of the command that is printed, without its variables."""
-    assert main(["serve", *map(str, words), "--print"]) == 0
+    assert main(["serve", "--print", *map(str, words)]) == 0
     found = shlex.split(capsys.readouterr().out)
     return found[next(i for i, word in enumerate(found) if "=" not in word) :]
 
