@@ -14,10 +14,10 @@ import pytest
 
 from launch.cli import main
 from tests import evaluated, tables
-from tests.test_eval_budgets import Scripted, prompts, run
+from tests.test_eval_budgets import PLAN, Scripted, prompts, run
 from trainer.eval import compare as comparing
 from trainer.eval import metrics, require, sides, statistics
-from trainer.eval.budgets import EvalConfig
+from trainer.eval.budgets import EvalConfig, evaluate
 from trainer.eval.compare import Comparison
 from trainer.eval.metric import NOTHING, Metric
 from trainer.eval.sides import Side
@@ -137,11 +137,11 @@ def test_every_way_of_asking_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_gained_and_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = (tables.made(np.full((4, 4), 20), 10) for _ in range(2))
-    right = np.array([[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
-    now = np.array([[1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]])
+    right = np.array([[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    now = np.array([[1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 1, 0], [1, 1, 0, 1]])
     a, b = (replace(t, correct_MSJ=r[..., None].astype(float)) for t, r in ((a, right), (b, now)))
     (moved,) = compared(monkeypatch, side("a", a), side("b", b)).moved
-    assert moved.gained == [("p0", 0.0, 1.0)]
+    assert moved.gained == [("p0", 0.0, 1.0), ("p3", 0.25, 0.75)]
     assert moved.lost == [("p1", 1.0, 0.5)]
 
 
@@ -176,15 +176,11 @@ def test_refused_problems() -> None:
     assert told == ["note: temperature is 1.0 in A and 0.6 in B"]
 
 
-def written(folder: Path, scripted: type[Scripted], **config: Any) -> Path:
-    """A training run's evaluation."""
-    from tests.test_eval_budgets import PLAN
-    from trainer.eval.budgets import evaluate
-
-    result = evaluate(
-        scripted(), prompts(9), EvalConfig(budgets=(8, 20), samples=2, **config), PLAN
-    )
-    result.save(folder / "eval")
+def written(folder: Path, *scripted: type[Scripted]) -> Path:
+    """A training run's evaluations, every five steps."""
+    config = EvalConfig(budgets=(8, 20), samples=2)
+    for i, each in enumerate(scripted):
+        evaluate(each(), prompts(9), config, PLAN, step=5 * i).save(folder / "eval")
     return folder
 
 
@@ -198,7 +194,7 @@ class Brief(Scripted):
 
 
 def test_runs_are_compared_by_their_last_evaluation(tmp_path: Path) -> None:
-    a, b = written(tmp_path / "a", Scripted), written(tmp_path / "b", Brief)
+    a, b = written(tmp_path / "a", Brief, Scripted), written(tmp_path / "b", Scripted, Brief)
     found = comparing.compare(a, b)
     result, _ = run(EvalConfig(budgets=(8, 20), samples=2))
     line = next(line for line in found.lines if line.name == "accuracy@20")
@@ -250,6 +246,7 @@ def metric(value: float, low: float = math.nan, **more: Any) -> Metric:
     [
         ("t/accuracy@8>=0.5", True),
         ("t/accuracy@8 > 50%", False),
+        ("t/accuracy@8>=50%", True),
         ("t/accuracy@8.low >= 0.4", True),
         ("t/accuracy@8.low>=0.41", False),
         ("t/accuracy@8.high<0.61", True),

@@ -41,7 +41,9 @@ def ragged(seed: int, problems: int = 7, samples: int = 4) -> Table:
     missing[:, :2] = unknown[:, :2] = False
     correct = np.where(unknown, np.nan, table.correct_MSJ)
     status = np.where(unknown, tables.TIMEOUT, table.status_MSJ)
-    return tables.without(replace(table, correct_MSJ=correct, status_MSJ=status), missing)
+    closed = table.closed_MS & (rng.random((problems, samples)) < 0.8)  # it was answered for it
+    made = replace(table, correct_MSJ=correct, status_MSJ=status, closed_MS=closed)
+    return tables.without(made, missing)
 
 
 def mean(per_problem: list[list[float]]) -> float:

@@ -32,7 +32,7 @@ def exceeded(tables: Sequence[Table]) -> list[str]:
     out = []
     for table in tables:
         for j, b in enumerate(table.budgets):
-            over_MS = (table.think_MSJ[..., j] > b) & table.present_MS
+            over_MS = table.think_MSJ[..., j] > b
             if over_MS.any():
                 share = over_MS.sum() / table.present_MS.sum()
                 most = int(table.think_MSJ[..., j][over_MS].max())
