@@ -97,6 +97,7 @@ def _draw(canvas: Any, narrow: bool, some: Sequence[Pair]) -> bool:
         axes.text(0, 1.02, f"{gained} gained", color=RIGHT, **look)
         axes.text(1, 1.02, f"{lost} lost", ha="right", color=WRONG, **look)
         axes.set_title(_said(pair, same), loc="left", fontsize=8.5, color=style.MUTED, pad=17)
+    canvas.draw_without_rendering()  # square axes take the layout two passes
     return True
 
 

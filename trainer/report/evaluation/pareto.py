@@ -78,7 +78,7 @@ def _draw(canvas: Any, narrow: bool, found: Sequence[Series], exits: Sequence[Ex
     share_axis(axes)
     highest = max(np.nanmax([p.accuracy.value, p.accuracy.high]) for p in points)
     axes.set_ylim(0, max(min(1.02, highest + 0.06), 0.2))
-    _contours(axes, points)
+    _contours(axes, points, 2 if narrow else 3)
     _frontier(axes, points, right)
     axes.grid(False)
     axes.set_xlabel("tokens of thought and answer, mean per sample")
@@ -168,7 +168,7 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return best
 
 
-def _contours(axes: Any, points: Sequence[Point | Exit]) -> None:
+def _contours(axes: Any, points: Sequence[Point | Exit], most: int) -> None:
     """Lines of equal tokens per solve, named above, and of equal E3, named at the left."""
     left, right = axes.get_xlim()
     top = axes.get_ylim()[1]
@@ -178,12 +178,12 @@ def _contours(axes: Any, points: Sequence[Point | Exit]) -> None:
         return
     look = {"color": style.MUTED, "lw": 0.8, "alpha": 0.5, "zorder": 0.5}
     said = {"fontsize": 7.5, "color": style.MUTED, "textcoords": "offset points"}
-    for level in _levels([p.tokens.value / p.accuracy.value for p in solved]):
+    for level in _levels([p.tokens.value / p.accuracy.value for p in solved], most):
         axes.plot(x, x / level, linestyle=(0, (1, 2)), **look)
         if left < level * top < right:
             text = f"{level:,g} a solve"
             axes.annotate(text, (level * top, top), xytext=(0, 3), ha="center", **said)
-    for level in _levels([1000 * p.accuracy.value**2 / p.tokens.value for p in solved]):
+    for level in _levels([1000 * p.accuracy.value**2 / p.tokens.value for p in solved], most):
         y = np.sqrt(level * x / 1000)
         axes.plot(x, y, linestyle=(0, (6, 4)), **look)
         if y[-1] < top:
@@ -193,7 +193,7 @@ def _contours(axes: Any, points: Sequence[Point | Exit]) -> None:
         axes.annotate(f"E3 {level:g}", at, annotation_clip=False, **place, **said)
 
 
-def _levels(values: Sequence[float], most: int = 3) -> list[float]:
+def _levels(values: Sequence[float], most: int) -> list[float]:
     """A few round numbers (1, 2, 5 times powers of ten) within the range."""
     low, high = min(values), max(values)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
