@@ -143,7 +143,9 @@ def check(
         for way in found[1:]:
             ids = renderer.render(posed(longest, 0), way.plan)
             check_plan(way.plan, longest, ids, renderer, context)
-            if not way.plan.prefill and np.array_equal(ids, plain):
+            # An effort may be the template's default; one that it ignores was refused above.
+            said = way.plan.prefill or way.plan.template
+            if not said and np.array_equal(ids, plain):
                 raise ValueError(
                     f"'{way.name}' would have no effect: the prompt is the same without it; say "
                     "how this model is asked with --ask or --efforts"
