@@ -80,10 +80,9 @@ class Table:
         """Names of the J columns, as in metrics: the finite budgets, and last 'inf'."""
         return (*map(str, self.budgets), UNCUT)
 
-    def known(self, values_MS: NDArray[Any], at: NDArray[Any] | None = None) -> Floats:
-        """[M, S] as numbers, NaN where there is no sample, or where `at` (a mask) is false."""
-        where = self.present_MS if at is None else self.present_MS & at
-        return np.where(where, values_MS.astype(np.float64), np.nan)
+    def known(self, values_MS: NDArray[Any]) -> Floats:
+        """[M, S] as numbers, NaN where there is no sample."""
+        return np.where(self.present_MS, values_MS.astype(np.float64), np.nan)
 
     def of(self, ids: Sequence[str]) -> Table:
         """The same for these problems, in this order."""
