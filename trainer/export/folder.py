@@ -85,12 +85,13 @@ def export(
             f"--lora beside: {found.name} has no adapter beside its weights; train with "
             "model.lora.export=beside, or export it merged"
         )
-    made = plan(found, thinking, ask, efforts, evaluation, trust_remote_code)
+    trust = trust_remote_code or (found.stage is not None and found.stage.model.trust_remote_code)
+    made = plan(found, thinking, ask, efforts, evaluation, trust)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         partial.chmod(0o755)
-        said = _write(made, partial, lora, trust_remote_code)
+        said = _write(made, partial, lora, trust)
         _as_in_training(made, partial, said)
         _swap(partial, out)
     finally:
