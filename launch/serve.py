@@ -20,6 +20,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from samplers.engines import vllm
 from samplers.render import ThinkingConfig
 from samplers.served import command
 from samplers.served.command import Command, Serving
+from trainer import export
 from trainer.modelfolder import ModelFolder, fetch
 from trainer.preflight import check_markers
 
@@ -63,7 +65,7 @@ def serving_of(args: argparse.Namespace) -> tuple[Serving, ModelFolder]:
         ValueError: no model, no chat template, no markers, or a context the model has not.
     """
     model = ModelFolder(fetch(args.model))
-    markers = None if args.no_thinking else tuple(args.markers)
+    markers = markers_of(args, model)
     kind = str(model.config.get("model_type"))  # refuses a folder without config.json
     if not model.chat_template:
         raise ValueError(
@@ -94,6 +96,28 @@ def serving_of(args: argparse.Namespace) -> tuple[Serving, ModelFolder]:
         max_model_len=args.max_model_len or model.context,
         extra=tuple(args.extra),
     ), model
+
+
+def markers_of(args: argparse.Namespace, model: ModelFolder) -> tuple[str, str] | None:
+    """Those that an export names, or of the command line; None: no thoughts.
+
+    What the export was trained to have at a forced end, and a server cannot write, is warned of.
+    """
+    start, end = args.markers
+    said = export.read(model.path)
+    if args.no_thinking or (said is not None and said["thinking"] is None):
+        return None
+    if said is None:
+        return start, end
+    start, end = said["thinking"]["start"], said["thinking"]["end"]
+    trained = said["forced_end"] + said["after_close"]
+    if trained != end:
+        warnings.warn(
+            f"{model.path} was trained with {trained!r} at a forced end; a server forces {end!r} "
+            "alone (a phrase would also be written into answers)",
+            stacklevel=2,
+        )
+    return start, end
 
 
 def parser_of(model: ModelFolder, kind: str, markers: tuple[str, ...] | None) -> str:

@@ -68,6 +68,25 @@ def test_the_command_holds_what_hard_budgets_need(
     assert not any(word.startswith("--reasoning") for word in plain)
 
 
+def test_an_export_says_its_markers_and_what_a_server_cannot_force(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(thinking: object, forced: str) -> None:
+        said = {"version": 1, "thinking": thinking, "forced_end": forced, "after_close": ""}
+        (model / "budget_config.json").write_text(json.dumps(said))
+
+    def says(thinking: object, forced: str) -> list[str]:
+        write(thinking, forced)
+        return printed(capsys, model, "--parser", "hf")
+
+    marks = {"start": "A", "end": "B"}
+    assert json.loads(option(says(marks, "B"), "--reasoning-config"))["reasoning_end_str"] == "B"
+    assert "--reasoning-config" not in says(None, "")
+    write(marks, "wB")
+    assert main(["serve", str(model), "--print", "--parser", "hf"]) == 0
+    assert "trained with 'wB' at a forced end" in capsys.readouterr().err
+
+
 def test_gpus_get_vllm_serve_and_cpus_the_module(model: Path) -> None:
     serving = Serving(str(model), "tiny")
     gpu, cpu = command.vllm(serving, "cuda"), command.vllm(serving, "cpu", "python3")
