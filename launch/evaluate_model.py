@@ -21,7 +21,7 @@ from trainer.eval.folder import Folder, write
 from trainer.eval.problems import Task
 from trainer.eval.run import check, fill
 from trainer.eval.samples import SETTINGS
-from trainer.eval.settings import EvalSettings, ways
+from trainer.eval.settings import EvalSettings, as_options, ways
 from trainer.modelfolder import ModelFolder
 
 WHOLE = 1 << 26
@@ -50,7 +50,8 @@ def prepare(
     """
     args = argparse.Namespace(**{**vars(args), "model": name})
     thinking = not args.no_thinking
-    settings.config(0, 1).grid(settings.max_tokens, thinking)
+    with as_options():
+        settings.config(0, 1).grid(settings.max_tokens, thinking)
     config = inprocess.engine_of(args.engine, args.dtype)
     model, renderer = inprocess.prepare(args)
     _fits(settings, model)

@@ -301,7 +301,11 @@ def test_precision_samples_until_it_is_there_or_the_cap(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "asks", "said"),
     [
-        ({"budgets": (128,), "max_tokens": 128}, Asks(), "128 is not below the response cap"),
+        (
+            {"budgets": (128,), "max_tokens": 128},
+            Asks(),
+            r"--budgets: 128 .* \(--max-tokens\)",
+        ),
         ({"max_tokens": 2000}, Asks(), "exceed the model's context of 1024"),
         ({"mode": "prompt"}, TOLD, "announces numbers"),
         ({"mode": "prompt", "budgets": (8,)}, Asks(), "cannot be told of a budget"),

@@ -21,7 +21,8 @@ from trainer.eval.metric import Metric
 from trainer.eval.metrics import Options
 from trainer.eval.problems import Task, posed
 from trainer.eval.progress import Progress
-from trainer.eval.settings import EvalSettings, Way, identity, ways
+from trainer.eval.samples import SETTINGS
+from trainer.eval.settings import EvalSettings, Way, as_options, identity, ways
 from trainer.eval.table import Table
 
 GROWTH = 2.0
@@ -86,6 +87,9 @@ def fill(
                 judge(store.folder, workers=graders, progress=bar.add)
             more = _more(store.folder, settings, counts)
             if not more:
+                same = len(set(counts.values())) == 1
+                store.settings["samples"] = next(iter(counts.values())) if same else counts
+                write(out / SETTINGS, store.settings)
                 return store.folder
             counts |= more
 
@@ -137,12 +141,14 @@ def check(
         longest, most = task.prompts[0], -1
         for prompt in task.prompts:
             ids = renderer.render(prompt, found[0].plan)
-            check_plan(found[0].plan, prompt, ids, renderer, context)
+            with as_options():
+                check_plan(found[0].plan, prompt, ids, renderer, context)
             longest, most = (prompt, len(ids)) if len(ids) > most else (longest, most)
         plain = renderer.render(posed(longest, 0), found[0].plan)
         for way in found[1:]:
             ids = renderer.render(posed(longest, 0), way.plan)
-            check_plan(way.plan, longest, ids, renderer, context)
+            with as_options():
+                check_plan(way.plan, longest, ids, renderer, context)
             # An effort may be the template's default; one that it ignores was refused above.
             said = way.plan.prefill or way.plan.template
             if not said and np.array_equal(ids, plain):

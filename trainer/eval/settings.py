@@ -7,11 +7,12 @@ generations, with the same random numbers; there, a number is also enforced, by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from samplers.budget import Asks
 from samplers.budgets import base
@@ -88,6 +89,18 @@ class Way:
         }
 
 
+@contextmanager
+def as_options() -> Iterator[None]:
+    """Mistakes told in the words of a recipe, told in those of the command."""
+    try:
+        yield
+    except ValidationError:  # which names the field itself
+        raise
+    except ValueError as error:
+        said = str(error).replace("evaluation.budgets", "--budgets")
+        raise ValueError(said.replace("rollout.max_tokens", "--max-tokens")) from None
+
+
 def ways(settings: EvalSettings, asks: Asks, thinking: bool = True) -> list[Way]:
     """Every way of asking, the one that announces nothing first.
 
@@ -95,7 +108,8 @@ def ways(settings: EvalSettings, asks: Asks, thinking: bool = True) -> list[Way]
         ValueError: a budget that does not fit, or of which this model cannot be told.
     """
     mode = settings.mode
-    grid = settings.config(0, 1).grid(settings.max_tokens, thinking)
+    with as_options():
+        grid = settings.config(0, 1).grid(settings.max_tokens, thinking)
     told = _asking(Asking(), settings)
     plain: Mode = "truncate" if mode in ("truncate", "both") else mode  # type: ignore[assignment]
     cuts = grid if plain == "truncate" else ()
