@@ -56,6 +56,7 @@ def evaluate(args: argparse.Namespace) -> int:
         ValueError: whatever is wrong with what was asked, before the model is loaded.
     """
     asked = _Asked(_options(args), tuple(map(require.requirement, args.require)))
+    _warn_idle(args)
     if args.offline:
         return _offline(args, asked)
     if (Path(args.model) / SETTINGS).is_file():
@@ -65,7 +66,8 @@ def evaluate(args: argparse.Namespace) -> int:
         )
     tasks, settings = _tasks(args), _settings(args)
     require.check(asked.requirements, [task.name for task in tasks])
-    _check_ks(args.k, tasks, settings)
+    most = settings.max_samples if settings.precision else settings.samples
+    _check_ks(args.k, {task.name: most or task.samples for task in tasks})
     base = _base_folder(args.baseline, tasks)
     names = [args.model, *([args.baseline] if args.baseline and base is None else [])]
     made = [evaluate_model.prepare(args, name, tasks, settings) for name in names]
@@ -90,6 +92,8 @@ def _offline(args: argparse.Namespace, asked: _Asked) -> int:
         for task in folder.settings["tasks"]:
             task["verifier"] = spec
     require.check(asked.requirements, folder.tasks)
+    have = folder.settings["samples"]
+    _check_ks(args.k, have if isinstance(have, dict) else dict.fromkeys(folder.tasks, have or 1))
     base = open_folder(args.baseline) if args.baseline else None
     if base is not None:
         _same_problems(base, folder.settings["identity"]["tasks"])
@@ -172,15 +176,35 @@ def _options(args: argparse.Namespace) -> Options:
     )
 
 
-def _check_ks(ks: Sequence[int] | None, tasks: Sequence[Task], settings: EvalSettings) -> None:
+def _check_ks(ks: Sequence[int] | None, samples: Mapping[str, int]) -> None:
     """A selection of k is of samples drawn without replacement."""
-    for task in tasks:
-        have = settings.max_samples if settings.precision else settings.samples or task.samples
+    for task, have in samples.items():
         if ks and max(ks) > have:
             raise ValueError(
-                f"--k: {max(ks)} samples cannot be drawn of the {have} of each problem of "
-                f"{task.name}; lower it, or set --samples {max(ks)}"
+                f"--k: {max(ks)} samples cannot be drawn of the {have} of each problem of {task}; "
+                f"lower it, or set --samples {max(ks)}"
             )
+
+
+def _warn_idle(args: argparse.Namespace) -> None:
+    """Options that change nothing beside the others."""
+    mode = args.budget_mode
+    idle = {
+        f"--budget-mode {mode}": {
+            "--ask": args.ask if mode in ("truncate", "effort") else None,
+            "--efforts": args.efforts if mode != "effort" else None,
+        },
+        "--base-url": {"--dtype": args.dtype} if args.base_url else {},
+        "no --base-url": {} if args.base_url else {"--served-name": args.served_name},
+    }
+    if args.offline:
+        names = ("tasks", "data", "problems", "samples", "stopping", "base_url", "out")
+        idle = {"--offline": {f"--{n.replace('_', '-')}": getattr(args, n) for n in names}}
+        idle["--offline"]["--budgets"] = any(b is not None for b in args.budgets)
+    for beside, options in idle.items():
+        for option, value in options.items():
+            if value:
+                warnings.warn(f"{option} has no effect with {beside}", stacklevel=3)
 
 
 # A baseline

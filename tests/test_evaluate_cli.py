@@ -176,3 +176,27 @@ def test_greedy_samples_are_warned_of(capsys: Captured) -> None:
     argv: list[Any] = ["eval", "base/find", "--data", "find", "--problems", "2"]
     assert main([*argv, "--temperature", "0", "--samples", "2"]) == 0
     assert "all samples of a problem are the same" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            ["--efforts", "{low: {suffix: x}}"],
+            "--efforts has no effect with --budget-mode truncate",
+        ),
+        (["--served-name", "m"], "--served-name has no effect with no --base-url"),
+    ],
+)
+def test_what_has_no_effect_is_warned_of(more: list[str], said: str, capsys: Captured) -> None:
+    assert main(["eval", "base/find", "--data", "find", "--problems", "1", *more]) == 0
+    assert said in capsys.readouterr().err
+
+
+def test_offline_warns_of_and_refuses_what_needs_samples(tmp_path: Path, capsys: Captured) -> None:
+    path = copied("truncate", tmp_path)
+    argv = ["eval", str(path), "--offline", "--no-report"]
+    assert main([*argv, "--k", "8"]) == 2
+    assert "8 samples cannot be drawn of the 4" in capsys.readouterr().err
+    assert main([*argv, "--k", "4", "--data", "find"]) == 0
+    assert "--data has no effect with --offline" in capsys.readouterr().err
