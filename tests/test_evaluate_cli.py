@@ -20,6 +20,7 @@ from trainer.eval.folder import open_folder
 
 Captured = pytest.CaptureFixture[str]
 FEW = ["--data", "find", "--problems", "12", "--answer-tokens", "8", "--max-tokens", "128"]
+TOLD = ["base/find", *FEW, "--budget-mode"]
 
 
 def lines(path: Path) -> list[str]:
@@ -159,8 +160,8 @@ def test_a_live_rule_is_kept_with_what_it_cost(tmp_path: Path) -> None:
         ),
         (["base/find", *FEW, "--budget-mode", "prompt", "--budgets", "8"], "cannot be told"),
         (["base/find", *FEW, "--efforts", "low", "--budget-mode", "effort"], "knows none; say how"),
-        (["base/find", *FEW, "--efforts", "{low: {sufix: x}}"], "--efforts low: sufix"),
-        (["base/find", *FEW, "--ask", "{suffix: x}"], "{budget}"),
+        ([*TOLD, "effort", "--efforts", "{low: {sufix: x}}"], "--efforts low: sufix"),
+        ([*TOLD, "prompt", "--budgets", "8", "--ask", "{suffix: x}"], "{budget}"),
         (["base/find", *FEW, "--baseline", "base/fnd"], "base/fnd"),
         (["/nowhere", "--offline"], "no folder"),
     ],
