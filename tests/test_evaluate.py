@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from samplers.budget import Asks
 from samplers.types import Plan
 from tests.evaluated import KINDS, MODES, TOLD, copied, evaluation, task, worker
 from trainer import runfolder
-from trainer.eval import budgets, run, samples
+from trainer.eval import budgets, progress, run, samples
 from trainer.eval.budgets import EvalConfig
 from trainer.eval.folder import open_folder
 from trainer.eval.judging import judge
@@ -355,3 +356,22 @@ def test_a_notebook_evaluates_by_name(tmp_path: Path) -> None:
     assert found["find/accuracy@16"].n == 5
     again = open_folder(tmp_path).metrics()["find/accuracy@16"]
     assert again == found["find/accuracy@16"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_bar_or_lines(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=120)
+    with progress.Progress("sampling", 40, 10, console) as bar:
+        bar.add(10, 500)
+        bar.add(20, 500)
+        assert bar.line().startswith("sampling 40/40 (100%)  ")
+    assert ("\x1b" in text.getvalue()) == terminal
+    if not terminal:
+        first, second = text.getvalue().splitlines()
+        assert first.startswith("sampling 20/40 (50%)")
+        assert "left " in first
+        assert "left" not in second

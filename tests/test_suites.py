@@ -13,10 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.grader import load
+from samplers.budget import Asks
 from samplers.types import Prompt
 from tests import answers
 from trainer.eval import problems, suites
+from trainer.eval.folder import open_folder
+from trainer.eval.judging import judge
 from trainer.eval.problems import SHUFFLE, row_of
+from trainer.eval.run import describe
+from trainer.eval.samples import PROBLEMS, SAMPLES, SETTINGS, line
+from trainer.eval.settings import EvalSettings, ways
 from trainer.eval.suites import BOXED, SUITES, Wanted, task
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -245,3 +251,32 @@ def test_options_may_come_with_a_letter_or_a_text(tmp_path: Path) -> None:
     text = f"gpqa={file(tmp_path, {'question': 'p', 'options': options, 'answer': 'tepid'})}"
     with pytest.raises(ValueError, match=r"answer 'tepid' is no letter of its options"):
         task(text, Wanted())
+
+
+def test_saved_answers_to_shuffled_options_are_judged_by_what_they_say(tmp_path: Path) -> None:
+    """A model that always names one option by its text's label; and one that always says B."""
+    prompt, settings = question(4), EvalSettings(samples=24)
+    found = problems.Task("gpqa", "", (prompt,), "choice")
+    described = describe(settings, [found], ways(settings, Asks()), Asks(), {})
+    (tmp_path / SETTINGS).write_text(json.dumps(described))
+    row = row_of("gpqa", prompt)
+    (tmp_path / PROBLEMS).write_text(line(row))
+    said = []
+    for sample in range(24):
+        options = problems.item_of(row, sample, None)[2]["options"]
+        label = problems.LABELS[options.index("option 2")] if sample < 12 else "B"
+        cut = {"budget": "inf", "think": 1, "tokens": 3, "text": rf"\boxed{{{label}}}"}
+        cut |= {"forced": False, "finish": "stop", "confidence": 0.5}
+        key = {"task": "gpqa", "id": "q", "sample": sample, "asked": "", "closed": True}
+        said.append(line({**key, "finish": "stop", "cuts": [cut]}))
+    (tmp_path / SAMPLES).write_text("".join(said))
+    judge(open_folder(tmp_path))
+    (table,) = open_folder(tmp_path).tables()
+    assert len(set(table.class_MSJ[0, :12, 0].tolist())) == 1  # one option, whatever its letter
+    assert not table.correct_MSJ[0, :12].any()
+    rights = [
+        problems.item_of(row, sample, None)[2]["options"][1] == "option 0"
+        for sample in range(12, 24)
+    ]
+    assert table.correct_MSJ[0, 12:, 0].tolist() == [float(right) for right in rights]
+    assert len(set(table.class_MSJ[0, 12:, 0].tolist())) > 1
