@@ -98,6 +98,7 @@ def _check(
         )
     plan = inference.planned(plan_of(budget, told, args.max_tokens), stopping)
     for prompt in prompts:
+        inference.check_open(plan, prompt, renderer)
         check_plan(plan, prompt, renderer.render(prompt, plan), renderer, model.context)
 
 

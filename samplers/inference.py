@@ -18,7 +18,7 @@ from samplers import seam, seeds
 from samplers.budget import Asks, Budget, asks_of, plan_of
 from samplers.engines import base
 from samplers.generated import Generation, Sample, Usage, read
-from samplers.render import ThinkingConfig
+from samplers.render import Renderer, ThinkingConfig
 from samplers.rollout import Call, RolloutWorker
 from samplers.selection import base as selections
 from samplers.selection.base import Pool
@@ -77,6 +77,8 @@ def generate(
     if max_tokens is None:
         plan = replace(plan, max_tokens=_room(worker, asked, plan))
     plan = planned(plan, stopping, chosen)
+    for prompt in asked:
+        check_open(plan, prompt, worker.renderer)
     jobs = [
         [Job(prompt, plan, i, s, seeds.key(seed, i, s), temperature) for s in range(budget.samples)]
         for i, prompt in enumerate(asked)
@@ -183,6 +185,21 @@ def planned(
     races = chosen is not None and hasattr(chosen[0], "enough")
     answer = plan.max_tokens if races and plan.answer is None else plan.answer
     return replace(plan, stopping=stopping, answer=answer)
+
+
+def check_open(plan: Plan, prompt: Prompt, renderer: Renderer) -> None:
+    """Refuse limits of a thought that the prompt itself has closed, as at effort none.
+
+    Raises:
+        ValueError: as it says; or a prompt that this model cannot be given.
+    """
+    if not (plan.think or plan.stopping) or not renderer.closed(renderer.render(prompt, plan)):
+        return
+    what = f"thinking_tokens: {plan.think}" if plan.think else f"stopping: {plan.stopping}"
+    raise ValueError(
+        f"{what} would have no effect: so asked, the prompt closes the thought before it begins; "
+        "leave it out, or ask for another effort"
+    )
 
 
 # Making

@@ -195,6 +195,18 @@ def test_what_would_have_no_effect_is_refused(settings, said, modes):
     assert modes.stats()["sampled"] == before
 
 
+def test_limits_of_a_thought_that_the_prompt_closes_are_refused():
+    """Which a template does at `enable_thinking: false`; a budget of 0 goes with it."""
+    worker = RolloutWorker(ScriptedEngine(), RENDERER)
+    none = {"budget": Budget(effort="none"), "max_tokens": 40}
+    assert generate(worker, "A1", **none)[0].best.ended == "none"
+    generate(worker, "A1", Budget(0, effort="none"), max_tokens=40)
+    with pytest.raises(ValueError, match="thinking_tokens: 9 would have no effect: so asked"):
+        generate(worker, "A1", Budget(9, effort="none"), max_tokens=40)
+    with pytest.raises(ValueError, match="stopping: confidence would have no effect: so asked"):
+        generate(worker, "A1", stopping="confidence", **none)
+
+
 # The command
 
 
