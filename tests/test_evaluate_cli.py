@@ -201,3 +201,10 @@ def test_offline_warns_of_and_refuses_what_needs_samples(tmp_path: Path, capsys:
     assert "8 samples cannot be drawn of the 4" in capsys.readouterr().err
     assert main([*argv, "--k", "4", "--data", "find"]) == 0
     assert "--data has no effect with --offline" in capsys.readouterr().err
+
+
+def test_a_folder_without_samples_is_told(tmp_path: Path, capsys: Captured) -> None:
+    path = copied("truncate", tmp_path)
+    (path / samples.SAMPLES).unlink()
+    assert main(["eval", str(path), "--offline"]) == 2
+    assert "holds no samples; collect them first" in capsys.readouterr().err

@@ -97,7 +97,10 @@ class Folder:
 
     def size(self) -> int:
         """Samples that there are."""
-        with (self.path / SAMPLES).open("rb") as lines:
+        file = self.path / SAMPLES
+        if not file.is_file():
+            return 0
+        with file.open("rb") as lines:
             return sum(1 for _ in lines)
 
     def graders(self) -> dict[str, str]:
