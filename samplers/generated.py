@@ -29,7 +29,9 @@ class Usage:
     probes: int = 0
     """Sampled and not kept: trial answers of a stopping rule, ends of thought that it replaced."""
     questions: int = 0
-    """Read in a stopping rule's looks; an engine without kept KV reads parts of the thought too."""
+    """Read in a stopping rule's looks."""
+    reread: int = 0
+    """Of thoughts, read again for a rule's looks and pieces: what vLLM's prefix cache lacks."""
     total: int = 0
     """All that was sampled or forced, of every sample."""
 
@@ -113,7 +115,7 @@ def read(rollout: Rollout, renderer: Renderer) -> Sample:
     forced = np.concatenate([t.ids_T[t.forced_T] for t in (thought, last)])
     logprobs = np.concatenate([t.logprobs_T[~t.forced_T] for t in (thought, last)])
     watch = rollout.watch
-    tried, read = (0, 0) if watch is None else (watch.sampled, watch.fed)
+    tried, read, again = (watch.sampled, watch.fed, watch.reread) if watch else (0, 0, 0)
     usage = Usage(
         len(rollout.prompt_ids_T),
         rollout.think_tokens,
@@ -121,6 +123,7 @@ def read(rollout: Rollout, renderer: Renderer) -> Sample:
         len(forced),
         tried,
         read,
+        again,
         rollout.response_tokens + tried,
     )
     end = last if len(last) or thought.finish == "stop" else thought

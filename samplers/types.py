@@ -149,6 +149,8 @@ class Completion:
     spans: tuple[tuple[int, int], ...]
     """(first token, weight version): ascending runs of tokens made by one version."""
     handle: int | None = None
+    prefilled: int = 0
+    """Prompt tokens computed for it, those of a prefix that was to be reused included (vLLM)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,8 @@ class Watch:
     """Thinking tokens at which the rule ended the thought; None: it did not."""
     resumed: int = 0
     """Times that the thought was made to go on."""
+    reread: int = 0
+    """Tokens read again because the engine had not kept them: of a piece's or look's beginning."""
 
 
 @dataclass(frozen=True, slots=True)

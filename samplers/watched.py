@@ -58,7 +58,8 @@ class Watched(Run):
         self.weighed: dict[int, float] = {}  # by number of the given text
         self.last = 0  # tokens that the thought may have
         self.drawn = 0  # tokens of the thought's seed, replaced ends included
-        self.tried = self.fed = self.resumed = 0
+        self.tried = self.fed = self.resumed = self.reread = 0
+        self.new: dict[Place, int] = {}  # ids of requests that go on from a kept thought
         self.exit: int | None = None
         self.raised: Ramp | None = None
 
@@ -86,6 +87,8 @@ class Watched(Run):
                 request = replace(request, ramp=here)
             elif middle:
                 request = replace(request, logit_bias={here.token: middle})
+        if prefix is not None:
+            self.new[THOUGHT] = len(ids)
         yield THOUGHT, request
 
     def _next(self, spent: int) -> int:
@@ -148,6 +151,7 @@ class Watched(Run):
             place = Place(-2, number)
             request = self._request(self.question, limit, place, prefix=prefix, given=ids)
             seed = seeds.key(self.job.seed, _LOOK, spent, number)
+            self.new[place] = len(self.question) + (0 if ids is None else len(ids) - 1)
             yield place, replace(request, temperature=probe.temperature, seed=seed)
 
     def _looked(self, place: Place, done: Completion) -> Iterator[tuple[Place, Request]]:
@@ -197,8 +201,10 @@ class Watched(Run):
         return request
 
     def take(self, place: Place, done: Completion) -> Iterator[tuple[Place, Request]]:
+        self.reread += max(0, done.prefilled - self.new.pop(place, done.prefilled))
         return self._looked(place, done) if place.cut == -2 else super().take(place, done)
 
     @property
     def watch(self) -> Watch:
-        return Watch(len(self.looks), self.tried, self.fed, self.exit, self.resumed)
+        looks = len(self.looks)
+        return Watch(looks, self.tried, self.fed, self.exit, self.resumed, self.reread)

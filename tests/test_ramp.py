@@ -70,19 +70,19 @@ def test_what_an_engine_does_not_take_is_refused(start):
     assert engine.pending == 0
 
 
-def thoughts(worker: RolloutWorker, strength: float, n: int = 96, every: int = 4) -> np.ndarray:
+def thoughts(worker: RolloutWorker, strength: float, n: int = 96, every: int = 4):
     spec = {"name": "ramp", "strength": strength, "start": 8, "end": 24, "every": every}
     plan = Plan(80, think=60, stopping=spec)
     made = worker.generate([Job(PROMPT, plan, 0, i, seed=100 + i) for i in range(n)])
     assert all(r.closed or r.think_tokens == 60 or r.thought.finish == "stop" for r in made)
     assert not getattr(worker.engine, "_kept", None)
-    return np.array([r.think_tokens for r in made])
+    return np.array([r.think_tokens for r in made]), [r.watch for r in made]
 
 
 def test_thoughts_end_sooner_and_none_before_the_start(start):
     """The same contract for the true ramp and for the one in pieces."""
     worker = RolloutWorker(start(small(initializer_range=0.02), slots=32), RENDERER)
-    flat, raised = thoughts(worker, 0.0), thoughts(worker, 12.0)
+    flat, raised = thoughts(worker, 0.0)[0], thoughts(worker, 12.0)[0]
     assert raised.max() <= 26
     assert (flat > 26).sum() > 20
     if worker.engine.ramps:  # up to its start nothing is changed, bit for bit
@@ -92,12 +92,19 @@ def test_thoughts_end_sooner_and_none_before_the_start(start):
 def test_pieces_tell_what_they_cost(start):
     """A constant for each piece: what the prefix cache lacks of the thought is read again."""
     worker = RolloutWorker(start(small(initializer_range=0.02), slots=32), RENDERER)
-    read = []
+    read, told = [], []
     for every in (2, 16):
         before = worker.stats()["prefilled"]
-        thoughts(worker, 0.0, n=16, every=every)
+        watched = thoughts(worker, 0.0, n=16, every=every)[1]
         read.append(worker.stats()["prefilled"] - before)
-    assert read[0] == read[1] if worker.engine.ramps else read[0] > 2 * read[1]
+        told.append(sum(watch.reread for watch in watched))
+    if worker.engine.ramps:
+        assert (read[0], told) == (read[1], [0, 0])
+    else:
+        assert told[0] > 2 * told[1] > 0
+        prompt = len(RENDERER.render(PROMPT, Plan(80)))
+        for all_, again in zip(read, told, strict=True):  # the rest: prompts, and answers' blocks
+            assert 0 < all_ - again <= 16 * (prompt + 34)
 
 
 def test_the_rule_by_itself():

@@ -34,6 +34,7 @@ class Row:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
+    prefilled: int = 0
 
     def completion(self, finish: Finish, version: int, handle: int | None = None) -> Completion:
         return Completion(
@@ -43,6 +44,7 @@ class Row:
             finish,
             tuple(self.spans) or ((0, version),),
             handle,
+            self.prefilled,
         )
 
 
@@ -194,6 +196,7 @@ class VllmEngine(Stepped):
 
     def _count(self, row: Row, stats: Any) -> None:
         self.counters["prefilled"] += stats.num_computed_tokens
+        row.prefilled += stats.num_computed_tokens
         if row.request.prefix is not None:
             self.counters["forked"] += stats.num_cached_tokens
 
