@@ -17,10 +17,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -194,24 +196,44 @@ def run(made: Command, serving: Serving, log: Path | None = None) -> int:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="laconic-")))
             log = folder / "serve.log"
         out = stack.enter_context(log.open("wb"))
-        started = time.monotonic()
-        process = subprocess.Popen(
-            made.words,
-            env={**os.environ, **made.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is ours: we end all of it
-            preexec_fn=_dies_with_us,
-        )
+        started, process = time.monotonic(), None
         try:
+            with _uninterrupted():
+                process = subprocess.Popen(
+                    made.words,
+                    env={**os.environ, **made.environment},
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C is ours: we end all of it
+                    preexec_fn=_dies_with_us,
+                )
             if healthy(process, serving):
                 print(_ready(serving, time.monotonic() - started), flush=True)
             code = process.wait()
         finally:
-            interrupt_trees([process.pid])
+            if process is not None:
+                interrupt_trees([process.pid])
         print(f"laconic: {_death(code, log)}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Interrupts come when the block is done: what Python runs around a fork would swallow them."""
+    came: list[int] = []
+    ours = threading.current_thread() is threading.main_thread()  # else no signal is ours
+    numbers = (signal.SIGINT, signal.SIGTERM) if ours else ()
+    heard = {n: old for n in numbers if callable(old := signal.getsignal(n))}
+    for number in heard:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, old in heard.items():
+            signal.signal(number, old)
+    if came:
+        raise KeyboardInterrupt
 
 
 def healthy(process: subprocess.Popen[bytes], serving: Serving) -> bool:
@@ -256,7 +278,9 @@ def _death(code: int, log: Path) -> str:
 
 
 def _dies_with_us() -> None:
-    """In the child: be ended where this process is killed and cannot do it (Linux)."""
+    """In the child: hear our interrupt, though a script's background jobs inherit deaf ears; and be
+    ended where this process is killed and cannot do it (Linux)."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     with contextlib.suppress(OSError, AttributeError):
         import ctypes
 

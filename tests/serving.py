@@ -55,6 +55,7 @@ def begun(*words: object) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=_hears,
     )
     try:
         yield process
@@ -69,6 +70,11 @@ def begun(*words: object) -> Iterator[subprocess.Popen[str]]:
             for one in left:
                 one.kill()
         assert left == []
+
+
+def _hears() -> None:
+    """Ctrl-C, also where the tests are a script's background job."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def alive(process: subprocess.Popen[str]) -> bool:

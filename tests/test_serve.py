@@ -25,7 +25,7 @@ from tests.endpoint import HARD, prompts
 from trainer.export import asks as exported_asks
 
 pytestmark = pytest.mark.slow
-EVALUATED = ["--data", "find", "--max-tokens", 300, "--answer-tokens", 8, "--problems", 48]
+EVALUATED = ["--data", "find", "--max-tokens", 300, "--answer-tokens", 8, "--problems", 32]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     """Two steps of a recipe with modes, its export, and a server of that."""
     serving.need_vllm()
     home = tmp_path_factory.mktemp("served")
-    serving.laconic("train", "modes/find", "steps=2", "evaluation.every=0", f"output={home}/runs")
+    few = ["steps=2", "prompts_per_step=6", "evaluation.every=0", f"output={home}/runs"]
+    serving.laconic("train", "modes/find", *few)
     serving.laconic("export", home / "runs" / "modes-find-seed0", home / "tiny")
     with serving.served(home / "tiny") as url:
         yield Model(home / "tiny", url, render.load(str(home / "tiny"), ThinkingConfig()))
@@ -174,7 +175,7 @@ def test_the_server_counts_no_reasoning_tokens_where_the_prompt_opens_the_though
 
 HOW = {
     "truncate": ["--budgets", "0,8,16,32,inf"],
-    "effort": ["--efforts", "none,low,medium"],
+    "effort": ["--efforts", "none,low,medium,high"],  # high is what this export does by default
 }
 
 
@@ -192,7 +193,7 @@ def test_evaluation_over_http_is_that_of_the_engine(
     common = [model.folder, *EVALUATED, "--temperature", 0, "--budget-mode", mode, *HOW[mode]]
     serving.laconic("eval", *common, "--engine", "vllm", "--out", tmp_path / "direct")
     direct = rows_of(tmp_path / "direct")
-    assert len(direct[0]) == 48 * {"truncate": 1, "effort": 4}[mode]
+    assert len(direct[0]) == 32 * {"truncate": 1, "effort": 5}[mode]
     for api in ("chat", "ids")[: 2 if mode == "truncate" else 1]:
         over = ["--base-url", model.url, "--api", api, "--out", tmp_path / api]
         told = serving.laconic("eval", *common, *over)

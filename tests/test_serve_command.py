@@ -6,6 +6,8 @@ import json
 import shlex
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,3 +158,27 @@ def test_ports_in_use_and_engines_that_are_missing() -> None:
 )  # fmt: skip
 def test_where_this_machine_reaches_a_server(host: str, reached: str) -> None:
     assert serve.address(Serving("m", "m", host=host)) == reached
+
+
+LATE = """
+import os, signal, sys
+from launch import serve
+from launch.serve import run
+from samplers.served.command import Command, Serving
+
+popen = serve.subprocess.Popen
+def interrupted(*args, **kwargs):
+    os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+    return popen(*args, **kwargs)
+serve.subprocess.Popen = interrupted
+try:
+    run(Command(("sleep", "100"), {}), Serving("m", "m", port=9))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_an_interrupt_in_the_middle_of_the_start_is_heard() -> None:
+    """Between fork and return: Python swallows what is raised there."""
+    done = subprocess.run([sys.executable, "-c", LATE], timeout=60, capture_output=True)
+    assert done.returncode == 130, done.stderr
