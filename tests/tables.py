@@ -62,7 +62,6 @@ def made(
         confidence_MSJ=rng.random(think.shape),
         thought_MS=-rng.random(length.shape),
         score_MS=np.full(length.shape, np.nan),
-        seconds_MS=np.full(length.shape, np.nan),
     )
     return replace(table, **changed)
 

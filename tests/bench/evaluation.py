@@ -191,7 +191,6 @@ def _samples(at: int, gold: str, count: int, draw: random.Random) -> Iterator[Ro
             "closed": closed,
             "finish": "stop" if closed else "length",
             "thought_logprob": -draw.random(),
-            "seconds": None,
             "score": None,
             "cuts": cuts,
         }

@@ -42,7 +42,7 @@ class Columns:
         self.budgets = tuple(asked["budgets"])
         self._classes = classes
         self._of = {name: array("i") for name in ("problem", "sample", "closed", "finish")}
-        self._each = {name: array("d") for name in ("thought_logprob", "score", "seconds")}
+        self._each = {name: array("d") for name in ("thought_logprob", "score")}
         self._at = {name: array("i") for name in ("status", "class", "think", "tokens", "forced")}
         self._sure = array("d")
 
@@ -120,7 +120,6 @@ class Columns:
             confidence_MSJ=spread(self._sure, np.nan, np.float64, wide),
             thought_MS=each("thought_logprob"),
             score_MS=each("score"),
-            seconds_MS=each("seconds"),
         )
 
 

@@ -132,5 +132,4 @@ def table_of(rows: Sequence[Row], grid: Sequence[int] = (), cap: int | None = No
         confidence_MSJ=nothing_MSJ,
         thought_MS=nothing_MS,
         score_MS=nothing_MS,
-        seconds_MS=nothing_MS,
     )

@@ -3,7 +3,7 @@
 A line holds what was generated and nothing that is derived from it:
 
     {"task", "id", "sample", "asked", "seed", "prompt_tokens", "think_tokens", "closed", "finish",
-     "thought_logprob", "seconds", "score",
+     "thought_logprob", "score",
      "cuts": [{"budget", "think", "tokens", "text", "forced", "finish", "confidence"}, ...],
      "thought": text, of a few, "watch": what a live stopping rule did and cost}
 
@@ -68,7 +68,6 @@ def row_of(key: Key, rollout: Rollout, grid: Sequence[int], thought: str | None 
         "closed": rollout.ended,
         "finish": cuts[-1]["finish"],
         "thought_logprob": _mean_logprob(rollout.thought),
-        "seconds": None,
         "score": None,
         "cuts": cuts,
     }

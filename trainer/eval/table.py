@@ -63,8 +63,6 @@ class Table:
     """Mean logprob of the thought's sampled tokens."""
     score_MS: Floats
     """What an outside scorer said; NaN: none did."""
-    seconds_MS: Floats
-    """Wall time of the sample, where it was measured; NaN elsewhere."""
 
     @property
     def problems(self) -> int:
