@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,12 +19,12 @@ from trainer.modelfolder import ModelFolder
 
 
 def asks(args: argparse.Namespace, model: ModelFolder, renderer: Renderer) -> Asks:
-    """By hand, as its export says, or by its chat template.
+    """By hand, as its export or its run says, or by its chat template.
 
     Raises:
         ValueError: what is said by hand is no way of asking.
     """
-    found = export.asks(model.path) or asks_of(renderer)
+    found = export.asks(model.path) or _trained(model.path) or asks_of(renderer)
     changed: dict[str, Any] = {}
     if args.ask is not None:
         changed["budget"] = asking(yaml_map(args.ask, "--ask"), "--ask")
@@ -35,6 +36,12 @@ def asks(args: argparse.Namespace, model: ModelFolder, renderer: Renderer) -> As
     if args.efforts is not None:
         changed["efforts"] = _efforts(args.efforts, found.efforts)
     return found.model_copy(update=changed)
+
+
+def _trained(model: Path) -> Asks | None:
+    from trainer.export import trained
+
+    return trained.asks(model)
 
 
 def _efforts(text: str, known: Mapping[str, Asking]) -> dict[str, Asking]:

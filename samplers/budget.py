@@ -14,14 +14,12 @@ from pydantic import Field
 
 from samplers.budgets import base
 from samplers.budgets.base import Asking
-from samplers.render import Renderer
+from samplers.render import UNLIMITED, Renderer
 from samplers.seam import Component
 from samplers.types import Plan
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 """Values of `reasoning_effort`, as vLLM knows them."""
-UNLIMITED = -1
-"""As engines write it; None is the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +61,8 @@ class Budget:
 class Asks(Component):
     """How a model is told of a budget. What is not said here, the model cannot be told."""
 
+    default: Asking = Asking()
+    """Where neither a number nor an effort is told."""
     budget: Asking | None = None
     """Announces a number of thinking tokens: a text or template argument says '{budget}'."""
     efforts: Mapping[str, Asking] = Field(default_factory=dict)
@@ -84,20 +84,26 @@ def asks_of(renderer: Renderer) -> Asks:
 def plan_of(budget: Budget, asks: Asks, max_tokens: int) -> Plan:
     """The plan of each sample.
 
-    A number is announced where the model can be told of one, and enforced where it is hard.
+    A number is announced where the model can be told of one and no effort is asked for, and
+    enforced where it is hard.
 
     Raises:
         ValueError: an effort, or a budget that is not hard, of which this model cannot be told.
     """
     limit, effort = budget.limit, budget.effort
-    asking = Asking()
+    asking = asks.default
     if effort is not None:
         if effort not in asks.efforts:
             known = ", ".join(asks.efforts) or "none: its chat template has no such argument"
             raise ValueError(f"effort: this model cannot be asked for '{effort}'; it knows {known}")
+        if limit is not None and not budget.hard:
+            raise ValueError(
+                f"thinking_tokens: {limit} is not announced beside effort '{effort}', and "
+                "hard=False enforces none; set hard=True, or ask for one of both"
+            )
         asking = asks.efforts[effort]
-    if limit is not None and asks.budget is not None:
-        asking = _both(asking, asks.budget)
+    elif limit is not None and asks.budget is not None:
+        asking = asks.budget
     elif limit is not None and not budget.hard:
         raise ValueError(
             f"thinking_tokens: {limit} would have no effect: this model cannot be told of a budget "
@@ -106,11 +112,3 @@ def plan_of(budget: Budget, asks: Asks, max_tokens: int) -> Plan:
     settings = {"max_tokens": max_tokens, "answer": budget.answer_tokens}
     asked = asking.model_copy(update={k: v for k, v in settings.items() if v is not None})
     return replace(base.announce(asked, limit, budget.hard), target=limit)
-
-
-def _both(first: Asking, then: Asking) -> Asking:
-    """An effort and a number: template arguments are merged, texts of the number come last."""
-    said = then.model_dump(include=then.model_fields_set)
-    said["template"] = {**first.template, **then.template}
-    said["suffix"] = first.suffix + then.suffix
-    return first.model_copy(update=said)

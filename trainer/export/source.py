@@ -89,6 +89,16 @@ def _resolved(path: Path) -> Path:
     return fetch(str(path)) if (path / "adapter_config.json").is_file() else path
 
 
+def stage_of(model: Path) -> Stage | None:
+    """The stage of the run that made `model`, a folder in its checkpoint; None: no run did.
+
+    Raises:
+        ValueError: the run's config.yaml cannot be read.
+    """
+    run = _run_of(model)
+    return None if run is None else _stage(run, model)[0]
+
+
 def _complete(model: Path) -> None:
     folder = ModelFolder(model)
     if not folder.causal:  # reads config.json, and says where there is none

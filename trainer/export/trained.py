@@ -1,0 +1,32 @@
+"""How a run's own model is told of a budget, without an export: by its budget policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samplers.budget import Asks
+from samplers.budgets.base import Asking
+from trainer.export import ways
+from trainer.export.source import stage_of
+
+
+def asks(model: Path) -> Asks | None:
+    """As its training evaluated it; None for a model that is in no run's checkpoint.
+
+    Raises:
+        ValueError: the run's config.yaml cannot be read.
+    """
+    stage = stage_of(model)
+    if stage is None:
+        return None
+    own = ways.of_stage(stage)
+    ends = {"close": own.close, "after_close": own.after_close}
+
+    def whole(asking: Asking) -> Asking:
+        return asking.model_copy(update=ends)
+
+    return Asks(
+        default=whole(own.default),
+        budget=None if own.budget is None else whole(own.budget),
+        efforts={name: whole(asking) for name, asking in own.efforts.items()},
+    )
