@@ -110,7 +110,7 @@ def ways(settings: EvalSettings, asks: Asks, thinking: bool = True) -> list[Way]
     mode = settings.mode
     with as_options():
         grid = settings.config(0, 1).grid(settings.max_tokens, thinking)
-    told = _asking(Asking(), settings)
+    told = _asking(asks.default, settings)
     plain: Mode = "truncate" if mode in ("truncate", "both") else mode  # type: ignore[assignment]
     cuts = grid if plain == "truncate" else ()
     found = [Way("", plain, None, cuts, _plan(base.plan(told), cuts, settings))]
