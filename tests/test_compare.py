@@ -78,10 +78,13 @@ def test_the_order_of_problems_and_budgets_that_only_one_has(
 
 def test_as_good_on_fewer_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     a = tables.random(40, 4, seed=3)
-    same = compared(monkeypatch, side("a", a), side("b", better(a)))
+    few = compared(monkeypatch, side("a", a), side("b", better(a)))
+    assert few.lines[-1].verdict == "undecided"  # 40 alike say nothing of the hundredth
+    assert "accuracy may have fallen by 0.0881" in few.inferior()[0]
+    same = compared(monkeypatch, side("a", a), side("b", better(a)), 0.1)
     assert same.lines[-1].verdict == "as good, fewer tokens"
     assert same.inferior() == []
-    longer = compared(monkeypatch, side("b", better(a)), side("a", a))
+    longer = compared(monkeypatch, side("b", better(a)), side("a", a), 0.1)
     assert longer.lines[-1].verdict == "as good"
     assert len(longer.inferior()) == 1
     assert "tokens may be" in longer.inferior()[0]
@@ -219,7 +222,8 @@ def test_the_command_is_a_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([*command, "--require", "find/accuracy@48>=0"]) == 0
     assert main([*command, "--require", "find/tokens_ratio@inf.high<1"]) == 1
     assert "find/tokens_ratio@inf.high<1: it is 1" in capsys.readouterr().err
-    assert main([*command, "--require", "noninferiority"]) == 1
+    margin = ["--noninferiority-margin", "0.5"]  # equal problems, but few
+    assert main([*command, *margin, "--require", "noninferiority"]) == 1
     assert "tokens may be 1.000 times" in capsys.readouterr().err
     assert main([*command, "--require", "find/accuracy@47>0"]) == 2
     assert "did you mean 'find/accuracy@4" in capsys.readouterr().err

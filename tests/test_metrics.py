@@ -219,6 +219,28 @@ def test_a_column_nobody_could_grade_leaves_the_others_alone() -> None:
         assert dirty[f"t/{name}"] == clean[f"t/{name}"], name
 
 
+def test_what_all_problems_agree_on_has_an_interval() -> None:
+    """Thirty solved of thirty: how much of the rest is not solved is not known to be nothing."""
+    table = tables.made(np.full((30, 4), 20), 10, (5, 15))
+    found = metrics.measure([table])
+    low = 0.025 ** (1 / 30)
+    for name in ("accuracy@15", "cap_area", "pass@2", "solved", "majority@2/accuracy", "anytime"):
+        m = found[f"t/{name}"]
+        unlike = (m.value - m.low) / m.value
+        assert unlike == pytest.approx(1 - low), name
+        assert m.high == pytest.approx(m.value + (1 - m.value) * unlike), name
+        assert (m.se_fixed in (0, None), m.se_pop) == (True, pytest.approx(0)), name
+    assert found["t/truncated"].high == pytest.approx(1 - low)
+    assert found["t/forced@15"].low == pytest.approx(low)
+    for name in ("tokens@5", "forced@inf", "think_tokens/mean"):  # no shares, or known beforehand
+        assert found[f"t/{name}"].half_width == 0, name
+    other = replace(tables.random(30, 4, (5, 15)), task="u")
+    both = metrics.measure([table, other], LIGHT)
+    task, every = both["u/accuracy@15"], both["all/accuracy@15"]
+    assert every.low == pytest.approx(every.value - math.hypot(1 - low, task.value - task.low) / 2)
+    assert every.high == pytest.approx(every.value + (task.high - task.value) / 2)
+
+
 def test_nothing_and_one_problem() -> None:
     one = metrics.measure([tables.random(1, 4, GRID)])
     assert math.isnan(one["t/accuracy@8"].low)

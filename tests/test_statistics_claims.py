@@ -119,15 +119,48 @@ def test_not_worse_takes_the_end_that_it_says() -> None:
     one = claims.not_worse(a, b, margin=0.02, sides=1)
     assert one.confidence == pytest.approx(0.95)
     assert two.bound < one.bound < one.value
-    same = claims.not_worse(a, a)
+    same = claims.not_worse(np.ones(400), np.ones(400))
     assert same.holds
-    assert same.bound == 0
+    assert same.bound == pytest.approx(0.025 ** (1 / 400) - 1)
+    few = claims.not_worse(a, a)  # 50 alike: one of 20 problems may be lost, and was not drawn
+    assert not few.holds
+    assert few.bound == pytest.approx(0.025 ** (1 / 50) - 1)
     assert not claims.not_worse(a - 0.1, a).holds
     alone = claims.not_worse([1.0], [0.0])
     assert not alone.holds
     assert math.isnan(alone.bound)
     with pytest.raises(ValueError, match=r"margin: -0\.01"):
         claims.not_worse(a, b, margin=-0.01)
+
+
+@pytest.mark.parametrize("problems", [2, 30, 500])
+def test_problems_that_all_agree_leave_room_for_others(problems: int) -> None:
+    """Clopper and Pearson's interval of a share; without a range there is no width."""
+    for right in (0, problems):
+        exact = scipy_stats.binomtest(right, problems).proportion_ci(0.95, "exact")
+        # Weights that sum to 1 but for rounding are equal too.
+        values = np.full(problems, float(bool(right))) - 1e-16 * np.arange(problems)
+        found = statistics.mean(values, within=statistics.SHARE)
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
+        plain = statistics.mean(np.full(problems, float(bool(right))))
+        assert plain.low == plain.high == bool(right)
+    unlike = 1 - 0.025 ** (1 / problems)
+    alike = statistics.mean(np.full(problems, 0.2), within=statistics.CHANGE)
+    assert (alike.low, alike.high) == pytest.approx((0.2 - 1.2 * unlike, 0.2 + 0.8 * unlike))
+    spread = np.append(np.ones(problems), 0.9)
+    assert statistics.mean(spread, within=statistics.SHARE) == statistics.mean(spread)
+    assert math.isnan(statistics.mean([1.0], within=statistics.SHARE).low)
+
+
+def test_a_rare_loss_that_was_not_drawn_is_not_claimed_away() -> None:
+    """Twice the margin is lost: with no loss among the problems, which half of the sets of 30 have,
+    the t interval alone would call it as good."""
+    rng = np.random.default_rng(0)
+    claimed = 0
+    for _ in range(400):
+        lost = rng.random(30) < 0.02
+        claimed += claims.not_worse(1.0 - lost, np.ones(30), margin=0.01).holds
+    assert claimed == 0
 
 
 def test_cheaper_needs_the_upper_bound_below_the_limit() -> None:

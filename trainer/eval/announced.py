@@ -15,6 +15,7 @@ import numpy as np
 from samplers.budget import EFFORTS
 from trainer.eval import adherence, efficiency, metric, statistics
 from trainer.eval.curve import Metrics
+from trainer.eval.statistics import SHARE
 from trainer.eval.table import Table
 
 
@@ -30,11 +31,14 @@ def prompted(tables: Sequence[Table], free: Table | None) -> Metrics:
         b, used_MS = table.target, table.known(table.think_MSJ[..., -1])
         assert b is not None, table.asked
         for kind, j in (("", 0), ("soft_", -1)):
-            out[f"prompt/{kind}accuracy@{b}"] = metric.from_samples(table.correct_MSJ[..., j])
+            correct_MS = table.correct_MSJ[..., j]
+            out[f"prompt/{kind}accuracy@{b}"] = metric.from_samples(correct_MS, SHARE)
             tokens_MS = table.known(table.tokens_MSJ[..., j])
             out[f"prompt/{kind}tokens@{b}"] = metric.from_samples(tokens_MS)
         for name, kept_MS in _kept(used_MS, b).items():
-            out[f"prompt/{name}@{b}"] = metric.from_samples(kept_MS)
+            out[f"prompt/{name}@{b}"] = metric.from_samples(
+                kept_MS, SHARE if name.startswith("violation") else None
+            )
         if free is not None:
             out[f"prompt/leak@{b}"] = leak(table, free)
     if len(tables) > 1:
@@ -57,7 +61,7 @@ def efforts(tables: Sequence[Table], free: Table | None) -> Metrics:
     against = free or (ranked[-1] if len(ranked) > 1 else None)
     for table in ranked:
         name = table.asked
-        out[f"effort/accuracy@{name}"] = metric.from_samples(table.correct_MSJ[..., -1])
+        out[f"effort/accuracy@{name}"] = metric.from_samples(table.correct_MSJ[..., -1], SHARE)
         for kind, values in (
             ("tokens", table.tokens_MSJ),
             ("think_tokens", table.think_MSJ),

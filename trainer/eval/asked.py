@@ -72,7 +72,8 @@ def measure(rows: Sequence[Row]) -> dict[str, Estimate]:
             "tokens": used_MS,
         }
         for kind, values_MS in each.items():
-            out[f"asked/{name}/{kind}"] = metric.from_samples(values_MS).estimate
+            within = statistics.SHARE if kind == "accuracy" else None
+            out[f"asked/{name}/{kind}"] = metric.from_samples(values_MS, within).estimate
         if mine[0]["target"] is not None:
             wanted_N.append(mine[0]["target"])
             used_NMS.append(used_MS)

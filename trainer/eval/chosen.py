@@ -17,7 +17,7 @@ from samplers.stopping import base as stopping
 from samplers.stopping.base import Look
 from trainer.eval import metric
 from trainer.eval.curve import Metrics
-from trainer.eval.statistics import Floats
+from trainer.eval.statistics import SHARE, Floats
 from trainer.eval.table import Table
 
 Spec = str | Mapping[str, Any]
@@ -46,7 +46,8 @@ def selections(table: Table, specs: Sequence[Spec], ks: Sequence[int]) -> Metric
             samples = int(count_M[count_M >= k].sum())
             for kind, values_M in zip(("accuracy", "tokens", "latency"), found_3M, strict=True):
                 name = f"{label(module, config)}@{k}/{kind}"
-                out[name] = metric.over_problems(values_M, samples)
+                within = SHARE if kind == "accuracy" else None
+                out[name] = metric.over_problems(values_M, samples, within=within)
     return out
 
 
@@ -77,9 +78,9 @@ def exits(table: Table, specs: Sequence[Spec]) -> Metrics:
         trials_MS = np.where(tried, table.answer_MSJ[..., :-1], 0).sum(axis=-1)
         paid_MS = _taken(table.tokens_MSJ, column_MS) + trials_MS
         name = f"stop/{label(rule, config)}"
-        out[f"{name}/accuracy"] = metric.from_samples(_taken(table.correct_MSJ, column_MS))
+        out[f"{name}/accuracy"] = metric.from_samples(_taken(table.correct_MSJ, column_MS), SHARE)
         out[f"{name}/tokens"] = metric.from_samples(table.known(paid_MS))
-        out[f"{name}/exited"] = metric.from_samples(table.known(exited_MS))
+        out[f"{name}/exited"] = metric.from_samples(table.known(exited_MS), SHARE)
     return out
 
 

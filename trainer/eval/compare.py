@@ -218,11 +218,12 @@ def _line(
     margin: float,
 ) -> Line:
     a_M, b_M = map(statistics.over_samples, correct)
-    a, b = map(metric.from_samples, correct)
+    a, b = (metric.from_samples(side, statistics.SHARE) for side in correct)
     paired = statistics.paired(b_M, a_M)
     errors = [one.se_fixed for one in (a, b) if one.se_fixed is not None]
     fixed = math.hypot(*errors) if len(errors) == 2 else None
-    difference = metric.over_problems(b_M - a_M, a.samples + b.samples, fixed)
+    samples = a.samples + b.samples
+    difference = metric.over_problems(b_M - a_M, samples, fixed, statistics.CHANGE)
     ratio, cheaper = None, None
     if tokens is not None:
         before_M, after_M = map(statistics.over_samples, tokens)

@@ -14,7 +14,7 @@ import numpy as np
 
 from trainer.eval import metric, statistics
 from trainer.eval.metric import Metric
-from trainer.eval.statistics import Prior
+from trainer.eval.statistics import SHARE, Prior
 from trainer.eval.table import FINISHES, STATUSES, UNCUT, Table
 
 Metrics = dict[str, Metric]
@@ -28,18 +28,20 @@ def at_budgets(table: Table) -> Metrics:
     out: Metrics = {}
     tokens = table.tokens_MSJ
     for j, b in enumerate(table.columns):
-        out[f"accuracy@{b}"] = metric.from_samples(table.correct_MSJ[..., j])
+        out[f"accuracy@{b}"] = metric.from_samples(table.correct_MSJ[..., j], SHARE)
         for name, values in (
             ("tokens", tokens),
             ("think_tokens", table.think_MSJ),
             ("answer_tokens", table.answer_MSJ),
             ("forced", table.forced_MSJ),
         ):
-            out[f"{name}@{b}"] = metric.from_samples(table.known(values[..., j]))
+            # Uncut nothing is forced and at 0 everything is, by what the words mean.
+            within = SHARE if name == "forced" and b not in ("0", UNCUT) else None
+            out[f"{name}@{b}"] = metric.from_samples(table.known(values[..., j]), within)
         if b != UNCUT:
             within_MS = table.closed_MS & (table.think_MSJ[..., -1] <= int(b))
             right_MS = within_MS * table.correct_MSJ[..., -1]
-            out[f"cap_accuracy@{b}"] = metric.from_samples(right_MS)
+            out[f"cap_accuracy@{b}"] = metric.from_samples(right_MS, SHARE)
     return out
 
 
@@ -53,9 +55,9 @@ def areas(table: Table, priors: Sequence[Prior]) -> Metrics:
         each_MS = statistics.anytime(correct, table.budgets, prior)
         known = int((~np.isnan(each_MS)).sum())
         fixed = metric.fixed_error(each_MS)
-        out[f"anytime/{prior}"] = metric.over_problems(at_M, known, fixed)
+        out[f"anytime/{prior}"] = metric.over_problems(at_M, known, fixed, SHARE)
     worth_MS = table.closed_MS * statistics.under_caps(table.think_MSJ[..., -1], table.cap)
-    out["cap_area"] = metric.from_samples(worth_MS * table.correct_MSJ[..., -1])
+    out["cap_area"] = metric.from_samples(worth_MS * table.correct_MSJ[..., -1], SHARE)
     return out
 
 
@@ -82,7 +84,7 @@ def health(table: Table) -> Metrics:
         "unknown": unknown,
         "repetition": table.finish_MS == FINISHES.index("repetition"),
     }
-    return {name: metric.from_samples(table.known(share)) for name, share in shares.items()}
+    return {name: metric.from_samples(table.known(share), SHARE) for name, share in shares.items()}
 
 
 def difficulties(table: Table) -> Metrics:
@@ -91,6 +93,7 @@ def difficulties(table: Table) -> Metrics:
     for d in np.unique(table.difficulty_M[table.difficulty_M >= 0]):
         these_M = table.difficulty_M == d
         thoughts_MS = table.known(table.think_MSJ[..., -1])[these_M]
-        out[f"difficulty-{d}/accuracy"] = metric.from_samples(table.correct_MSJ[these_M, :, -1])
+        correct_MS = table.correct_MSJ[these_M, :, -1]
+        out[f"difficulty-{d}/accuracy"] = metric.from_samples(correct_MS, SHARE)
         out[f"difficulty-{d}/think_tokens"] = metric.from_samples(thoughts_MS)
     return out

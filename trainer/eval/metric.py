@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trainer.eval import claims, statistics
-from trainer.eval.statistics import Estimate, Floats
+from trainer.eval.statistics import SHARE, Estimate, Floats
 
+Range = tuple[float, float] | None
 STEP = 1e-5
 """Relative step of the differences behind the errors of functions of means."""
 
@@ -53,18 +54,21 @@ NOTHING = Metric(math.nan, math.nan, math.nan, 0, 0)
 """Of no problem."""
 
 
-def from_samples(values_MS: ArrayLike) -> Metric:
-    """Mean over problems of the mean over samples, with a t interval."""
+def from_samples(values_MS: ArrayLike, within: Range = None) -> Metric:
+    """Mean over problems of the mean over samples, with a t interval (`statistics.mean`)."""
     values = _samples(values_MS)
     centre_M = statistics.over_samples(values)
     count = int((~np.isnan(values)).sum())
-    return _metric(statistics.mean(centre_M), count, fixed_error(values), _population(centre_M))
+    return over_problems(centre_M, count, fixed_error(values), within)
 
 
-def over_problems(values_M: ArrayLike, samples: int, fixed: float | None = None) -> Metric:
-    """Mean of what is known of whole problems only, with a t interval."""
+def over_problems(
+    values_M: ArrayLike, samples: int, fixed: float | None = None, within: Range = None
+) -> Metric:
+    """Mean of what is known of whole problems only, with a t interval (`statistics.mean`)."""
     centre_M = np.asarray(values_M, dtype=np.float64)
-    return _metric(statistics.mean(centre_M), samples, fixed, _population(centre_M))
+    found = statistics.mean(centre_M, within=within)
+    return _metric(found, samples, fixed, _population(centre_M))
 
 
 def pass_at_k(correct_MS: ArrayLike, k: int) -> Metric:
@@ -85,7 +89,7 @@ def pass_at_k(correct_MS: ArrayLike, k: int) -> Metric:
         centre = share * without[0] + (1 - share) * without[1]
         spread = share * (without[0] - centre) ** 2 + (1 - share) * (without[1] - centre) ** 2
         fixed = float(np.sqrt(((n - 1) * spread).sum()) / len(n))
-    return over_problems(values_M, int(n_M[enough_M].sum()), fixed)
+    return over_problems(values_M, int(n_M[enough_M].sum()), fixed, SHARE)
 
 
 def of_means(
@@ -153,6 +157,11 @@ def macro(parts: Sequence[Metric]) -> Metric:
         errors = [p.se_pop or 0.0 for p in parts]
         found = claims.macro([p.value for p in parts], errors, [p.n for p in parts])
         low, high = found.low, found.high
+        if any((p.se_pop or 0.0) < statistics.SAME and p.low < p.high for p in parts):
+            # Where a task's problems all agree its error says nothing, but its interval does: the
+            # ends are pooled instead (Zou and Donner 2008, Stat. in Medicine 27).
+            low = value - math.hypot(*(p.value - p.low for p in parts)) / len(parts)
+            high = value + math.hypot(*(p.high - p.value for p in parts)) / len(parts)
     n, samples = sum(part.n for part in parts), sum(part.samples for part in parts)
     return Metric(value, low, high, n, samples, fixed, pop)
 

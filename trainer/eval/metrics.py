@@ -18,7 +18,7 @@ from trainer.eval import announced, chosen, curve, efficiency, metric, statistic
 from trainer.eval.chosen import Spec
 from trainer.eval.curve import Metrics
 from trainer.eval.metric import Metric
-from trainer.eval.statistics import Floats, Prior
+from trainer.eval.statistics import SHARE, Floats, Prior
 from trainer.eval.table import Table
 
 DROPS = (0.01, 0.02, 0.05)
@@ -106,10 +106,11 @@ def efficiency_of(table: Table) -> Metrics:
         out[f"cost_of_pass@{b}"] = metric.of_estimate(typical, _count(correct_MS))
     uncut_M = accuracy_MJ[:, -1]
     solved_M = np.where(np.isnan(uncut_M), np.nan, uncut_M > 0)
-    out["solved"] = metric.over_problems(solved_M, _count(table.correct_MSJ[..., -1]))
+    count = _count(table.correct_MSJ[..., -1])
+    out["solved"] = metric.over_problems(solved_M, count, within=SHARE)
     for drop in DROPS if table.budgets else ():
         saved = efficiency.compression(accuracy_MJ, tokens_MJ, drop)
-        out[f"compression@{drop}"] = metric.of_estimate(saved, _count(table.correct_MSJ[..., -1]))
+        out[f"compression@{drop}"] = metric.of_estimate(saved, count)
     return out
 
 
@@ -125,7 +126,7 @@ def thinking_of(table: Table) -> Metrics:
         "underthinking/left": thinking.left_right(correct, think),
     }
     count = _count(correct[..., -1])
-    return {name: metric.over_problems(values_M, count) for name, values_M in found.items()}
+    return {name: metric.over_problems(v_M, count, within=SHARE) for name, v_M in found.items()}
 
 
 def aligned(tables: Sequence[Table]) -> list[Table]:

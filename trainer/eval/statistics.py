@@ -20,6 +20,11 @@ Prior = Literal["equal", "uniform", "log", "linear", "final"]
 Method = Literal["percentile", "bca"]
 BLOCK = 2_000_000
 """Drawn problems held at once."""
+SHARE = (0.0, 1.0)
+"""What lies in this range for `mean`; differences of two lie in `CHANGE`."""
+CHANGE = (-1.0, 1.0)
+SAME = 1e-9
+"""Values that differ by less are equal but for rounding."""
 EXACT_FLIPS = 12
 """Up to this many units all 2^M sign flips are enumerated."""
 
@@ -48,14 +53,27 @@ class Comparison:
     p_flip: float
 
 
-def mean(values_M: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """Mean over problems with a t interval of M - 1 degrees of freedom; NaN units are left out."""
+def mean(
+    values_M: ArrayLike, confidence: float = 0.95, within: tuple[float, float] | None = None
+) -> Estimate:
+    """Mean over problems with a t interval of M - 1 degrees of freedom; NaN units are left out.
+
+    Args:
+        within: what every value lies between, (0, 1) of a share. Problems that all agree have no
+            spread to make an interval of; it then allows for as many unlike ones as M draws may
+            well have missed, anywhere in this range: a share of 1 - (alpha / 2)^(1 / M). Of a share
+            of 0 or 1 that is Clopper and Pearson's interval (Biometrika 26, 1934).
+    """
     kept = _finite(values_M)
     if not kept.size:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     centre = float(kept.mean())
     if kept.size == 1:
         return Estimate(centre, float("nan"), float("nan"), 1)
+    if within is not None and np.ptp(kept) < SAME:
+        unlike = 1 - ((1 - confidence) / 2) ** (1 / kept.size)
+        low, high = (centre + unlike * (edge - centre) for edge in within)
+        return Estimate(centre, float(low), float(high), int(kept.size))
     error = kept.std(ddof=1) / np.sqrt(kept.size)
     from scipy import stats  # here, so that reading a recipe stays quick
 
