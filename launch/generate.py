@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from launch import asks, inprocess
@@ -72,7 +72,7 @@ def _selection(args: argparse.Namespace) -> Any:
     """The selection with its m, checked against the number of samples."""
     selection = asks.spec(args.selection, "--selection")
     if args.m is not None:
-        name = selection["name"] if isinstance(selection, dict) else selection
+        name = selection.get("name") if isinstance(selection, dict) else selection
         if name is None or not str(name).replace("_", "-").startswith("short-"):
             raise ValueError(f"--m {args.m} has no effect without --selection short-m")
         said = selection if isinstance(selection, dict) else {"name": "short_m"}
@@ -96,7 +96,7 @@ def _check(
             f"--max-tokens {args.max_tokens} is not below the model's context of {model.context} "
             "tokens; lower it"
         )
-    plan = inference.planned(plan_of(budget, told, args.max_tokens), stopping)
+    plan = replace(plan_of(budget, told, args.max_tokens), stopping=stopping)
     for prompt in prompts:
         inference.check_open(plan, prompt, renderer)
         check_plan(plan, prompt, renderer.render(prompt, plan), renderer, model.context)

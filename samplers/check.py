@@ -29,6 +29,18 @@ def question_ids(probe: Probe, plan: Plan, renderer: Renderer) -> Ids:
     return np.concatenate([*close, *text, np.zeros(0, np.int32)])
 
 
+def look_tokens(plan: Plan, renderer: Renderer) -> int:
+    """Most tokens that a look of the plan's rule puts behind the thought; 0 where it takes none."""
+    if plan.stopping is None or renderer.thinking is None:
+        return 0
+    rule, config = stopping.resolve(plan.stopping)
+    if not hasattr(rule, "probe"):
+        return 0
+    probe = rule.probe(config)
+    said = probe.tokens or max(len(renderer.encode(text)) for text in probe.given)
+    return len(question_ids(probe, plan, renderer)) + said
+
+
 def check_plan(
     plan: Plan,
     prompt: Prompt,
@@ -92,14 +104,10 @@ def _check_stopping(
             f"stopping: {plan.stopping} needs thinking markers, and there are none; set thinking: "
             "{start, end}, or leave it out"
         )
-    rule, config = stopping.check(plan)
-    if not hasattr(rule, "probe"):
-        return
-    probe = rule.probe(config)
-    asked = probe.tokens or max(len(renderer.encode(text)) for text in probe.given)
-    look = len(question_ids(probe, plan, renderer)) + asked
+    stopping.check(plan)
+    look = look_tokens(plan, renderer)
     most = plan.max_tokens if plan.think is None else plan.think
-    if context is not None and size + most + look > context:
+    if look and context is not None and size + most + look > context:
         raise ValueError(
             f"stopping: prompt '{prompt.id}' of {size} tokens, a thought of {most} and a look of "
             f"{look} exceed the model's context of {context}; lower the budget or max_tokens"

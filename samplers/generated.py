@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from samplers.render import Renderer
-from samplers.types import Finish, Plan, Prompt, Rollout
+from samplers.types import Finish, Plan, Prompt, Rollout, Watch
 
 Ended = Literal["itself", "budget", "rule", "length", "abort", "none"]
 
@@ -114,24 +114,23 @@ def read(rollout: Rollout, renderer: Renderer) -> Sample:
     thought = rollout.thought
     forced = np.concatenate([t.ids_T[t.forced_T] for t in (thought, last)])
     logprobs = np.concatenate([t.logprobs_T[~t.forced_T] for t in (thought, last)])
-    watch = rollout.watch
-    tried, read, again = (watch.sampled, watch.fed, watch.reread) if watch else (0, 0, 0)
+    watch = rollout.watch or Watch()
     usage = Usage(
-        len(rollout.prompt_ids_T),
-        rollout.think_tokens,
-        rollout.answer_tokens,
-        len(forced),
-        tried,
-        read,
-        again,
-        rollout.response_tokens + tried,
+        prompt=len(rollout.prompt_ids_T),
+        thinking=rollout.think_tokens,
+        answer=rollout.answer_tokens,
+        forced=len(forced),
+        probes=watch.sampled,
+        questions=watch.fed,
+        reread=watch.reread,
+        total=rollout.response_tokens + watch.sampled,
     )
     end = last if len(last) or thought.finish == "stop" else thought
     return Sample(
         decode(np.concatenate([thought.ids_T, last.ids_T])),
         decode(thought.ids_T[: rollout.think_tokens]),
         rollout.final.text,
-        _ended(rollout),
+        _ended(rollout, renderer),
         end.finish,
         decode(forced),
         float(logprobs.mean(dtype=np.float64)) if len(logprobs) else float("nan"),
@@ -140,10 +139,10 @@ def read(rollout: Rollout, renderer: Renderer) -> Sample:
     )
 
 
-def _ended(rollout: Rollout) -> Ended:
+def _ended(rollout: Rollout, renderer: Renderer) -> Ended:
     if rollout.thought.finish == "abort":
         return "abort"
-    if rollout.skipped or not len(rollout.prompt_ids_T):
+    if rollout.skipped or renderer.thinking is None:
         return "none"
     if rollout.watch is not None and rollout.watch.exit is not None:
         return "rule"

@@ -16,6 +16,7 @@ import numpy as np
 
 from samplers import seam, seeds
 from samplers.budget import Asks, Budget, asks_of, plan_of
+from samplers.check import look_tokens
 from samplers.engines import base
 from samplers.generated import Generation, Sample, Usage, read
 from samplers.render import Renderer, ThinkingConfig
@@ -73,25 +74,21 @@ def generate(
     worker = model if isinstance(model, RolloutWorker) else load(model, engine, thinking)
     asks = asks_of(worker.renderer) if asks is None else asks
     asked = [_prompt(i, prompt, worker) for i, prompt in enumerate(_several(prompts))]
-    plan = plan_of(budget, asks, max_tokens or 1)
+    plan = replace(plan_of(budget, asks, max_tokens or 1), stopping=stopping)
     if max_tokens is None:
         plan = replace(plan, max_tokens=_room(worker, asked, plan))
-    plan = planned(plan, stopping, chosen)
+    plan = _planned(plan, chosen)
     for prompt in asked:
         check_open(plan, prompt, worker.renderer)
     jobs = [
         [Job(prompt, plan, i, s, seeds.key(seed, i, s), temperature) for s in range(budget.samples)]
         for i, prompt in enumerate(asked)
     ]
-    if chosen is not None and hasattr(chosen[0], "enough"):
-        raced = _race(worker, jobs, chosen[0].enough(chosen[1]), canonical)
-    else:
-        raced = [(rollouts, range(budget.samples)) for rollouts in _all(worker, jobs, canonical)]
     made = []
-    for i, (prompt, (rollouts, first)) in enumerate(zip(asked, raced, strict=True)):
+    for i, (rollouts, first) in enumerate(_rollouts(worker, jobs, chosen, canonical)):
         samples = tuple(read(rollout, worker.renderer) for rollout in rollouts)
         key = seeds.key(seed, _CHOICE, i)
-        made.append(_generation(prompt, plan, samples, first, chosen, canonical, scorer, key))
+        made.append(_generation(asked[i], plan, samples, first, chosen, canonical, scorer, key))
     return made
 
 
@@ -133,11 +130,12 @@ def _prompt(index: int, prompt: str | Messages | Prompt, worker: RolloutWorker) 
 
 
 def _room(worker: RolloutWorker, prompts: Sequence[Prompt], plan: Plan) -> int:
-    """Tokens of a response that the context leaves beside the longest prompt."""
+    """Tokens of a response that the context leaves beside the longest prompt and a look."""
     if worker.engine.context is None:
         return LONGEST
     longest = max(len(worker.renderer.render(prompt, plan)) for prompt in prompts)
-    return max(1, min(LONGEST, worker.engine.context - longest))
+    look = look_tokens(plan, worker.renderer)
+    return max(1, min(LONGEST, worker.engine.context - longest - look))
 
 
 Choice = tuple[Any, Any]
@@ -177,14 +175,11 @@ def chooser(
     return module, config
 
 
-def planned(
-    plan: Plan, stopping: str | Mapping[str, Any] | None, chosen: Choice | None = None
-) -> Plan:
-    """The plan with its rule. A race needs to see thoughts end: an answer with a cap of its own is
-    a request of its own."""
-    races = chosen is not None and hasattr(chosen[0], "enough")
-    answer = plan.max_tokens if races and plan.answer is None else plan.answer
-    return replace(plan, stopping=stopping, answer=answer)
+def _planned(plan: Plan, chosen: Choice | None) -> Plan:
+    """A race needs to see thoughts end: an answer with a cap of its own is a request of its own."""
+    if chosen is None or not hasattr(chosen[0], "enough") or plan.answer is not None:
+        return plan
+    return replace(plan, answer=plan.max_tokens)
 
 
 def check_open(plan: Plan, prompt: Prompt, renderer: Renderer) -> None:
@@ -203,6 +198,18 @@ def check_open(plan: Plan, prompt: Prompt, renderer: Renderer) -> None:
 
 
 # Making
+
+
+def _rollouts(
+    worker: RolloutWorker,
+    jobs: Sequence[Sequence[Job]],
+    chosen: Choice | None,
+    canonical: Callable[[str], str],
+) -> list[tuple[list[Rollout], Sequence[int]]]:
+    """Samples of each prompt, and which of them are in the choice."""
+    if chosen is not None and hasattr(chosen[0], "enough"):
+        return _race(worker, jobs, chosen[0].enough(chosen[1]), canonical)
+    return [(made, range(len(made))) for made in _all(worker, jobs, canonical)]
 
 
 def _all(

@@ -252,15 +252,20 @@ class RolloutWorker:
         self.engine.release(c.handle for c in made if c.handle is not None and c.id not in owners)
         done = sorted((c for c in made if c.id in owners), key=lambda c: owners[c.id])
         ended = [(*owners.pop(c.id), c) for c in done]
-        for call, *_ in ended:
-            self._calls[call].open -= 1
+        for n, r, _, c in ended:
+            self._calls[n].open -= 1
+            if c.handle is not None:
+                self._calls[n].runs[r].over.append(c.handle)
         # Follow-ups are admitted in rollout order, so a run's tokens can be repeated.
         self._send((n, r, x) for n, r, p, c in ended for x in self._calls[n].runs[r].take(p, c))
-        for n, r, place, _ in ended:
+        for n, r in dict.fromkeys((n, r) for n, r, *_ in ended):
             run = self._calls[n].runs[r]
             self.engine.release(run.over)
             run.over.clear()
-            if place.cut < 0 and not run.thinking and run.thought.finish != "abort":
+        # Once each: a rule may have had several completions of one thought.
+        for n, r in dict.fromkeys((n, r) for n, r, place, _ in ended if place.cut < 0):
+            run = self._calls[n].runs[r]
+            if not run.thinking and run.thought.finish != "abort":
                 self._calls[n].thought.append(r)
         self._finish([self._calls[n] for n in dict.fromkeys(n for n, *_ in ended)])
 
@@ -304,7 +309,8 @@ class RolloutWorker:
         lost = [i for i, (call, _, _) in self._owners.items() if call in numbers]
         with suppress(Exception):  # it may be the engine that failed
             self.engine.abort(lost)
-            self.engine.release(h for call in calls for run in call.runs for h in run.held)
+            runs = [run for call in calls for run in call.runs]
+            self.engine.release(h for run in runs for h in (*run.held, *run.over))
         for i in lost:
             del self._owners[i]
         with self.turn:

@@ -255,8 +255,6 @@ class Run:
 
     def take(self, place: Place, done: Completion) -> Iterator[tuple[Place, Request]]:
         self.used += len(done.ids_T)
-        if done.handle is not None:
-            self.over.append(done.handle)
         self.unfinished = self.short and done.finish == "length"
         if place == THOUGHT:
             return self._think(done)

@@ -95,6 +95,25 @@ def test_a_race_on_every_engine(kind):
         assert not getattr(engine, "_kept", None)
 
 
+def test_thoughts_that_a_rule_ends_count_once():
+    """Though it weighed two texts, which came back together."""
+    worker = RolloutWorker(ScriptedEngine(), RENDERER)
+    weigh = {"name": "self_evaluation", "every": 3, "threshold": 0.01, "text": "C"}
+    rule = weigh | {"no": "A", "yes": "B"}
+    more: dict[str, Any] = {"stopping": rule, "selection": "short-2", "max_tokens": 60}
+    for one in generate(worker, ["A1+2", "B2", "C", "A"], Budget(40, samples=4), **more):
+        assert sum(s.ended != "abort" for s in one.samples) >= 2
+        assert one.aborted == 2
+
+
+def test_an_error_of_the_callers_own_leaves_nothing_kept():
+    worker = RolloutWorker(engine := ScriptedEngine(), RENDERER)
+    rule = {"name": "consistency", "every": 2, "tokens": 4}
+    with pytest.raises(ZeroDivisionError):
+        generate(worker, ["A1"] * 5, stopping=rule, max_tokens=60, canonical=lambda _: 1 / 0)
+    assert not any(engine.kept.values())
+
+
 def test_votes_and_ties_and_scores(modes):
     made = of_modes(modes, 4, selection="majority")
     for one in made:
@@ -161,10 +180,12 @@ def test_prompts_may_be_texts_messages_or_prompts(modes):
     for alone in (PROMPT, messages):
         assert len(generate(modes, alone, Budget(8), max_tokens=40)) == 1
     (bare,) = generate(RolloutWorker(ScriptedEngine(), BARE), "A1", max_tokens=20)
-    assert bare.reasoning == ""
+    assert (bare.reasoning, bare.best.ended) == ("", "none")
     assert bare.answer is not None
-    context = generate(modes, PROMPT)[0].plan.max_tokens
-    assert context == 1024 - made[0].usage.prompt
+    left = 1024 - made[0].usage.prompt
+    assert generate(modes, PROMPT)[0].plan.max_tokens == left
+    (seen,) = generate(modes, PROMPT, stopping={"name": "confidence", "tokens": 8})
+    assert seen.plan.max_tokens == left - 8 - 1  # room for a look: the end marker, an answer
 
 
 @pytest.mark.parametrize(
@@ -270,6 +291,7 @@ def test_generate_prints_what_was_forced_and_chosen(capsys: Captured) -> None:
         (["--effort", "lo"], "'lo' is none of"),
         (["--selection", "majority"], "of one sample"),
         (["--m", "3"], "--m 3 has no effect"),
+        (["--m", "3", "--selection", "{m: 2}"], "--m 3 has no effect"),
         (["--m", "3", "--samples", "4", "--selection", "majority"], "--m 3 has no effect"),
         (["--m", "5", "--samples", "4", "--selection", "short-m"], "m=5 thoughts of 4 samples"),
         (["--samples", "3", "--temperature", "0"], "all the same"),

@@ -47,7 +47,7 @@ def _budgets(one: argparse._ArgumentGroup) -> None:
     one.add_argument("--ask", metavar="MAP", help=text)
     text = "low,high of those that the model knows, or how each is asked: '{low: {suffix: ...}}'"
     one.add_argument("--efforts", metavar="NAMES|MAP", help=text)
-    text = "a live rule that ends thoughts, as consistency or '{name: confidence, above: 0.9}'"
+    text = "a live rule that ends thoughts, as consistency or '{name: confidence, threshold: 0.9}'"
     one.add_argument("--stopping", metavar="SPEC", help=text)
 
 
