@@ -299,6 +299,8 @@ class Run:
             prefix=prefix,
             given=given,
             keep=thinking and self.two_calls,
+            top_p=self.job.top_p,
+            top_k=self.job.top_k,
         )
 
     def finish(self) -> Rollout:

@@ -95,6 +95,9 @@ class Job:
     temperature: float = 1.0
     resume: Rollout | None = None
     """An unfinished rollout to continue."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """As of `Request`, for thought and answers: for inference, training samples of all tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,8 @@ class Request:
     max_tokens: int
     stop_ids: tuple[int, ...] = ()
     temperature: float = 1.0
-    """0 is greedy. Logprobs are those after temperature (of temperature 1 when greedy)."""
+    """0 is greedy. Logprobs are those after temperature and truncation (when greedy: of
+    temperature 1, untruncated)."""
     seed: int = 0
     prefix: tuple[int, int] | None = None
     """(handle of an earlier completion kept with `keep`, how many of its tokens to reuse)."""
@@ -136,6 +140,11 @@ class Request:
     are others for every such number (vLLM)."""
     ramp: Ramp | None = None
     """Refused by an engine without `ramps`."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability, among those of `top_k`
+    (nucleus sampling, arXiv:1904.09751). Given tokens are scored without either."""
+    top_k: int = 0
+    """Only so many of the likeliest; 0: all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,8 @@ class Watched(Run):
             request = self._request(self.question, limit, place, prefix=prefix, given=ids)
             seed = seeds.key(self.job.seed, _LOOK, spent, number)
             self.new[place] = len(self.question) + (0 if ids is None else len(ids) - 1)
-            yield place, replace(request, temperature=probe.temperature, seed=seed)
+            hot = probe.temperature
+            yield place, replace(request, seed=seed, temperature=hot, top_p=1.0, top_k=0)
 
     def _looked(self, place: Place, done: Completion) -> Iterator[tuple[Place, Request]]:
         assert self.probe is not None

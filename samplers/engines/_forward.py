@@ -1,7 +1,8 @@
 """What the torch engine computes: prefill, sampling and scoring, as functions of a model.
 
-Shape suffixes: N rows, U distinct prompts, V vocabulary, P padded prompt length, B rows of a
-scoring batch, T tokens.
+Shape suffixes: N rows, n those of which only the likeliest tokens are sampled, W of them that are
+looked at, U distinct prompts, V vocabulary, P padded prompt length, B rows of a scoring batch,
+T tokens.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from samplers.seeds import uniforms
 from samplers.types import Floats, Ids
 
 _SCORE_TOKENS = 16384
+_HEAD = 1024
+"""Likeliest tokens among which a nucleus is looked for, before all are sorted."""
 FORWARD_LOGITS = 2**26
 """Logits of one forward (256 MB in fp32)."""
 _IMPOSSIBLE = -87.0
@@ -101,8 +104,11 @@ def sample(
     temperature_N: NDArray[np.float32],
     seed_N: NDArray[np.uint64],
     position_N: NDArray[np.int64],
+    top_p_N: NDArray[np.float64] | None = None,
+    top_k_N: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Tokens and their logprobs after temperature (of temperature 1 where it is 0, greedy).
+    """Tokens and their logprobs after temperature (of temperature 1 where it is 0, greedy), and
+    after `top_p` and `top_k` of a row that is not greedy.
 
     Inverse CDF with one uniform number per token, a function of the row's seed and of how many
     tokens it has sampled: the same token in any batch. The sums are float64: float32 would lose
@@ -114,6 +120,11 @@ def sample(
         divisor_N = torch.from_numpy(np.where(greedy_N, np.float32(1), temperature_N))
         logits_NV = logits_NV / divisor_N.to(device)[:, None]
     logprobs_NV = logits_NV.log_softmax(-1)
+    if top_p_N is not None and top_k_N is not None:
+        cut = np.flatnonzero(((top_p_N < 1) | (top_k_N > 0)) & ~greedy_N)
+        if len(cut):
+            at_n = torch.from_numpy(cut).to(device)
+            logprobs_NV[at_n] = _nucleus(logprobs_NV[at_n], top_p_N[cut], top_k_N[cut])
     if greedy_N.all():
         token_N1 = logits_NV.argmax(-1, keepdim=True)
     else:
@@ -135,6 +146,31 @@ def sample(
         token_N[n] = int(logprobs_NV[n].argmax())
         logprob_N[n] = float(logprobs_NV[n, token_N[n]])
     return token_N, logprob_N
+
+
+def _nucleus(
+    logprobs_nV: torch.Tensor, top_p_n: NDArray[np.float64], top_k_n: NDArray[np.int64]
+) -> torch.Tensor:
+    """Logprobs among the `top_k` likeliest tokens (0: all) and, of these, among the fewest that
+    have `top_p` of their probability; -inf elsewhere. Equal ones are in or out together, so that
+    it does not matter in which order they are sorted."""
+    device, vocab = logprobs_nV.device, logprobs_nV.shape[-1]
+    few_n = (top_k_n > 0) & (top_k_n < vocab)
+    width = int(max(top_k_n[few_n].max(initial=0), 0 if few_n.all() else min(_HEAD, vocab)))
+    of_p_n1, few_n1 = (torch.from_numpy(one).to(device)[:, None] for one in (top_p_n, few_n))
+    while True:
+        head_nW = logprobs_nV.topk(width).values
+        mass_nW = head_nW.double().exp().cumsum_(-1)
+        last_n1 = torch.from_numpy(np.where(few_n, top_k_n, width) - 1).to(device)[:, None]
+        whole_n1 = torch.where(few_n1, mass_nW.gather(-1, last_n1), 1.0)
+        wanted_n1 = of_p_n1 * whole_n1
+        if width == vocab or bool((mass_nW[:, -1:] >= wanted_n1).all()):
+            break
+        width = vocab
+    first_n1 = (mass_nW < wanted_n1).sum(-1, keepdim=True)
+    last_n1 = torch.where(of_p_n1 < 1, torch.minimum(first_n1, last_n1), last_n1)
+    least_n1 = head_nW.gather(-1, last_n1)
+    return logprobs_nV.masked_fill(logprobs_nV < least_n1, -torch.inf).log_softmax(-1)
 
 
 def score(model: Any, ids: Sequence[Ids], temperature: float, vocab: int) -> list[Floats]:

@@ -52,6 +52,7 @@ def whole_prompt(request: Request, kept_ids: Ids | None, vocab: int, context: in
         raise ValueError(f"{where}: max_tokens {more}; must be at least 1")
     if request.temperature < 0:
         raise ValueError(f"{where}: temperature {request.temperature}; must be 0 or more")
+    check_truncation(f"{where}: ", request.top_p, request.top_k)
     if context is not None and len(ids) + more > context:
         raise ValueError(
             f"{where}: {len(ids)} prompt tokens + max_tokens {more} exceed the "
@@ -71,6 +72,14 @@ def whole_prompt(request: Request, kept_ids: Ids | None, vocab: int, context: in
             "not belong to this model, or its embeddings were not resized"
         )
     return ids
+
+
+def check_truncation(where: str, top_p: float, top_k: int) -> None:
+    """Raise ValueError unless some token can be sampled."""
+    if not 0 < top_p <= 1:
+        raise ValueError(f"{where}top_p {top_p}; must be above 0 and at most 1 (1: all tokens)")
+    if top_k < 0:
+        raise ValueError(f"{where}top_k {top_k}; must be 0 (all tokens) or more")
 
 
 def check_scored(ids: Sequence[Ids], vocab: int, context: int | None) -> None:

@@ -28,6 +28,8 @@ STATE = np.dtype(
         ("limit", np.int64),
         ("seed", np.uint64),
         ("temperature", np.float32),
+        ("top_p", np.float64),
+        ("top_k", np.int64),  # 0: all
         ("stops", np.int64),  # row of the table of stop sets
         ("bias", np.int64),  # row of the table of logit biases
         ("drawn", np.int64),  # tokens that the seed has drawn before
@@ -98,6 +100,7 @@ def started(request: Request, count: int, stops: Table, biases: Table) -> tuple[
     ramp = request.ramp or _FLAT
     return (
         0, 0, count, request.max_tokens, request.seed & 0xFFFFFFFFFFFFFFFF, request.temperature,
+        request.top_p, request.top_k,
         stops.row(request.stop_ids), biases.row(request.logit_bias or ()), request.drawn,
         ramp.token, ramp.start, ramp.end, ramp.strength,
     )  # fmt: skip

@@ -289,7 +289,8 @@ class TorchEngine(Stepped):
         """Next tokens, their logprobs, and which of them stop their row."""
         logits_NV = biased(logits_NV, state, self._biases)
         position_N = state["count"] + state["drawn"]
-        tokens, logprobs = sample(logits_NV, state["temperature"], state["seed"], position_N)
+        heat, cuts = (state["temperature"], state["seed"]), (state["top_p"], state["top_k"])
+        tokens, logprobs = sample(logits_NV, *heat, position_N, *cuts)
         self.counters["sampled"] += len(tokens)
         return tokens, logprobs, self._stops.values.numpy()[state["stops"], tokens]
 

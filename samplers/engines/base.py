@@ -30,7 +30,7 @@ class Config(Component):
 class Engine(Protocol):
     """Continuous batching over requests that do not wait for each other.
 
-    A request's tokens depend on its own ids, seed, temperature and limits, never on its
+    A request's tokens depend on its own ids, seed, sampling and limits, never on its
     neighbours. Requests are admitted in the order of `add`, forks before new prompts; forks and
     given tokens may wait some steps for each other. Given tokens leave nothing to keep.
     """

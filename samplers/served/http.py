@@ -175,9 +175,11 @@ class Served:
             cap = math.ceil(budget * (1 + self.slack)) + 1 + plan.answer
             plan = replace(plan, max_tokens=min(plan.max_tokens, cap))
         body = body_of(self.model, job.prompt.messages, plan, self.slack, self.dialect)
-        body |= {"temperature": job.temperature, "top_p": 1.0, "seed": job.seed & SEEDS}
+        body |= {"temperature": job.temperature, "top_p": job.top_p, "seed": job.seed & SEEDS}
         if self.dialect == "vllm":  # or its generation_config.json shapes them
-            body |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
+            body |= {"min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
+        if self.dialect == "vllm" or job.top_k:
+            body["top_k"] = job.top_k
         return body | {"logprobs": True, "top_logprobs": 0}
 
     def _render(self, job: Job) -> Ids:

@@ -149,14 +149,14 @@ def by_engine(engine: Any, calls: Sequence[Call]) -> int:
 
 
 def by_raw(raw: Any, calls: Sequence[Call]) -> int:
-    from samplers.engines import _vllm
+    from samplers.engines import _vllm_params
 
     raw.reset_prefix_cache()
     made = 0
     for call in calls:
         outputs = raw.generate(
             [{"prompt_token_ids": ids.tolist()} for ids, _ in call],
-            [_vllm.sampling(request) for _, request in call],
+            [_vllm_params.sampling(request) for _, request in call],
             use_tqdm=False,
         )
         made += sum(len(o.outputs[0].token_ids) for o in outputs)
