@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from tests.bench import coverage
@@ -62,6 +64,14 @@ def test_bca_is_scipys() -> None:
     assert ours.high > plain.high * 1.02  # it moves, and scipy's with it
 
 
+def test_percentiles_make_an_interval_as_wide_as_ts() -> None:
+    """Of a mean of 8, where plain percentiles are a quarter too narrow."""
+    values = scipy_stats.norm.ppf((np.arange(8) + 0.5) / 8)
+    drawn = statistics.bootstrap(lambda index: values[index].mean(axis=1), 8, 40_000)
+    t = statistics.mean(values)
+    assert (drawn.low, drawn.high) == pytest.approx((t.low, t.high), rel=0.05)
+
+
 def test_ratio_by_t_is_fiellers_to_first_order() -> None:
     """With little spread the three ways agree, and problems with a NaN count in neither sum."""
     rng = np.random.default_rng(6)
@@ -102,11 +112,39 @@ def test_quantile_and_deviation_of_ragged_samples_are_numpys() -> None:
         assert statistics.quantile(values, q).value == pytest.approx(np.quantile(known, q))
     assert statistics.deviation(values).value == pytest.approx(known.std())
     assert statistics.quantile(np.full((2, 2), np.nan), 0.5).n == 0
-    index = np.random.default_rng(0).integers(0, 3, (40, 3))
-    drawn = [np.quantile((r := values[i].ravel())[~np.isnan(r)], 0.4) for i in index]
-    low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
-    found = statistics.quantile(values, 0.4, draws=40, seed=0)
-    assert (found.low, found.high) == pytest.approx((low, high))
+    assert math.isnan(statistics.quantile([[1.0, 2.0]], 0.5).low)
+    assert math.isnan(statistics.deviation([[1.0, 2.0]]).low)
+    assert math.isnan(statistics.deviation([[1.0], [1.0]]).low)  # nothing to take the log of
+
+
+def test_intervals_of_quantiles_and_deviations_agree_with_a_bootstrap() -> None:
+    """Of many problems, whose samples are alike: resampling samples would be half as wide."""
+    rng = np.random.default_rng(7)
+    values = rng.lognormal(0, 0.5, (600, 1)) * rng.lognormal(0, 0.2, (600, 4))
+    values[:200, 3] = np.nan
+    values[200:300] = np.round(values[200:300], 1)  # some are equal
+
+    def drawn(statistic: Callable[[NDArray[np.float64]], float]) -> statistics.Estimate:
+        return statistics.bootstrap(
+            lambda index: np.array([statistic(values[row]) for row in index]), 600, 1500
+        )
+
+    for ours, theirs in (
+        (statistics.quantile(values, 0.5), drawn(lambda v: float(np.nanquantile(v, 0.5)))),
+        (statistics.quantile(values, 0.9), drawn(lambda v: float(np.nanquantile(v, 0.9)))),
+        (statistics.deviation(values), drawn(lambda v: float(np.nanstd(v)))),
+    ):
+        assert ours.value == pytest.approx(theirs.value)
+        assert ours.half_width == pytest.approx(theirs.half_width, rel=0.2)
+        assert ours.low == pytest.approx(theirs.low, abs=0.3 * ours.half_width)
+        assert ours.high == pytest.approx(theirs.high, abs=0.3 * ours.half_width)
+
+
+def test_a_quantile_where_many_are_equal() -> None:
+    """Six of ten at the cap: that it may be half of all is not ruled out, that of 600 it is."""
+    capped = np.concatenate([np.full(60, 100.0), np.arange(40.0)])[:, None]
+    assert statistics.quantile(capped[::10], 0.5).low < 100 == statistics.quantile(capped, 0.5).high
+    assert statistics.quantile(np.repeat(capped, 6, axis=0), 0.5).low == 100
 
 
 def test_not_worse_takes_the_end_that_it_says() -> None:

@@ -18,6 +18,12 @@ Floats = NDArray[np.float64]
 NAN = float("nan")
 
 
+def edges_of(units: int) -> list[float]:
+    """Percentiles of a bootstrap that is as wide as a t interval."""
+    away = scipy_stats.t.ppf(0.975, units - 1) * math.sqrt(units / (units - 1))
+    return [float(scipy_stats.norm.cdf(z)) for z in (-away, away)]
+
+
 # Efficiency
 
 
@@ -88,7 +94,7 @@ def test_compression_is_the_cheapest_budget_that_passes(
     found = efficiency.compression(accuracy, tokens, drop, draws=50, seed=3)
     assert found.value == pytest.approx(brute([0, 1, 2, 3, 4]))
     index = np.random.default_rng(3).integers(0, 5, (50, 5)).tolist()
-    low, high = np.quantile([brute(r) for r in index], [0.025, 0.975], method="inverted_cdf")
+    low, high = np.quantile([brute(r) for r in index], edges_of(5), method="inverted_cdf")
     assert (found.low, found.high) == pytest.approx((low, high))
 
 
@@ -134,7 +140,7 @@ def test_rank_correlation_is_scipys_and_its_resamples_are_of_problems() -> None:
     for index in np.random.default_rng(1).integers(0, 6, (30, 6)):
         a, b = flat[:, index].ravel(), used[:, index].ravel()
         drawn.append(scipy_stats.spearmanr(a[~np.isnan(b)], b[~np.isnan(b)]).statistic)
-    low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
+    low, high = np.quantile(drawn, edges_of(6), method="inverted_cdf")
     assert (found.low, found.high) == pytest.approx((low, high))
     assert math.isnan(adherence.rank_correlation([8.0], used[:1]).value)
 

@@ -20,9 +20,8 @@ Prior = Literal["equal", "uniform", "log", "linear", "final"]
 Method = Literal["percentile", "bca"]
 BLOCK = 2_000_000
 """Drawn problems held at once."""
-SHARE = (0.0, 1.0)
-"""What lies in this range for `mean`; differences of two lie in `CHANGE`."""
-CHANGE = (-1.0, 1.0)
+SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)
+"""Where shares lie, and differences of two: `within` of `mean`."""
 SAME = 1e-9
 """Values that differ by less are equal but for rounding."""
 EXACT_FLIPS = 12
@@ -59,10 +58,9 @@ def mean(
     """Mean over problems with a t interval of M - 1 degrees of freedom; NaN units are left out.
 
     Args:
-        within: what every value lies between, (0, 1) of a share. Problems that all agree have no
-            spread to make an interval of; it then allows for as many unlike ones as M draws may
-            well have missed, anywhere in this range: a share of 1 - (alpha / 2)^(1 / M). Of a share
-            of 0 or 1 that is Clopper and Pearson's interval (Biometrika 26, 1934).
+        within: what every value lies between, (0, 1) of a share. Where all problems agree there is
+            no spread; the interval then allows for those, up to 1 - (alpha / 2)^(1 / M) of all,
+            that were not drawn and may lie anywhere in it (Clopper and Pearson's, of 0 or 1).
     """
     kept = _finite(values_M)
     if not kept.size:
@@ -203,8 +201,8 @@ def bootstrap(
     """Bootstrap over problems.
 
     `statistic` maps indices [draws, M] to values [draws]; it is called with the identity too.
-    'bca' corrects the percentiles for bias and skew (Efron 1987; the acceleration by leaving out
-    each problem in turn), which a ratio of sums has; percentiles where it cannot.
+    'percentile' takes those that make it as wide as a t interval (`bca.widened`). 'bca' corrects
+    them for bias and skew instead; the plain percentiles where it cannot.
     """
     value = float(statistic(np.arange(units)[None])[0])
     if units < 2:
@@ -215,7 +213,9 @@ def bootstrap(
         [statistic(rng.integers(0, units, (len(block), units))) for block in blocks]
     )
     edges = np.array([0.5 - confidence / 2, 0.5 + confidence / 2])
-    if method == "bca":
+    if method == "percentile":
+        edges = bca.widened(edges, units)
+    else:
         edges = bca.corrected(edges, value, resampled, statistic, units)
     # Ratios may be infinite in a resample: an order statistic stays one, interpolation gives NaN.
     low, high = np.quantile(resampled, edges, method="inverted_cdf")
@@ -280,43 +280,41 @@ def known_of(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
     return a[known], b[known]
 
 
-def quantile(values_MS: ArrayLike, q: float, draws: int = 500, seed: int = 0) -> Estimate:
-    """Quantile of all samples, NaN apart, with a bootstrap interval over problems."""
+def quantile(values_MS: ArrayLike, q: float, confidence: float = 0.95) -> Estimate:
+    """Quantile of all samples, NaN apart.
+
+    The interval is that of the share of samples up to it, a ratio of sums over problems, read off
+    the same samples (Woodruff 1952, JASA 47); of the shares with and without those that equal it
+    the one that is less sure.
+    """
     values_MS = np.asarray(values_MS, dtype=np.float64)
-    m, s = np.nonzero(~np.isnan(values_MS))
-    if not len(m):
+    flat = values_MS[~np.isnan(values_MS)]
+    if not flat.size:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    order = np.argsort(values_MS[m, s], kind="stable")
-    unit_V, value_V = m[order], values_MS[m, s][order]
-
-    def statistic(index: NDArray[np.intp]) -> Floats:
-        out = np.full(len(index), np.nan)
-        for d, times_M in enumerate(multiplicity(index)):
-            last_V = np.cumsum(times_M[unit_V])  # of each value's copies
-            if last_V[-1]:
-                at = q * (last_V[-1] - 1)
-                low, high = np.searchsorted(last_V, [np.floor(at), np.ceil(at)], side="right")
-                out[d] = value_V[low] + (at % 1) * (value_V[high] - value_V[low])
-        return out
-
-    return bootstrap(statistic, len(values_MS), draws, seed)
+    value = float(np.quantile(flat, q))
+    count_M = (~np.isnan(values_MS)).sum(axis=1)
+    half = 0.0
+    for below_M in ((values_MS < value).sum(axis=1), (values_MS <= value).sum(axis=1)):
+        influence_M = (below_M - below_M.sum() / count_M.sum() * count_M) / count_M.mean()
+        half = max(half, mean(influence_M, confidence).half_width)
+    if len(values_MS) < 2:
+        return Estimate(value, float("nan"), float("nan"), len(values_MS))
+    low, high = np.quantile(flat, np.clip([q - half, q + half], 0, 1))
+    return Estimate(value, float(low), float(high), len(values_MS))
 
 
-def deviation(values_MS: ArrayLike, draws: int = 500, seed: int = 0) -> Estimate:
-    """Standard deviation of all samples, NaN apart, with a bootstrap interval over problems."""
+def deviation(values_MS: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """Standard deviation of all samples, NaN apart; t of each problem's influence on its log."""
     values_MS = np.asarray(values_MS, dtype=np.float64)
     known_MS = ~np.isnan(values_MS)
     if not known_MS.any():
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     off_MS = np.where(known_MS, values_MS - values_MS[known_MS].mean(), 0)
-    sums_M3 = np.stack([known_MS, off_MS, off_MS**2], axis=-1).sum(axis=1)
-
-    def statistic(index: NDArray[np.intp]) -> Floats:
-        count, first, second = (multiplicity(index) @ sums_M3).T
-        with np.errstate(invalid="ignore"):
-            return np.sqrt(np.maximum(second / count - (first / count) ** 2, 0))
-
-    return bootstrap(statistic, len(values_MS), draws, seed)
+    square_M, count_M = (off_MS**2).sum(axis=1), known_MS.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        influence_M = (square_M / square_M.mean() - count_M / count_M.mean()) / 2
+    value = float(np.sqrt(square_M.sum() / count_M.sum()))
+    return by_influence(value, influence_M, confidence, positive=True)
 
 
 def multiplicity(index_DM: NDArray[np.intp]) -> Floats:
