@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from samplers import seam
 from samplers.budget import Asks, asks_of
 from samplers.budgets.base import BUDGET, Asking
 from samplers.files import nearest
@@ -83,8 +84,6 @@ def asking(settings: Any, option: str) -> Asking:
     try:
         return Asking(**settings)
     except ValidationError as error:
-        why = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        known = ", ".join(Asking.model_fields)
-        raise ValueError(f"{option}: {why}; there are {known}") from None
+        raise ValueError(seam.mistakes(error, Asking.model_fields, option)) from None
     except TypeError:
         raise ValueError(f"{option}: {settings!r} is no map; write '{{suffix: ...}}'") from None

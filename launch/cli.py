@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import launch.arguments.common
 import launch.arguments.compare
@@ -131,9 +131,16 @@ def recipes(args: argparse.Namespace) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Mistakes in one line, without the list of all options on top of it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    main = argparse.ArgumentParser(
+    main = _Parser(
         "laconic", description="RL post-training for efficient reasoners.", allow_abbrev=False
     )
     commands = main.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -80,20 +80,10 @@ def engine_of(text: str, dtype: str | None = None) -> base.Config:
     """
     try:
         spec: Any = yaml.safe_load(text)
-        name, settings = seam.split(spec)
-        config: base.Config = seam.find("samplers.engines", name).Config(**settings)
+        config: base.Config = seam.told("samplers.engines", spec)[1]
     except yaml.YAMLError:
         raise ValueError(f"--engine: {text!r} is no YAML; write torch, vllm or a map") from None
     except (ValueError, TypeError) as error:
-        why = "; ".join(_lines(error))
+        why = str(error).removeprefix("engine: ")
         raise ValueError(f"--engine: {why}; write torch, vllm or '{{name: vllm}}'") from None
     return config if dtype is None else config.model_copy(update={"dtype": dtype})
-
-
-def _lines(error: Exception) -> list[str]:
-    """pydantic's report, or any other error, in few words."""
-    from pydantic import ValidationError
-
-    if not isinstance(error, ValidationError):
-        return [str(error)]
-    return [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]

@@ -10,11 +10,11 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Component(BaseModel):
@@ -74,6 +74,36 @@ def resolve(package: str, spec: str | Mapping[str, Any]) -> tuple[ModuleType, An
             raise ValueError(f"{name}: takes no settings; got {', '.join(settings)}")
         return module, None
     return module, module.Config(**settings)
+
+
+def told(package: str, spec: str | Mapping[str, Any]) -> tuple[ModuleType, Any]:
+    """As `resolve`, for a spec that somebody wrote by hand.
+
+    Raises:
+        ValueError: no such component, or settings that it does not take, in one line.
+    """
+    try:
+        return resolve(package, spec)
+    except ValidationError as error:
+        kind, name = package.rsplit(".", 1)[-1].removesuffix("s"), split(spec)[0]
+        why = mistakes(error, find(package, name).Config.model_fields)
+        raise ValueError(f"{kind}: {why}") from None
+
+
+def mistakes(error: ValidationError, known: Iterable[str], *under: str) -> str:
+    """pydantic's report about a config of the `known` fields, in one line; they stand `under`."""
+    fields, lines = sorted(known), []
+    for one in error.errors():
+        text = one["msg"].removeprefix("Value error, ")
+        if one["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(one["loc"][-1]), fields, n=1)
+            there = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(fields)}"
+            text = f"unknown field; {there if fields else 'it takes none'}"
+        elif one["type"] != "value_error":
+            text += f"; got {one['input']!r}"
+        field = ".".join([*under, *map(str, one["loc"])])
+        lines.append(f"{field}: {text}" if field else text)
+    return "; ".join(lines)
 
 
 def function(path: str) -> Any:

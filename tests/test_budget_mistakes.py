@@ -109,7 +109,7 @@ def scheduled(schedule: Any, field: str = "think", of: Any = FIXED) -> dict[str,
         (scheduled({"kind": "linear", "start": 40, "end": 40}), "nothing changes"),
         (scheduled([[0, 8], [5, 96]]), "at step 5: of: think=96, the end marker"),
         (scheduled([[0, 8], [5, -1]]), "at step 5: of.think"),
-        (scheduled([[0, 8]], "thnk"), "at step 0: of.thnk: Extra inputs are not permitted"),
+        (scheduled([[0, 8]], "thnk"), "at step 0: of.thnk: unknown field; did you mean 'think'"),
         (scheduled([[0, 8]], "think.2"), "fields.think.2: there is no '2' in 8"),
         (scheduled({"kind": "custom", "function": "nope:f", "steps": 3}), "'nope:f' cannot be"),
         (

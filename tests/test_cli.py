@@ -117,7 +117,9 @@ def test_our_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capt
 )
 def test_wrong_usage_is_2(argv: list[str], capsys: Captured) -> None:
     assert main(argv) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("laconic")
+    error = capsys.readouterr().err
+    assert error.startswith("laconic")
+    assert error.count("\n") == 1, error
 
 
 @pytest.mark.parametrize(
@@ -214,6 +216,26 @@ def test_eval_takes_a_file_and_a_verifier(capsys: Captured, tmp_path: Path) -> N
         (["eval", "base/find", "--data", "find", "--columns", "{prompt"], "no map of columns"),
         (["eval", "base/find", "--data", "find", "--budgets", "8,8"], "budgets: [8, 8]"),
         (["report", "nowhere"], "nowhere"),
+        (
+            [
+                "generate",
+                "base/find",
+                "1",
+                "--samples",
+                "2",
+                "--selection",
+                "{name: short_m, mm: 1}",
+            ],
+            "selection: mm: unknown field; did you mean 'm'",
+        ),
+        (
+            ["generate", "base/find", "1", "--stopping", "{name: confidence, thresh: 1}"],
+            "stopping: thresh: unknown field; did you mean 'threshold'",
+        ),
+        (
+            ["generate", "base/find", "1", "--engine", "{name: torch, slotz: 1}"],
+            "--engine: slotz: unknown field; did you mean 'slots'",
+        ),
     ],
 )
 def test_mistakes_of_other_commands(argv: list[str], said: str, capsys: Captured) -> None:

@@ -222,11 +222,7 @@ def inner(of: str | Mapping[str, Any], max_tokens: int | None) -> tuple[ModuleTy
     try:
         return seam.resolve("samplers.budgets", {"name": name, **cap, **settings})
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(['of', *map(str, one['loc'])])}: {one['msg'].removeprefix('Value error, ')}"
-            for one in error.errors()
-        ]
-        raise ValueError("; ".join(lines)) from None
+        raise ValueError(seam.mistakes(error, takes, "of")) from None
 
 
 def natural(module: ModuleType, config: Any) -> Plan:

@@ -87,7 +87,7 @@ def resolve(spec: str | Mapping[str, Any]) -> tuple[ModuleType, Any]:
         name = ALSO.get(name, name)
         if number := re.fullmatch(r"short_(\d+)", name):
             name, settings = "short_m", {"m": int(number[1]), **settings}
-    return seam.resolve("samplers.selection", {"name": name, **settings})
+    return seam.told("samplers.selection", {"name": name, **settings})
 
 
 def draws_for(problems: int) -> int:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from samplers import seam
 from samplers.seam import Component
@@ -98,18 +98,11 @@ def resolve(spec: str | Mapping[str, Any]) -> tuple[ModuleType, Any]:
     Raises:
         ValueError: no such rule, or settings that it refuses, in one line.
     """
-    try:
-        if not isinstance(spec, str):
-            spec = {**spec, "name": str(spec.get("name", "")).replace("-", "_")}
-        else:
-            spec = spec.replace("-", "_")
-        rule, config = seam.resolve("samplers.stopping", spec)
-    except ValidationError as error:
-        told = [
-            f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}"
-            for one in error.errors()
-        ]
-        raise ValueError(f"stopping: {'; '.join(told)}") from None
+    if not isinstance(spec, str):
+        spec = {**spec, "name": str(spec.get("name", "")).replace("-", "_")}
+    else:
+        spec = spec.replace("-", "_")
+    rule, config = seam.told("samplers.stopping", spec)
     if not any(hasattr(rule, name) for name in ("stops", "resumes", "ramp")):
         raise ValueError(f"stopping: module '{rule.__name__}' has none of stops, resumes and ramp")
     return rule, config
