@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from samplers.render import Renderer
-from samplers.types import Finish, Plan, Prompt, Rollout, Watch
+from samplers.types import Finish, Floats, Plan, Prompt, Rollout, Watch
 
 Ended = Literal["itself", "budget", "rule", "length", "abort", "none"]
 
@@ -57,6 +58,9 @@ class Sample:
     """All that was inserted."""
     logprob: float
     """Mean over sampled tokens; NaN where there are none."""
+    confidence: float
+    """Geometric mean of the probabilities of the answer's sampled tokens, as in evaluations; NaN
+    where there are none."""
     usage: Usage
     rollout: Rollout
 
@@ -113,7 +117,8 @@ def read(rollout: Rollout, renderer: Renderer) -> Sample:
     decode, last = renderer.decode, rollout.final.tokens
     thought = rollout.thought
     forced = np.concatenate([t.ids_T[t.forced_T] for t in (thought, last)])
-    logprobs = np.concatenate([t.logprobs_T[~t.forced_T] for t in (thought, last)])
+    said = last.logprobs_T[~last.forced_T]
+    logprobs = np.concatenate([thought.logprobs_T[~thought.forced_T], said])
     watch = rollout.watch or Watch()
     usage = Usage(
         prompt=len(rollout.prompt_ids_T),
@@ -133,10 +138,15 @@ def read(rollout: Rollout, renderer: Renderer) -> Sample:
         _ended(rollout, renderer),
         end.finish,
         decode(forced),
-        float(logprobs.mean(dtype=np.float64)) if len(logprobs) else float("nan"),
+        _mean(logprobs),
+        math.exp(_mean(said)),
         usage,
         rollout,
     )
+
+
+def _mean(values_T: Floats) -> float:
+    return float(values_T.mean(dtype=np.float64)) if len(values_T) else math.nan
 
 
 def _ended(rollout: Rollout, renderer: Renderer) -> Ended:

@@ -314,7 +314,7 @@ def _choice(
     numbers = {answer: n for n, answer in enumerate(dict.fromkeys(a for a in answers if a))}
     scores = [np.nan] * len(samples)
     if getattr(module, "NEEDS", None) == "score":
-        scores = [one.logprob if scorer is None else scorer(prompt, one) for one in samples]
+        scores = [one.confidence if scorer is None else scorer(prompt, one) for one in samples]
     pool = Pool(
         np.array([[-1 if a is None else numbers[a] for a in answers]]),
         np.array([[one.usage.thinking for one in samples]]),

@@ -156,7 +156,7 @@ def serving(endpoint: Endpoint) -> Iterator[str]:
         request_queue_size = 128  # connections come all at once
 
     server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"

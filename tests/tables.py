@@ -60,7 +60,6 @@ def made(
         closed_MS=closed,
         finish_MS=np.where(closed, FINISHES.index("stop"), FINISHES.index("length")),
         confidence_MSJ=rng.random(think.shape),
-        thought_MS=-rng.random(length.shape),
         score_MS=np.full(length.shape, np.nan),
     )
     return replace(table, **changed)

@@ -77,9 +77,8 @@ def test_offline_needs_no_model_and_gives_the_same(tmp_path: Path, capsys: Captu
     for name in ("metrics.json", "summary.md", "report.html", "environment.json"):
         assert (out / name).stat().st_size > 0
     assert list((out / "plots").glob("*.svg"))
-    assert (
-        main(["eval", str(out), "--offline", "--verifier", "{name: exact, ignore_case: true}"]) == 0
-    )
+    verifier = ["--verifier", "{name: exact, ignore_case: true}", "--no-report"]
+    assert main(["eval", str(out), "--offline", *verifier]) == 0
     assert "ignore_case=true" in open_folder(out).settings["graders"]["find"]
     capsys.readouterr()
     assert main(["eval", str(out), "--budgets", "8"]) == 2

@@ -42,7 +42,7 @@ class Columns:
         self.budgets = tuple(asked["budgets"])
         self._classes = classes
         self._of = {name: array("i") for name in ("problem", "sample", "closed", "finish")}
-        self._each = {name: array("d") for name in ("thought_logprob", "score")}
+        self._score = array("d")
         self._at = {name: array("i") for name in ("status", "class", "think", "tokens", "forced")}
         self._sure = array("d")
 
@@ -56,8 +56,7 @@ class Columns:
         of["sample"].append(row["sample"])
         of["closed"].append(row["closed"])
         of["finish"].append(_FINISH[row["finish"]])
-        for name, column in self._each.items():
-            column.append(_number(row.get(name)))
+        self._score.append(_number(row.get("score")))
         cuts = {
             cut["budget"]: (cut, verdict)
             for cut, verdict in zip(row["cuts"], verdicts, strict=True)
@@ -90,9 +89,6 @@ class Columns:
         def of(name: str, fill: Any, kind: Any) -> NDArray[Any]:
             return spread(self._of[name], fill, kind, shape)
 
-        def each(name: str) -> NDArray[Any]:
-            return spread(self._each[name], np.nan, np.float64, shape)
-
         status_MSJ = at("status")
         right_MSJ = (status_MSJ == _STATUS["ok"]).astype(np.float64)
         unknown_MSJ = np.isin(status_MSJ, [-1, *_UNKNOWN])
@@ -118,8 +114,7 @@ class Columns:
             closed_MS=of("closed", False, np.bool_),
             finish_MS=of("finish", -1, np.int64),
             confidence_MSJ=spread(self._sure, np.nan, np.float64, wide),
-            thought_MS=each("thought_logprob"),
-            score_MS=each("score"),
+            score_MS=spread(self._score, np.nan, np.float64, shape),
         )
 
 

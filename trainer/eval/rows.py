@@ -109,7 +109,7 @@ def table_of(rows: Sequence[Row], grid: Sequence[int] = (), cap: int | None = No
     seen: dict[tuple[str, str], int] = {}  # one numbering for all problems: equal within one
     keys = [(row["id"], row["answer"]) for row in rows]
     numbers = [-1 if key[1] is None else seen.setdefault(key, len(seen)) for key in keys]
-    nothing_MSJ, nothing_MS = np.full(shape, np.nan), np.full(shape[:2], np.nan)
+    nothing_MSJ = np.full(shape, np.nan)
     first = rows[:: samples * columns]
     return Table(
         task="",
@@ -130,6 +130,5 @@ def table_of(rows: Sequence[Row], grid: Sequence[int] = (), cap: int | None = No
         closed_MS=column([row["closed"] for row in rows])[..., -1],
         finish_MS=column([FINISHES.index(row["finish"]) for row in rows])[..., -1],
         confidence_MSJ=nothing_MSJ,
-        thought_MS=nothing_MS,
-        score_MS=nothing_MS,
+        score_MS=nothing_MSJ[..., -1],
     )

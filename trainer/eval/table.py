@@ -59,8 +59,6 @@ class Table:
     """Index into `FINISHES`, of the uncut run."""
     confidence_MSJ: Floats
     """Geometric mean of the probabilities of the answer's sampled tokens."""
-    thought_MS: Floats
-    """Mean logprob of the thought's sampled tokens."""
     score_MS: Floats
     """What an outside scorer said; NaN: none did."""
 

@@ -25,7 +25,6 @@ from trainer.export.template import VARIABLES, unwrap
 NUMBERS = (1, 37, 512, 100_000)
 ENGINE_SECONDS = 400
 """What vLLM may take to start, generate and stop."""
-_THINKS = "A thought.</think>"
 Message = Mapping[str, str]
 TALKS: tuple[tuple[Message, ...], ...] = (
     ({"role": "user", "content": "1"},),

@@ -37,7 +37,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SIGNS = (9679, 9632, 9650, 9670, 9660, 10010, 10006)
 """The markers as characters of a page, by number."""
 LINES = ("-", (0, (6, 1.2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-FONTS = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 
 Draw = Callable[[Any, bool], bool]
 """(figure, narrow) -> whether there was anything to draw."""

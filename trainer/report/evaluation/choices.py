@@ -14,8 +14,6 @@ from trainer.report.evaluation.panels import BARS, Sheet, grid, short, split
 from trainer.report.evaluation.pareto import WIDE_RANGE
 from trainer.report.style import Figure
 
-ORACLE = "pass"
-
 
 def figures(sheet: Sheet) -> Iterator[Figure]:
     shown = [m for m in sheet.models if choices(m, sheet.task)]
@@ -60,7 +58,7 @@ def _draw(canvas: Any, narrow: bool, task: str, models: Sequence[Model]) -> bool
     made[-1].set_xlabel("longest waited for" if narrow else "tokens of the longest waited for")
     for column in (0, 1):
         _tokens_axis(made[column::2])
-    _key(canvas, names, narrow)
+    _key(canvas, names)
     return True
 
 
@@ -141,7 +139,7 @@ def _look(i: int) -> dict[str, Any]:
     }
 
 
-def _key(canvas: Any, names: Sequence[str], narrow: bool) -> None:
+def _key(canvas: Any, names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **_look(i)) for i in range(len(names))]

@@ -91,7 +91,7 @@ def _budgets(axes: Any, found: Sequence[Series]) -> list[Label]:
     for series in found:
         twice = series.experiment.kind == "announced" and series.model.name in soft
         ends.append((twice, line(axes, series, scale.x(series.points), band=not twice)))
-    scale.ticks(axes, False)
+    scale.ticks(axes)
     axes.set_xlabel("thinking budget, tokens")
     return [end for twice, end in ends if not twice and not math.isnan(end.y)]
 
@@ -143,13 +143,13 @@ def _kept(sheet: Sheet) -> Iterator[Figure]:
         "Requested and used thinking tokens",
         "Budgets announced in the prompt and not enforced. Markers: median of all samples; bars: "
         f"10th to 90th percentile; line: used as requested. {sheet.measured()}",
-        lambda canvas, narrow: _calibration(canvas, narrow, found),
+        lambda canvas, _: _calibration(canvas, found),
         wide=(7.6, labels.height(len(found), 4.2)),
         narrow=(3.9, labels.height(len(found), 3.9, narrow=True)),
     )
 
 
-def _calibration(canvas: Any, narrow: bool, found: Sequence[Series]) -> bool:
+def _calibration(canvas: Any, found: Sequence[Series]) -> bool:
     finite = [p for s in found for p in s.points if math.isfinite(p.budget)]
     if not finite:
         return False
@@ -169,7 +169,7 @@ def _calibration(canvas: Any, narrow: bool, found: Sequence[Series]) -> bool:
         ends.append(Label(short(series.model.name), look["color"], x[-1], middle[-1], look))
     at = [scale.places[b] for b in scale.finite]
     axes.plot([min(at), max(at)], [min(at), max(at)], color=style.INK, lw=0.9, alpha=0.55, zorder=1)
-    scale.ticks(axes, narrow)
+    scale.ticks(axes)
     low, high = axes.get_ylim()
     marks = [(0, math.log2(floor))] if 0 in scale.finite else []
     first = math.ceil(math.log2(floor) + 0.5) if marks else math.ceil(low)

@@ -96,7 +96,7 @@ def figures(sheet: Sheet) -> Iterator[Figure]:
             f"Thinking tokens of all samples without a limit, nothing announced. {binned} n: "
             "problems. Heights are shares of the samples of a row; triangles: medians of right and "
             f"of wrong ones. {sheet.measured()}",
-            lambda canvas, narrow: _lengths(canvas, narrow, sheet.task, some, found),
+            lambda canvas, _: _lengths(canvas, sheet.task, some, found),
             wide=(7.6, height + 0.3),
             narrow=(3.9, height + 0.3),
         )
@@ -127,7 +127,7 @@ def _which(d: Digest, found: Bins) -> NDArray[np.int64]:
     return np.array([found.of.get(name, -1) for name in d.ids_M], dtype=np.int64)
 
 
-def _lengths(canvas: Any, narrow: bool, task: str, models: Sequence[Model], found: Bins) -> bool:
+def _lengths(canvas: Any, task: str, models: Sequence[Model], found: Bins) -> bool:
     rows, columns = len(found.names), len(models)
     made = grid(canvas, rows * columns, columns, sharex=True, sharey=True)
     canvas.get_layout_engine().set(h_pad=0.015, hspace=0.0, w_pad=0.05)

@@ -81,9 +81,7 @@ def _summary(sheet: Sheet, show: Sequence[str]) -> str:
     for kind, experiment in EXPERIMENTS.items():
         order, found = table.by_budget(sheet.models, sheet.task, kind)
         if found:
-            lines = [
-                (s.model, [table.budget_cell(s, sheet.task, at) for at in order]) for s in found
-            ]
+            lines = [(s.model, [table.budget_cell(s, at) for at in order]) for s in found]
             names = ["no limit" if at == "inf" else at for at in order]
             blocks += f"<h3>Accuracy, {experiment.title}</h3>{_cells(names, lines)}"
     if health:

@@ -108,7 +108,7 @@ class Budgets:
     def x(self, points: Sequence[Point]) -> np.ndarray:
         return np.array([self.places[p.budget] for p in points])
 
-    def ticks(self, axes: Any, narrow: bool) -> None:
+    def ticks(self, axes: Any) -> None:
         """Labels that do not touch: as many as there is room for, the ends always."""
         ncols = axes.get_subplotspec().get_gridspec().ncols
         inches = (axes.figure.get_figwidth() - 1.0) / ncols

@@ -112,7 +112,7 @@ def by_budget(models: Sequence[Model], task: str, kind: Kind) -> tuple[list[str]
     return order, found
 
 
-def budget_cell(series: Series, task: str, at: str) -> Cell:
+def budget_cell(series: Series, at: str) -> Cell:
     """Accuracy at one budget, its interval and the tokens spent there."""
     names = [p.name for p in series.points]
     if at not in names:
@@ -204,7 +204,7 @@ def text(models: Sequence[Model], tasks: Sequence[str], show: Sequence[str] = ()
             order, found = by_budget(models, task, kind)
             if found:
                 rows = [[f"accuracy, {experiment.title}", *(s.model.name for s in found)]]
-                rows += [[at, *(_flat(budget_cell(s, task, at)) for s in found)] for at in order]
+                rows += [[at, *(_flat(budget_cell(s, at)) for s in found)] for at in order]
                 lines += [aligned(rows), ""]
     return "\n".join([*lines, "+-: 95% t interval over problems"])
 
