@@ -82,6 +82,10 @@ def test_efforts_by_hand() -> None:
     assert found["t/effort/badge"].value == 0  # low saves 72%
     some[0] = effort("low", 10, 0.8)
     assert metrics.measure(some, NONE)["t/effort/badge"].value == 1
+    some = [effort("low", 10, 0.5), effort("medium", 40, 0.6), effort("high", 96, 0.6)]
+    drop = metrics.measure(some, NONE)  # ten points, which are a sixth of what high has
+    assert (drop["t/effort/badge"].value, drop["t/effort/badge_relative"].value) == (1, 0)
+    some[0] = effort("low", 10, 0.8)
     free = replace(effort("", 50, 0.9, answer=2), asked="")
     told = metrics.measure([free, *some], NONE)
     assert told["t/effort/leak@high"].value == 2

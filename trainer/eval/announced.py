@@ -49,7 +49,8 @@ def prompted(tables: Sequence[Table], free: Table | None) -> Metrics:
 def efforts(tables: Sequence[Table], free: Table | None) -> Metrics:
     """Of tables asked for by effort: accuracy and tokens of each, leak, and ThinkDial's badge.
 
-    effort/badge is 1 where every effort that has a threshold keeps it, by the drop in points.
+    effort/badge is 1 where every effort that has a threshold keeps it, by the drop in points;
+    effort/badge_relative by the share of the highest effort's accuracy.
 
     Args:
         free: the same problems with nothing asked; leak is measured against the highest effort
@@ -110,10 +111,14 @@ def _badge(found: Metrics, names: Sequence[str]) -> Metrics:
         {name: each.value for name, each in accuracy.items()},
         {name: each.value for name, each in tokens.items()},
     )
-    held = float(all(badge.absolute for badge in badges.values()))
     high = accuracy["high"]
+    held = {
+        "effort/badge": all(badge.absolute for badge in badges.values()),
+        "effort/badge_relative": all(badge.relative for badge in badges.values()),
+    }
     return {
-        "effort/badge": metric.of_estimate(
-            statistics.Estimate(held, np.nan, np.nan, high.n), high.samples
+        name: metric.of_estimate(
+            statistics.Estimate(float(kept), np.nan, np.nan, high.n), high.samples
         )
+        for name, kept in held.items()
     }

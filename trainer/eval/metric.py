@@ -43,7 +43,8 @@ class Metric:
 
     @property
     def half_width(self) -> float:
-        return (self.high - self.low) / 2
+        """Of its longer side: what "+-" may stand before."""
+        return max(self.high - self.value, self.value - self.low)
 
     @property
     def estimate(self) -> Estimate:

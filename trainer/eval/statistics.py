@@ -40,7 +40,8 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        return (self.high - self.low) / 2
+        """Of its longer side: what "+-" may stand before."""
+        return max(self.high - self.value, self.value - self.low)
 
 
 @dataclass(frozen=True, slots=True)
