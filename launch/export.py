@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,26 @@ def export(args: argparse.Namespace) -> int:
         evaluation=args.evaluation,
     )
     print(out)
-    return _print(out, source.find(args.checkpoint).model) if args.check else 0
+    model = source.find(args.checkpoint).model
+    if args.evaluation is not None:
+        _warn_of_others(args.evaluation, model, out)
+    return _print(out, model) if args.check else 0
+
+
+def _warn_of_others(evaluation: Path, *ours: Path) -> None:
+    """The card's table is that of a folder that somebody named: its weights may be others."""
+    from launch.evaluate_model import fingerprint
+
+    try:
+        said = json.loads((evaluation / "eval.json").read_text())["identity"]["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if said.split()[-1] not in [fingerprint(folder) for folder in ours]:
+        warnings.warn(
+            f"--eval: {evaluation} measured {said}, whose weights, config or tokenizer are others "
+            "than those exported; the card's table is of that model",
+            stacklevel=2,
+        )
 
 
 def _check_only(args: argparse.Namespace, ask: Any, efforts: Any) -> int:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from launch import cli
+from launch.evaluate_model import fingerprint
 from samplers import render
 from samplers.budget import Budget, plan_of
 from samplers.budgets import base
@@ -240,10 +241,11 @@ def test_commands_of_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     out = export("base/told", tmp_path / "out", thinking=THINK, ask={"suffix": ";{budget}"})
     card = (out / "README.md").read_text()
     bodies = [json.loads(body) for body in re.findall(r"-d '(.*?)'\n```", card, re.DOTALL)]
-    assert bodies[0]["chat_template_kwargs"] == {"thinking_budget": 256}
-    assert bodies[0]["thinking_token_budget"] == 256
-    assert bodies[0]["max_tokens"] == 256 + 1 + read(out)["answer_reserve"]  # type: ignore[index]
-    assert bodies[1]["custom_params"] == {"thinking_budget": 256}
+    limit = bodies[0]["thinking_token_budget"]
+    assert 0 < limit <= 256
+    assert bodies[0]["chat_template_kwargs"] == {"thinking_budget": limit}
+    assert bodies[0]["max_tokens"] == limit + 1 + read(out)["answer_reserve"]  # type: ignore[index]
+    assert bodies[1]["custom_params"] == {"thinking_budget": limit}
     client, local = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     compile(client, "card", "exec")
     capsys.readouterr()
@@ -274,6 +276,20 @@ def test_what_was_spoilt_is_found(tmp_path: Path) -> None:
     lines = failed(out, engines=False)
     assert "missing: *.safetensors" in lines[0]
     assert lines[-1].startswith("FAILED  transformers:")
+
+
+def test_a_table_of_another_model_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {"metrics": {"find/accuracy@inf": {"value": 0.5}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(known))
+    marks = {name: fingerprint(fetch(f"base/{name}")) for name in ("find", "modes")}
+    for name, told in (("find", False), ("modes", True)):
+        about = {"identity": {"model": f"elsewhere/{name} {marks[name]}"}}
+        (tmp_path / "eval.json").write_text(json.dumps(about))
+        words = ["export", "base/find", str(tmp_path / "out"), "--eval", str(tmp_path)]
+        assert cli.main(words) == 0
+        assert (f"measured elsewhere/{name}" in capsys.readouterr().err) == told
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,9 +86,11 @@ def _asking(said: Mapping[str, Any]) -> str:
         "vLLM) rather than ignored."
     )
     if number:
+        learnt = (said["trained"] or {}).get("budgets")
+        rules += " The model was trained to keep to the number." if learnt else ""
         rules += (
-            " The model was trained to keep to the number, and nothing forces it to: a hard limit "
-            "is the engine's (below). Send both."
+            " Nothing forces it to keep to the number: a hard limit is the engine's (below). "
+            "Send both."
         )
     return "\n".join(["## Asking for a budget", "", *rows, "", rules, ""])
 
