@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samplers.budget import EFFORTS, Asks, Budget, plan_of
+from samplers.budgets.base import Asking
 from samplers.inference import generate
 from samplers.served.client import CONVENTION, Client, request_body, split
 from samplers.served.engine import worker
@@ -263,17 +264,29 @@ def test_a_request_says_both_budgets_and_leaves_room_for_the_answer(
     kwargs = body.get("chat_template_kwargs", {})
     assert HARD not in kwargs
     assert body.get("reasoning_effort") == effort
-    assert kwargs.get("thinking_budget") == tokens
+    announced = tokens if effort is None else None  # an effort is told instead of a number
+    assert kwargs.get("thinking_budget") == announced
     if tokens is None:
         assert HARD not in body
         assert "max_tokens" not in body
         return
     hard = body[HARD]
-    assert tokens * (1 + slack) - 1e-6 <= hard < tokens * (1 + slack) + 1
+    wide = tokens if announced is None else tokens * (1 + slack)
+    assert wide - 1e-6 <= hard < wide + 1
     assert body["max_tokens"] == hard + 1 + (answer or 50)
     told = request_body("m", ASK, Budget(tokens), slack=slack)
     assert told[HARD] == tokens  # nothing is announced: there is nothing to keep to roughly
     assert "chat_template_kwargs" not in told
+
+
+def test_texts_are_put_around_messages_of_parts() -> None:
+    parts = [{"type": "text", "text": "1"}]
+    asks = Asks(budget=Asking(suffix=";{budget}", system="Be brief."))
+    talk = [{"role": "system", "content": parts}, {"role": "user", "content": parts}]
+    first, last = request_body("m", talk, Budget(7), asks=asks)["messages"]
+    assert [part["text"] for part in first["content"]] == ["Be brief.\n\n", "1"]
+    assert [part["text"] for part in last["content"]] == ["1", ";7"]
+    assert parts == [{"type": "text", "text": "1"}]
 
 
 def test_requests_that_cannot_be_meant() -> None:
@@ -294,8 +307,7 @@ def test_requests_that_cannot_be_meant() -> None:
 
 
 def test_a_body_splits_into_what_the_openai_client_knows_and_the_rest() -> None:
-    budget = Budget(8, effort="low")
-    body = request_body("m", ASK, budget, asks=CONVENTION, temperature=0.5, seed=1)
+    body = request_body("m", ASK, Budget(8), asks=CONVENTION, temperature=0.5, seed=1)
     plain = split(body)
     extra = plain.pop("extra_body")
     assert plain | extra == body

@@ -56,7 +56,7 @@ class Reply:
 
 def request_body(
     model: str,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     budget: Budget | None = None,
     *,
     asks: Asks = EFFORT,
@@ -87,7 +87,8 @@ def request_body(
     if slack < 0:
         raise ValueError(f"slack: {slack}; 0 or more, as 0.1 for a hard budget 10% above the soft")
     plan = plan_of(budget, asks, sampling.pop("max_tokens", None) or 2**31)
-    body = body_of(model, messages, plan, slack if asks.budget is not None else 0.0, dialect)
+    announced = asks.budget is not None and budget.effort is None
+    body = body_of(model, messages, plan, slack if announced else 0.0, dialect)
     hard = hard_of(body)
     cap = body.pop("max_tokens")
     if hard is not None:  # the marker is a token too
@@ -103,7 +104,7 @@ def request_body(
 
 def body_of(
     model: str,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     plan: Plan,
     slack: float = 0.0,
     dialect: Dialect = "vllm",
@@ -113,15 +114,15 @@ def body_of(
     The effort is a field of its own, where the server checks it: among `chat_template_kwargs`
     an unknown one passes silently; so does a hard budget there, which is ignored.
     """
-    said = [dict(message) for message in messages]
+    said: list[dict[str, Any]] = [dict(message) for message in messages]
     if plan.suffix:
         users = [message for message in said if message["role"] == "user"]
         if not users:
             raise ValueError(f"messages: none of a user, to whom {plan.suffix!r} could be said")
-        users[-1]["content"] += plan.suffix
+        users[-1]["content"] = _around("", users[-1]["content"], plan.suffix)
     if plan.system is not None:
         first = said[0] if said and said[0]["role"] == "system" else None
-        text = plan.system if first is None else f"{plan.system}\n\n{first['content']}"
+        text = plan.system if first is None else _around(f"{plan.system}\n\n", first["content"])
         said = [{"role": "system", "content": text}, *said[first is not None :]]
     template = dict(plan.template)
     body: dict[str, Any] = {"model": model, "messages": said, "max_tokens": plan.max_tokens}
@@ -132,6 +133,14 @@ def body_of(
     if plan.think is not None:
         body |= hard_fields(math.ceil(plan.think * (1 + slack) - 1e-9), dialect)
     return body
+
+
+def _around(before: str, content: Any, after: str = "") -> Any:
+    """A message's content, a text or a list of parts, between two texts: as exports have it."""
+    if isinstance(content, str):
+        return before + content + after
+    head, tail = ([{"type": "text", "text": text}] if text else [] for text in (before, after))
+    return [*head, *content, *tail]
 
 
 def hard_fields(tokens: int, dialect: Dialect = "vllm") -> dict[str, Any]:
@@ -188,7 +197,7 @@ class Client:
 
     def ask(
         self,
-        messages: str | Sequence[Mapping[str, str]],
+        messages: str | Sequence[Mapping[str, Any]],
         budget: Budget | None = None,
         **settings: Any,
     ) -> list[Reply]:

@@ -97,8 +97,7 @@ class HttpEngine(Stepped):
 
     def body(self, request: Request, ids: Ids) -> dict[str, Any]:
         """What vLLM in this process is asked, as JSON: seeds draw the same on the same build."""
-        drawn = getattr(request, "drawn", 0)
-        seed = seeds.key(request.seed, drawn) if drawn else request.seed
+        seed = seeds.key(request.seed, request.drawn) if request.drawn else request.seed
         body: dict[str, Any] = {
             "model": self.model,
             "prompt": ids.tolist(),

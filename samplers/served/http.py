@@ -113,7 +113,7 @@ class Served:
         async with self._room:
             started = time.perf_counter()
             plan, prompt_ids = job.plan, self._render(job)
-            check_chat(plan, job, self.renderer)
+            check_chat(job, self.renderer)
             skipped = self.renderer.closed(prompt_ids)
             budget = plan.think
             if budget is None and plan.cuts and plan.cuts[-1] < plan.max_tokens:
@@ -240,16 +240,16 @@ class Served:
         self.wire.close()
 
 
-def check_chat(plan: Plan, job: Job, renderer: Renderer) -> None:
+def check_chat(job: Job, renderer: Renderer) -> None:
     """Raise ValueError for what no chat endpoint can be asked."""
-    markers = renderer.thinking
+    plan, markers = job.plan, renderer.thinking
     wrong = {
         "prefill": plan.prefill,
         "after_close": plan.after_close,
         "close": plan.close if markers is None or plan.close != markers.end else "",
         "probe": plan.probe,
         "chunk": plan.chunk,
-        "stopping": getattr(plan, "stopping", None),
+        "stopping": plan.stopping,
         "answers_per_cut": plan.answers_per_cut if plan.answers_per_cut > 1 else None,
         "resume": job.resume and "an unfinished rollout",
     }
