@@ -17,6 +17,7 @@ import yaml
 
 from launch import evaluate_model
 from launch.reward import columns_of, spec_of
+from launch.sampling import said
 from samplers import seam
 from trainer import runfolder
 from trainer.eval import findings, metric, require, summary
@@ -70,13 +71,15 @@ def evaluate(args: argparse.Namespace) -> int:
     _check_ks(args.k, {task.name: most or task.samples for task in tasks})
     base = _base_folder(args.baseline, tasks)
     names = [args.model, *([args.baseline] if args.baseline and base is None else [])]
-    made = [evaluate_model.prepare(args, name, tasks, settings) for name in names]
+    made: list[evaluate_model.Prepared] = []
+    for name in names:  # a baseline is evaluated in the very same way
+        made.append(evaluate_model.prepare(args, name, tasks, settings, made[0] if made else None))
     with ExitStack() as stack:
         out = args.out
         if out is None:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="laconic-eval-")))
         folder, *bases = (
-            evaluate_model.run(one, tasks, settings, path)
+            evaluate_model.run(one, tasks, path)
             for one, path in zip(made, (out, out / "baseline"), strict=False)
         )
         for base in bases:
@@ -145,9 +148,7 @@ def _settings(args: argparse.Namespace) -> EvalSettings:
         samples=args.samples,
         precision=args.precision,
         max_samples=args.max_samples,
-        max_tokens=args.max_tokens,
         answer_tokens=args.answer_tokens,
-        temperature=args.temperature,
         seed=args.seed,
         stopping=stopping,
         thoughts=args.save_thoughts,
@@ -257,7 +258,7 @@ def _finish(
         told |= {} if against is None else {"compared": against.as_json()}
         print(json.dumps(told, indent=1))
     else:
-        print(_text(found, notes, folder.path if keep else None))
+        print(_text(found, notes, said(folder.settings), folder.path if keep else None))
         if against is not None:
             print("\n" + against.text())
     if keep:
@@ -268,12 +269,12 @@ def _finish(
     return 1 if failed else 0
 
 
-def _text(found: Mapping[str, Metric], notes: Sequence[str], kept: Path | None) -> str:
+def _text(found: Mapping[str, Metric], notes: Sequence[str], used: str, kept: Path | None) -> str:
     """The main tables; all else is in summary.md."""
     blocks = [block for block in summary.blocks(found) if not block.title.endswith(_REST)]
     parts = [f"{block.title}\n{summary.aligned(block.cells)}" for block in blocks]
     tail = [*(f"finding: {line}" for line in notes), *([f"kept in {kept}"] if kept else [])]
-    return "\n\n".join([*parts, "\n".join([summary.NOTE, *tail])])
+    return "\n\n".join([*parts, "\n".join([summary.NOTE, f"Sampled at {used}.", *tail])])
 
 
 def _report(
@@ -287,7 +288,8 @@ def _report(
     from launch.run import environment
 
     path = folder.path
-    (path / "summary.md").write_text(summary.markdown(found, notes), encoding="utf-8")
+    text = f"{summary.markdown(found, notes)}\nSampled at {said(folder.settings)}.\n"
+    (path / "summary.md").write_text(text, encoding="utf-8")
     write(path / "environment.json", environment())
     if not draw:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.metadata
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,22 @@ from typing import Any
 
 from launch import inprocess
 from launch.asks import asks
+from launch.sampling import sampling
+from samplers import inference
 from samplers.budget import Asks
 from samplers.data import digest
 from samplers.engines import base
 from samplers.render import Renderer
 from trainer.eval.collect import ROUNDS, Worker
 from trainer.eval.folder import Folder, write
-from trainer.eval.problems import Task
+from trainer.eval.problems import SHUFFLE, Task
 from trainer.eval.run import check, fill
 from trainer.eval.samples import SETTINGS
-from trainer.eval.settings import EvalSettings, as_options, ways
-from trainer.modelfolder import ModelFolder
+from trainer.eval.settings import SAMPLING, EvalSettings, as_options, ways
+from trainer.modelfolder import GENERATION, ModelFolder
 
+_SPARE = 16
+"""Tokens by which the same options may be longer in another order."""
 WHOLE = 1 << 26
 """Bytes of a file up to which all of it is hashed; of larger ones both ends."""
 
@@ -37,12 +42,24 @@ class Prepared:
     renderer: Renderer
     asks: Asks
     config: base.Config
+    settings: EvalSettings
+    """With what the model's folder says of sampling."""
+    of_folder: tuple[str, ...]
+    """What that is."""
 
 
 def prepare(
-    args: argparse.Namespace, name: str, tasks: Sequence[Task], settings: EvalSettings
+    args: argparse.Namespace,
+    name: str,
+    tasks: Sequence[Task],
+    settings: EvalSettings,
+    like: Prepared | None = None,
 ) -> Prepared:
     """Refuse what cannot be asked of model `name`; no weights are loaded.
+
+    Args:
+        settings: without what --temperature, --top-p, --top-k and --max-tokens say.
+        like: evaluate with the settings of this one.
 
     Raises:
         ValueError: no such model or engine; a budget that does not fit, or of which it cannot be
@@ -50,17 +67,66 @@ def prepare(
     """
     args = argparse.Namespace(**{**vars(args), "model": name})
     thinking = not args.no_thinking
-    with as_options():
-        settings.config(0, 1).grid(settings.max_tokens, thinking)
     config = inprocess.engine_of(args.engine, args.dtype)
     model, renderer = inprocess.prepare(args)
-    _fits(settings, model)
     found = asks(args, model, renderer)
+    if like is None:
+        chosen = sampling(args, model)
+        kept = {name: getattr(chosen, name) for name in SAMPLING}
+        cap = chosen.max_tokens or _room(args, model, renderer, found, tasks, settings)
+        settings = settings.model_copy(update={**kept, "max_tokens": cap})
+    else:
+        settings = like.settings
+    with as_options():
+        settings.config(0, 1).grid(settings.max_tokens, thinking)
+    _fits(settings, model)
     check(renderer, tasks, ways(settings, found, thinking), model.context)
-    return Prepared(args, model, renderer, found, config)
+    limit = model.generation.get("max_new_tokens")
+    if args.base_url and limit and settings.max_tokens > limit:
+        warnings.warn(
+            f"--max-tokens: {settings.max_tokens} is above the {limit} of {GENERATION}, which "
+            "limits every response of a vLLM server",
+            stacklevel=2,
+        )
+    of_folder = chosen.of_folder if like is None else like.of_folder
+    return Prepared(args, model, renderer, found, config, settings, of_folder)
 
 
-def run(made: Prepared, tasks: Sequence[Task], settings: EvalSettings, out: Path) -> Folder:
+def _room(
+    args: argparse.Namespace,
+    model: ModelFolder,
+    renderer: Renderer,
+    asks: Asks,
+    tasks: Sequence[Task],
+    settings: EvalSettings,
+) -> int:
+    """Tokens that the context leaves beside the longest prompt, however it is asked."""
+    context = model.context
+    if args.base_url:
+        server = _server_context(args)
+        context = min((c for c in (context, server) if c is not None), default=None)
+    if context is None:
+        return inference.LONGEST
+    most = settings.model_copy(update={"max_tokens": min(inference.LONGEST, context)})
+    plain, *others = [way.plan for way in ways(most, asks, not args.no_thinking)]
+    longest = [max(t.prompts, key=lambda p: len(renderer.render(p, plain))) for t in tasks]
+    spare = _SPARE if any(SHUFFLE in prompt.meta for prompt in longest) else 0
+    rooms = [inference.room(longest, plan, renderer, context - spare) for plan in (plain, *others)]
+    return min(rooms)
+
+
+def _server_context(args: argparse.Namespace) -> int | None:
+    from samplers.served.client import context_of, only_model
+    from samplers.served.wire import Wire
+
+    wire = Wire(args.base_url)
+    try:
+        return context_of(wire, args.served_name or only_model(wire))
+    finally:
+        wire.close()
+
+
+def run(made: Prepared, tasks: Sequence[Task], out: Path) -> Folder:
     """Samples and verdicts in the folder `out`.
 
     Raises:
@@ -81,7 +147,7 @@ def run(made: Prepared, tasks: Sequence[Task], settings: EvalSettings, out: Path
         start,
         made.renderer,
         tasks,
-        settings,
+        made.settings,
         out,
         context=made.model.context,
         asks=made.asks,
@@ -98,6 +164,7 @@ def _about(made: Prepared) -> dict[str, Any]:
     return {
         "model": args.model,
         "engine": engine,
+        "of_folder": list(made.of_folder),
         "identity": {
             "model": f"{args.model} {fingerprint(model.path)}",
             "template": digest(model.chat_template or ""),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict, replace
 from typing import Any
 
-from launch import asks, inprocess
+from launch import asks, inprocess, sampling
 from samplers import inference
 from samplers.budget import Asks, Budget, plan_of
 from samplers.check import check_plan
@@ -27,7 +28,7 @@ def generate(args: argparse.Namespace) -> int:
     budget, selection = _budget(args), _selection(args)
     config = inprocess.engine_of(args.engine)
     model, renderer = inprocess.prepare(args)
-    told = asks.asks(args, model, renderer)
+    told, chosen = asks.asks(args, model, renderer), sampling.sampling(args, model)
     stopping = asks.spec(args.stopping, "--stopping")
     prompts = [_prompt(i, text, model) for i, text in enumerate(args.prompt)]
     _check(args, budget, told, stopping, prompts, renderer, model)
@@ -39,23 +40,23 @@ def generate(args: argparse.Namespace) -> int:
         selection=selection,
         stopping=stopping,
         max_tokens=args.max_tokens,
-        temperature=args.temperature,
+        temperature=chosen.temperature,
+        top_p=chosen.top_p,
+        top_k=chosen.top_k,
         seed=args.seed,
     )
+    used = {**asdict(chosen), "max_tokens": made[0].plan.max_tokens}
+    used["of_folder"] = [name for name in chosen.of_folder if name != "max_tokens"]
     if args.json:
-        results = [_result(one, selection is not None) for one in made]
+        results = [{**_result(one, selection is not None), "sampling": used} for one in made]
         print(json.dumps(results if len(results) > 1 else results[0], indent=1))
     else:
         print("\n\n".join(_text(one, selection is not None) for one in made))
+        print(f"laconic: {sampling.said(used)}", file=sys.stderr)
     return 0
 
 
 def _budget(args: argparse.Namespace) -> Budget:
-    if args.thinking_budget is not None and args.thinking_budget >= args.max_tokens:
-        raise ValueError(
-            f"--thinking-budget {args.thinking_budget} leaves no room for an answer below "
-            f"--max-tokens {args.max_tokens}; raise --max-tokens"
-        )
     for option, given, needs, there in (
         ("--soft", args.soft, "--thinking-budget", args.thinking_budget is not None),
         ("--ask", args.ask is not None, "--thinking-budget", args.thinking_budget is not None),
@@ -77,7 +78,8 @@ def _selection(args: argparse.Namespace) -> Any:
             raise ValueError(f"--m {args.m} has no effect without --selection short-m")
         said = selection if isinstance(selection, dict) else {"name": "short_m"}
         selection = {**said, "m": args.m}
-    inference.chooser(selection, args.samples, args.temperature)
+    heat = 1.0 if args.temperature is None else args.temperature
+    inference.chooser(selection, args.samples, heat)
     return selection
 
 
@@ -91,12 +93,21 @@ def _check(
     model: ModelFolder,
 ) -> None:
     """Refuse what no engine could do, before one is started."""
-    if model.context is not None and args.max_tokens >= model.context:
+    if model.context is not None and (args.max_tokens or 0) >= model.context:
         raise ValueError(
             f"--max-tokens {args.max_tokens} is not below the model's context of {model.context} "
             "tokens; lower it"
         )
-    plan = replace(plan_of(budget, told, args.max_tokens), stopping=stopping)
+    plan = replace(plan_of(budget, told, args.max_tokens or 1), stopping=stopping)
+    if args.max_tokens is None:
+        most = inference.room(prompts, plan, renderer, model.context)
+        plan = replace(plan, max_tokens=most)
+    if args.thinking_budget is not None and args.thinking_budget >= plan.max_tokens:
+        beside = "that the context leaves" if args.max_tokens is None else "of --max-tokens"
+        raise ValueError(
+            f"--thinking-budget {args.thinking_budget} leaves no room for an answer below the "
+            f"{plan.max_tokens} tokens {beside}; lower it"
+        )
     for prompt in prompts:
         inference.check_open(plan, prompt, renderer)
         check_plan(plan, prompt, renderer.render(prompt, plan), renderer, model.context)

@@ -51,6 +51,16 @@ def temperature(text: str) -> float:
     return _number(text, lambda value: 0 <= value < float("inf"), "a number from 0 (greedy) up")
 
 
+def top_p(text: str) -> float:
+    return _number(text, lambda value: 0 < value <= 1, "a share above 0, at most 1 (all tokens)")
+
+
+def top_k(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}': write a whole number; 0: all tokens")
+    return int(text)
+
+
 def share(text: str) -> float:
     return _number(text, lambda value: 0 <= value <= 0.5, "a share from 0 to 0.5, as 0.01")
 

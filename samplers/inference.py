@@ -18,6 +18,7 @@ from samplers import seam, seeds
 from samplers.budget import Asks, Budget, asks_of, plan_of
 from samplers.check import look_tokens
 from samplers.engines import base
+from samplers.engines._requests import check_truncation
 from samplers.generated import Generation, Sample, Usage, read
 from samplers.render import Renderer, ThinkingConfig
 from samplers.rollout import Call, RolloutWorker
@@ -43,6 +44,8 @@ def generate(
     stopping: str | Mapping[str, Any] | None = None,
     max_tokens: int | None = None,
     temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
     seed: int = 0,
     canonical: Callable[[str], str] = str.strip,
     scorer: Scorer | None = None,
@@ -60,28 +63,36 @@ def generate(
         selection: what is returned of several samples; None: nothing is chosen.
         stopping: a rule that watches thoughts.
         max_tokens: cap of a whole response; None: what the context leaves, 32768 at most.
-        temperature: 0 is greedy.
+        temperature: 0 is greedy, whatever `top_p` and `top_k` are.
+        top_p: only the likeliest tokens that have so much of the probability together, after
+            temperature and `top_k`; 1: all.
+        top_k: only so many of the likeliest tokens; 0: all.
         canonical: equal ones are equal answers, to selections and stopping rules.
-        scorer: what best-of-n compares; None: the mean logprob of a sample's tokens.
+        scorer: what best-of-n compares; None: `Sample.confidence`, as in evaluations.
         thinking: markers of thoughts, of a model that is loaded; None: it has none.
 
     Raises:
         ValueError: a budget, effort, selection or rule that would have no effect or does not fit,
-            before anything is generated.
+            or that leaves no token to sample, before anything is generated.
     """
     budget = budget or Budget()
+    check_truncation("", top_p, top_k)
     chosen = chooser(selection, budget.samples, temperature, scorer)
     worker = model if isinstance(model, RolloutWorker) else load(model, engine, thinking)
     asks = asks_of(worker.renderer) if asks is None else asks
     asked = [_prompt(i, prompt, worker) for i, prompt in enumerate(_several(prompts))]
     plan = replace(plan_of(budget, asks, max_tokens or 1), stopping=stopping)
     if max_tokens is None:
-        plan = replace(plan, max_tokens=_room(worker, asked, plan))
+        most = room(asked, plan, worker.renderer, worker.engine.context)
+        plan = replace(plan, max_tokens=most)
     plan = _planned(plan, chosen)
     for prompt in asked:
         check_open(plan, prompt, worker.renderer)
     jobs = [
-        [Job(prompt, plan, i, s, seeds.key(seed, i, s), temperature) for s in range(budget.samples)]
+        [
+            Job(prompt, plan, i, s, seeds.key(seed, i, s), temperature, top_p=top_p, top_k=top_k)
+            for s in range(budget.samples)
+        ]
         for i, prompt in enumerate(asked)
     ]
     made = []
@@ -129,13 +140,13 @@ def _prompt(index: int, prompt: str | Messages | Prompt, worker: RolloutWorker) 
     return Prompt(index, f"prompt {index}", messages, "" if chat else prompt, "", "")
 
 
-def _room(worker: RolloutWorker, prompts: Sequence[Prompt], plan: Plan) -> int:
-    """Tokens of a response that the context leaves beside the longest prompt and a look."""
-    if worker.engine.context is None:
+def room(prompts: Sequence[Prompt], plan: Plan, renderer: Renderer, context: int | None) -> int:
+    """Tokens of a response that the context leaves beside the longest prompt and a look: its cap
+    where nobody says one, `LONGEST` at most."""
+    if context is None:
         return LONGEST
-    longest = max(len(worker.renderer.render(prompt, plan)) for prompt in prompts)
-    look = look_tokens(plan, worker.renderer)
-    return max(1, min(LONGEST, worker.engine.context - longest - look))
+    longest = max(len(renderer.render(prompt, plan)) for prompt in prompts)
+    return max(1, min(LONGEST, context - longest - look_tokens(plan, renderer)))
 
 
 Choice = tuple[Any, Any]

@@ -93,7 +93,9 @@ class Endpoint:
         plan = Plan(max_tokens=body.get("max_tokens", 400), think=think, template=template)
         prompt = Prompt(0, "asked", tuple(body["messages"]), "", "", "")
         seed = key(body.get("seed", 0), len(self.asked) if self.wanders else 0)
-        made = self.worker.generate([Job(prompt, plan, 0, 0, seed, body.get("temperature", 1.0))])
+        cut = {"top_p": body.get("top_p", 1.0), "top_k": body.get("top_k", 0)}
+        heat = body.get("temperature", 1.0)
+        made = self.worker.generate([Job(prompt, plan, 0, 0, seed, heat, **cut)])
         [rollout] = made
         tokens = [rollout.thought, rollout.final.tokens]
         ids = np.concatenate([part.ids_T for part in tokens]).tolist()
@@ -118,6 +120,7 @@ class Endpoint:
         request = Request(
             0, np.array(body["prompt"], np.int32), body["max_tokens"],
             tuple(body["stop_token_ids"]), body["temperature"], body["seed"],
+            top_p=body["top_p"], top_k=body["top_k"],
         )  # fmt: skip
         engine = self.worker.engine
         [done] = self.worker.between(lambda: engine.generate([request]), drained=True)

@@ -280,7 +280,8 @@ def test_generate_prints_what_was_forced_and_chosen(capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--thinking-budget", "192"], "--max-tokens 192"),
+        (["--thinking-budget", "1020"], "tokens that the context leaves; lower it"),
+        (["--thinking-budget", "40", "--max-tokens", "40"], "below the 40 tokens of --max-tokens"),
         (["--max-tokens", "1024"], "model's context of 1024"),
         (["--soft"], "--soft has no effect without --thinking-budget"),
         (["--ask", "{suffix: ';{budget}'}"], "--ask has no effect"),
@@ -298,7 +299,7 @@ def test_generate_prints_what_was_forced_and_chosen(capsys: Captured) -> None:
         (["--m", "5", "--samples", "4", "--selection", "short-m"], "m=5 thoughts of 4 samples"),
         (["--samples", "3", "--temperature", "0"], "all the same"),
         (["--stopping", "consistensy"], "did you mean 'consistency'"),
-        (["--stopping", "{name: consistency, every: 500}"], "would have no effect"),
+        (["--stopping", "{name: consistency, every: 2000}"], "would have no effect"),
         (["--engine", "vlm"], "did you mean 'vllm'"),
     ],
 )

@@ -123,6 +123,34 @@ def test_an_ignored_hard_budget_is_counted_and_told(
     assert all(a[0].after == len(r.thought) for r in cut for a in r.answers if r.closed)
 
 
+@pytest.mark.parametrize("cut", [(0.6, 0), (1.0, 3), (0.9, 5)])
+def test_a_nucleus_is_asked_of_the_server(
+    endpoint: tuple[Endpoint, str], served: Served, cut: tuple[float, int]
+) -> None:
+    """Over chat and over token ids: every request says it, and its tokens are of it."""
+    behind, url = endpoint
+    asked = [replace(j, top_p=cut[0], top_k=cut[1]) for j in jobs(CUTS, temperature=1.0)]
+    served.rollout(asked)
+    assert {(b["top_p"], b["top_k"]) for b in behind.asked if "messages" in b} == {cut}
+    by_ids = worker(url, None, behind.renderer)
+    for made in by_ids.generate(asked):
+        for answer in (made.final.tokens, made.thought):
+            ids = np.concatenate([made.prompt_ids_T, made.thought.ids_T[: made.final.after]])
+            if answer is made.thought:
+                ids = made.prompt_ids_T
+            whole = np.concatenate([ids, answer.ids_T])
+            (plain,) = behind.worker.score([whole])
+            drawn = ~answer.forced_T
+            # Renormalised: what is left out is shared among what is kept.
+            assert (answer.logprobs_T[drawn] >= plain[len(ids) - 1 :][drawn] - 1e-4).all()
+    assert {(b["top_p"], b["top_k"]) for b in behind.asked if "prompt" in b} == {cut}
+    [one] = served.rollout(
+        [replace(j, top_p=cut[0], top_k=cut[1]) for j in jobs(PLANS["uncut"], 1, 0.0)]
+    )
+    [greedy] = behind.worker.generate(jobs(PLANS["uncut"], 1, 0.0))
+    check_same(one, greedy)
+
+
 def test_cuts_of_another_thought_are_told(endpoint: tuple[Endpoint, str], served: Served) -> None:
     endpoint[0].wanders = True
     served.rollout(jobs(CUTS, temperature=1.0))

@@ -21,6 +21,7 @@ from trainer import checkpoint
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 FACTS = SHIPPED / "models"
 CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+GENERATION = "generation_config.json"
 SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
 ALL_FILES = [*SMALL_FILES, "*.safetensors", "*.py"]
 
@@ -153,6 +154,16 @@ class ModelFolder:
         raw = _json(self.path / "config.json")
         text = raw.get("text_config")
         return {**raw, **text} if isinstance(text, dict) else raw
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """generation_config.json; {} where there is none.
+
+        Raises:
+            ValueError: broken.
+        """
+        file = self.path / GENERATION
+        return _json(file) if file.is_file() else {}
 
     @property
     def causal(self) -> bool:

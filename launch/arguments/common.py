@@ -7,13 +7,17 @@ import argparse
 from launch import values
 
 
-def model(parser: argparse.ArgumentParser) -> None:
+def model(parser: argparse.ArgumentParser, cap: str) -> None:
+    """`cap` is what is said of --max-tokens."""
     parser.add_argument("model", help="a model folder, base/find, or a hub name")
-    parser.add_argument("--temperature", type=values.temperature, default=1.0, help="0 is greedy")
+    text = "0 is greedy (default of this and the next two: generation_config.json, else 1, 1, 0)"
+    parser.add_argument("--temperature", type=values.temperature, metavar="T", help=text)
+    text = "sample of the likeliest tokens that have this probability together; 1: of all"
+    parser.add_argument("--top-p", type=values.top_p, metavar="P", help=text)
+    text = "sample of so many of the likeliest tokens; 0: of all"
+    parser.add_argument("--top-k", type=values.top_k, metavar="K", help=text)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--max-tokens", type=values.count, default=192, help="cap of a whole response"
-    )
+    parser.add_argument("--max-tokens", type=values.count, metavar="N", help=cap)
     parser.add_argument("--answer-tokens", type=values.count, help="cap of the answer")
     marker(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")

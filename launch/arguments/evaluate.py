@@ -12,7 +12,11 @@ MODES = ("truncate", "prompt", "effort", "both")
 
 
 def add(one: argparse.ArgumentParser) -> None:
-    model(one)
+    text = (
+        "cap of a whole response (default: max_new_tokens of generation_config.json, else what the "
+        "context leaves, 32768 at most)"
+    )
+    model(one, text)
     _problems(one.add_argument_group("problems"))
     _budgets(one.add_argument_group("budgets"))
     _samples(one.add_argument_group("samples"))

@@ -9,7 +9,7 @@ from launch.arguments.common import model
 
 
 def add(one: argparse.ArgumentParser) -> None:
-    model(one)
+    model(one, "cap of a whole response (default: what the context leaves, 32768 at most)")
     one.add_argument("prompt", nargs="+", metavar="PROMPT", help="user messages, one a prompt")
     _budget(one.add_argument_group("budget"))
     _told(one.add_argument_group("how a model is told, where its folder does not say"))

@@ -5,7 +5,6 @@ What is there is not made again. A process that is killed loses what was under w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from samplers.render import Renderer
 from samplers.types import Job, Rollout
 from trainer import runfolder
 from trainer.eval import budgets, samples
-from trainer.eval.folder import Folder, write
+from trainer.eval.folder import Folder, open_folder, write
 from trainer.eval.problems import Task, posed
 from trainer.eval.samples import PROBLEMS, SAMPLES, SETTINGS, Key, Row
 from trainer.eval.settings import EvalSettings, Way, difference
@@ -81,8 +80,8 @@ class Store:
             if (self.path / SAMPLES).exists():
                 raise ValueError(f"--out: {self.path} holds samples and no {SETTINGS}; remove it")
             return
-        there = json.loads(file.read_text(encoding="utf-8"))
-        changed = difference(there.get("identity", {}), self.settings["identity"])
+        there = open_folder(self.path).settings.get("identity", {})
+        changed = difference(there, self.settings["identity"])
         if changed:
             raise ValueError(
                 f"--out: {self.path} was made with other settings ({changed}); choose another "
@@ -136,6 +135,8 @@ def _jobs(
             index=s,
             seed=seeds.key(seed, budgets._STREAM, prompt.index, s),
             temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
         )
         for s in numbers
     )

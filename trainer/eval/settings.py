@@ -42,6 +42,11 @@ class EvalSettings(Component):
     answer_tokens: int | None = Field(None, ge=1)
     """Cap of an answer; None: what the response cap leaves."""
     temperature: float = Field(1.0, ge=0)
+    """0 is greedy: nothing of the next two then has an effect."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Only the likeliest tokens that have so much of the probability together; 1: all."""
+    top_k: int = Field(0, ge=0)
+    """Only so many of the likeliest tokens; 0: all."""
     seed: int = 0
     stopping: str | dict[str, Any] | None = None
     """A live rule (`samplers/stopping`) that ends thoughts."""
@@ -65,6 +70,9 @@ class EvalSettings(Component):
         return EvalConfig(
             samples=samples, temperature=self.temperature, seed=seed, budgets=self.budgets
         )
+
+
+SAMPLING = ("temperature", "top_p", "top_k")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +179,7 @@ def identity(settings: EvalSettings) -> dict[str, Any]:
     """What samples of one folder must have in common, as it stands in eval.json."""
     kept = settings.model_dump(
         mode="json",
-        include={"mode", "max_tokens", "answer_tokens", "temperature", "seed", "stopping"},
+        include={"mode", "max_tokens", "answer_tokens", "seed", "stopping", *SAMPLING},
     )
     return {**kept, "budgets": [*settings.budgets, UNCUT]}
 

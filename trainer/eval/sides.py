@@ -16,6 +16,8 @@ MUST = ("max_tokens", "answer_tokens")
 """Settings without which two accuracies say nothing of one another."""
 TOLD = (
     "temperature",
+    "top_p",
+    "top_k",
     "mode",
     "samples",
     "stopping",

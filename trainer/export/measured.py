@@ -52,7 +52,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         said = json.loads(file.read_text())
     except (OSError, json.JSONDecodeError):
         return {}
-    kept = ("mode", "samples", "sampling", "temperature", "seed", "engine", "dtype")
+    kept = ("mode", "samples", "temperature", "top_p", "top_k", "seed", "engine", "dtype")
     flat = {**said, **said.get("identity", {})} if isinstance(said, dict) else {}
     return {name: flat[name] for name in kept if name in flat}
 

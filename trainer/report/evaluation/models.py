@@ -226,7 +226,7 @@ def made(opened: Sequence[Any], first_is_baseline: bool = False) -> list[Model]:
     return models
 
 
-MUST = ("graders", "max_tokens", "answer_tokens", "temperature")
+MUST = ("graders", "max_tokens", "answer_tokens", "temperature", "top_p", "top_k")
 """Settings without which numbers beside one another mislead."""
 
 
