@@ -180,7 +180,7 @@ def sign_flip(differences_M: ArrayLike, draws: int = 10_000, seed: int = 0) -> f
     d_M = np.asarray(differences_M, dtype=np.float64)
     if not d_M.size:
         return float("nan")
-    observed = abs(d_M.sum()) * (1 - 1e-12)
+    observed = abs(d_M.sum()) - 1e-12 * np.abs(d_M).sum()  # equal sums differ by rounding
     if d_M.size <= EXACT_FLIPS:
         bits = np.arange(2**d_M.size)[:, None] >> np.arange(d_M.size) & 1
         return float((np.abs((1 - 2 * bits) @ d_M) >= observed).mean())
