@@ -20,7 +20,7 @@ from launch.reward import columns_of, spec_of
 from launch.sampling import said
 from samplers import seam
 from trainer import runfolder
-from trainer.eval import findings, metric, require, summary
+from trainer.eval import findings, metric, require, sides, summary
 from trainer.eval.compare import compare
 from trainer.eval.folder import METRICS, Folder, open_folder, write
 from trainer.eval.judging import judge
@@ -74,6 +74,8 @@ def evaluate(args: argparse.Namespace) -> int:
     made: list[evaluate_model.Prepared] = []
     for name in names:  # a baseline is evaluated in the very same way
         made.append(evaluate_model.prepare(args, name, tasks, settings, made[0] if made else None))
+    if base is not None:
+        _same_caps(base, made[0].settings)
     with ExitStack() as stack:
         out = args.out
         if out is None:
@@ -228,6 +230,18 @@ def _same_problems(base: Folder, here: dict[str, str]) -> None:
             raise ValueError(
                 f"--baseline: {base.path} is of other problems: task {task} has "
                 f"{there or 'none'} there, {problems} here; evaluate the baseline on the same"
+            )
+
+
+def _same_caps(base: Folder, here: EvalSettings) -> None:
+    """Refuse what could not be compared, before it is paid for."""
+    for name in sides.MUST:
+        there, asked = base.settings.get(name), getattr(here, name)
+        if there != asked:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"--baseline: {base.path} is of {name} {there}, and {asked} is asked for here; "
+                + (f"leave {option} out" if there is None else f"set {option} {there}")
             )
 
 

@@ -155,6 +155,20 @@ def test_a_baseline_is_sampled_alike(tmp_path: Path) -> None:
         assert sides[0][name] == sides[1][name]
 
 
+def test_a_baseline_of_another_cap_is_refused_before_it_is_paid_for(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked("base/find", tmp_path / "a", "--max-tokens", "100", "--answer-tokens", "8")
+    monkeypatch.setattr("launch.inprocess.start", lambda *_: pytest.fail("weights were loaded"))
+    base = ["--baseline", str(tmp_path / "a")]
+    for more, said in (
+        (["--answer-tokens", "8"], "is of max_tokens 100, and 192 is asked for here; set --max"),
+        (["--max-tokens", "100"], "is of answer_tokens 8, and None is asked for here; set --ans"),
+    ):
+        assert main(["eval", "base/told", *FEW, *base, *more]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_generate_says_what_it_used(tmp_path: Path, capsys: Captured) -> None:
     model = like(tmp_path / "m", {**QWEN, "max_new_tokens": 90})
     assert main(["generate", model, PROMPT]) == 0
