@@ -84,6 +84,6 @@ def asking(settings: Any, option: str) -> Asking:
     try:
         return Asking(**settings)
     except ValidationError as error:
-        raise ValueError(seam.mistakes(error, Asking.model_fields, option)) from None
+        raise ValueError(f"{option}: {seam.mistakes(error, Asking.model_fields)}") from None
     except TypeError:
         raise ValueError(f"{option}: {settings!r} is no map; write '{{suffix: ...}}'") from None

@@ -70,15 +70,18 @@ class Asks(Component):
 
 
 def asks_of(renderer: Renderer) -> Asks:
-    """How the chat template itself lets a model be told: by its own variables."""
-    known = renderer.variables
+    """How the chat template itself lets a model be told: by its own variables, and by no value
+    that it refuses."""
+    known, takes = renderer.variables, renderer.takes
     efforts: dict[str, Asking] = {}
     if "reasoning_effort" in known:
-        efforts = {name: Asking(template={"reasoning_effort": name}) for name in EFFORTS}
-    if "enable_thinking" in known:
+        names = [name for name in EFFORTS if takes(reasoning_effort=name)]
+        efforts = {name: Asking(template={"reasoning_effort": name}) for name in names}
+    if "enable_thinking" in known and takes(enable_thinking=False):
         efforts["none"] = Asking(template={"enable_thinking": False})
+    numbers = "thinking_budget" in known and takes(thinking_budget=512)
     said = Asking(template={"thinking_budget": base.BUDGET})
-    return Asks(budget=said if "thinking_budget" in known else None, efforts=efforts)
+    return Asks(budget=said if numbers else None, efforts=efforts)
 
 
 def plan_of(budget: Budget, asks: Asks, max_tokens: int) -> Plan:

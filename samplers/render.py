@@ -92,6 +92,18 @@ class Renderer:
         except TemplateError:  # a tag that nobody here knows: ask for nothing
             return frozenset()
 
+    def takes(self, **arguments: Any) -> bool:
+        """Whether the chat template renders with these, where it does without: it may refuse."""
+        talk = [{"role": "user", "content": ""}]
+        for given, found in ((arguments, True), ({}, False)):
+            try:
+                self.tokenizer.apply_chat_template(talk, tokenize=False, **given)
+                return found
+            except Exception as error:
+                if type(error).__name__ != "TemplateError":  # by raise_exception
+                    break
+        return True
+
     # Into ids
 
     def render(self, prompt: Prompt, plan: Plan) -> Ids:

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
-from samplers.budget import Asks, Budget, plan_of
+from samplers import render
+from samplers.budget import Asks, Budget, asks_of, plan_of
 from samplers.budgets.base import Asking
+from samplers.inference import generate
+from samplers.render import ThinkingConfig
 from tests import here
 from trainer.config import load
 from trainer.export import trained
+from trainer.export.folder import export
 from trainer.modelfolder import fetch
 from trainer.runfolder import CONFIG, resolved
 
@@ -47,6 +51,24 @@ def test_a_number_that_nobody_hears_of_is_refused() -> None:
     with pytest.raises(ValueError, match="would have no effect"):
         plan_of(Budget(64, hard=False), Asks(), 100)
     assert plan_of(Budget(64), Asks(), 100).suffix == "", "the engine enforces it"
+
+
+def test_what_an_export_refuses_is_not_asked(tmp_path: Path) -> None:
+    """Its template raises on what it was not trained to read; a hard budget is the engine's."""
+    hand = {"low": {"suffix": "<b2>"}, "high": {"suffix": "<b4>"}}
+    modes = export("base/modes", tmp_path / "modes", thinking=ThinkingConfig(), efforts=hand)
+    renderer = render.load(str(modes), ThinkingConfig())
+    asks = asks_of(renderer)
+    assert asks.budget is None
+    assert set(asks.efforts) == {"none", "low", "high"}
+    [made] = generate(str(modes), ["A1+1B2-2?"], Budget(8))
+    assert made.usage.thinking == 8
+    told = export(
+        "base/told", tmp_path / "told", thinking=ThinkingConfig(), ask={"suffix": ";{budget}"}
+    )
+    asks = asks_of(render.load(str(told), ThinkingConfig()))
+    assert asks.budget is not None
+    assert set(asks.efforts) == {"none"}
 
 
 def test_a_run_is_evaluated_as_its_training_did(

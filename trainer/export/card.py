@@ -89,7 +89,7 @@ def _asking(said: Mapping[str, Any]) -> str:
         learnt = (said["trained"] or {}).get("budgets")
         rules += " The model was trained to keep to the number." if learnt else ""
         rules += (
-            " Nothing forces it to keep to the number: a hard limit is the engine's (below). "
+            " Nothing forces the model to keep to it: a hard limit is the engine's (below). "
             "Send both."
         )
     return "\n".join(["## Asking for a budget", "", *rows, "", rules, ""])
