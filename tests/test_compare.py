@@ -99,6 +99,13 @@ def test_as_good_on_fewer_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wide.lines[-1].verdict == "as good, fewer tokens"
 
 
+def test_one_problem_is_not_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = tables.random(1, 4, seed=3)
+    alone = compared(monkeypatch, side("a", a), side("b", better(a)))
+    assert alone.lines[-1].verdict == "undecided"
+    assert alone.inferior() == ["t: fewer than two problems are graded in both"]
+
+
 def test_several_tasks_are_corrected_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def both(seed: int) -> list[Table]:
         return [replace(tables.random(25, 4, seed=seed + i), task=n) for i, n in enumerate("tuv")]

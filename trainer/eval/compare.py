@@ -107,6 +107,9 @@ class Comparison:
             if line.name.rpartition("@")[2] != UNCUT or line.cheaper is None:
                 continue
             low, high = line.not_worse.bound, line.cheaper.bound
+            if math.isnan(low):
+                out.append(f"{line.task}: fewer than two problems are graded in both")
+                continue
             if not line.not_worse.holds:
                 out.append(
                     f"{line.task}: accuracy may have fallen by {-low:.4f}, more than {self.margin}"
