@@ -56,8 +56,7 @@ def generate(
 
     Args:
         model: a folder or hub name, loaded into `engine`; or a worker that holds one.
-        prompts: user messages (plain text for a model without chat template), lists of messages,
-            or prompts.
+        prompts: user messages (plain text without a chat template), lists of messages, or prompts.
         asks: how the model is told of a budget; None: as its chat template declares. For an
             exported folder: `trainer.export.asks(folder)`.
         selection: what is returned of several samples; None: nothing is chosen.
@@ -82,17 +81,10 @@ def generate(
     asks = asks_of(worker.renderer) if asks is None else asks
     asked = [_prompt(i, prompt, worker) for i, prompt in enumerate(_several(prompts))]
     plan = replace(plan_of(budget, asks, max_tokens or 1), stopping=stopping)
-    if max_tokens is None:
-        most = room(asked, plan, worker.renderer, worker.engine.context)
-        plan = replace(plan, max_tokens=most)
-    plan = _planned(plan, chosen)
-    for prompt in asked:
-        check_open(plan, prompt, worker.renderer)
+    plan = _fitted(plan, worker, asked, max_tokens, chosen)
+    how: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     jobs = [
-        [
-            Job(prompt, plan, i, s, seeds.key(seed, i, s), temperature, top_p=top_p, top_k=top_k)
-            for s in range(budget.samples)
-        ]
+        [Job(prompt, plan, i, s, seeds.key(seed, i, s), **how) for s in range(budget.samples)]
         for i, prompt in enumerate(asked)
     ]
     made = []
@@ -186,11 +178,23 @@ def chooser(
     return module, config
 
 
-def _planned(plan: Plan, chosen: Choice | None) -> Plan:
-    """A race needs to see thoughts end: an answer with a cap of its own is a request of its own."""
-    if chosen is None or not hasattr(chosen[0], "enough") or plan.answer is not None:
-        return plan
-    return replace(plan, answer=plan.max_tokens)
+def _fitted(
+    plan: Plan,
+    worker: RolloutWorker,
+    prompts: Sequence[Prompt],
+    max_tokens: int | None,
+    chosen: Choice | None,
+) -> Plan:
+    """The plan with its cap. A race needs to see thoughts end: an answer with a cap of its own is a
+    request of its own."""
+    if max_tokens is None:
+        most = room(prompts, plan, worker.renderer, worker.engine.context)
+        plan = replace(plan, max_tokens=most)
+    if chosen is not None and hasattr(chosen[0], "enough") and plan.answer is None:
+        plan = replace(plan, answer=plan.max_tokens)
+    for prompt in prompts:
+        check_open(plan, prompt, worker.renderer)
+    return plan
 
 
 def check_open(plan: Plan, prompt: Prompt, renderer: Renderer) -> None:

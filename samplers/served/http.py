@@ -122,7 +122,7 @@ class Served:
             if not _same(shown, prompt_ids):
                 self._note("rendered")
             answers = await self._answers(job, main, budget, skipped)
-            self._count(job, main, time.perf_counter() - started)
+            self._count(main, time.perf_counter() - started)
         return Rollout(
             job.prompt.index, job.group, job.index, job.seed, plan,
             prompt_ids if shown is None else shown,
@@ -227,7 +227,7 @@ class Served:
         with self._lock:
             self._odd[key] += 1
 
-    def _count(self, job: Job, main: Read, seconds: float) -> None:
+    def _count(self, main: Read, seconds: float) -> None:
         forced = int(main.answer.tokens.forced_T.sum())
         with self._lock:
             self._counts["rollouts"] += 1

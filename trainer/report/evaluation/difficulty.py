@@ -35,10 +35,10 @@ RATES = (
 
 @dataclass(frozen=True)
 class Bins:
-    """Problem id -> bin, and what the bins are called, easiest first."""
+    """Problem id -> bin (None: all in the one), and what the bins are called, easiest first."""
 
     names: tuple[str, ...]
-    of: Mapping[str, int]
+    of: Mapping[str, int] | None
     what: str
 
 
@@ -84,7 +84,7 @@ def _by_level(known: Mapping[str, int]) -> Bins:
 
 
 def figures(sheet: Sheet) -> Iterator[Figure]:
-    found = bins(sheet) or Bins(("",), _Always(), "all problems")
+    found = bins(sheet) or Bins(("",), None, "all problems")
     shown = [m for m in sheet.models if m.free(sheet.task)]
     height = 0.95 + (0.62 if len(found.names) > 1 else 1.5) * len(found.names)
     binned = f"Rows: {found.what}." if found.names[0] else ""
@@ -115,16 +115,10 @@ def figures(sheet: Sheet) -> Iterator[Figure]:
         )
 
 
-class _Always(dict[str, int]):
-    """Every problem in the one bin."""
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return 0
-
-
 def _which(d: Digest, found: Bins) -> NDArray[np.int64]:
     """Bin of each problem; -1: none."""
-    return np.array([found.of.get(name, -1) for name in d.ids_M], dtype=np.int64)
+    of = dict.fromkeys(d.ids_M, 0) if found.of is None else found.of
+    return np.array([of.get(name, -1) for name in d.ids_M], dtype=np.int64)
 
 
 def _lengths(canvas: Any, task: str, models: Sequence[Model], found: Bins) -> bool:
