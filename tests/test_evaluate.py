@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from rewards.service.pool import VerifierPool
 from samplers.budget import Asks
 from samplers.types import Plan
 from tests.evaluated import KINDS, MODES, TOLD, copied, evaluation, task, worker
+from tests.shaped import rollout
 from trainer import runfolder
-from trainer.eval import budgets, progress, run, samples
+from trainer.eval import budgets, progress, run, samples, suites
 from trainer.eval.budgets import EvalConfig
-from trainer.eval.folder import open_folder
+from trainer.eval.folder import open_folder, write
 from trainer.eval.judging import judge
 from trainer.eval.settings import EvalSettings, ways
 from trainer.eval.table import STATUSES, Table
@@ -228,6 +230,35 @@ def test_other_problems_and_a_folder_in_use_are_refused(tmp_path: Path) -> None:
         filled(path)
     with pytest.raises(ValueError, match=r"no evaluation \(no eval.json\)"):
         open_folder(path)
+    for text in ('{"identity": {', "[]", "{}"):
+        (path / samples.SETTINGS).write_text(text)
+        with pytest.raises(ValueError, match=r"eval\.json: does not say .*; restore it"):
+            filled(path)
+
+
+# Files that anybody can read
+
+
+def test_numbers_that_json_does_not_have_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        samples.line({"score": math.nan})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write(tmp_path / "x.json", [math.inf])
+    assert not list(tmp_path.iterdir())
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "1+1?", "answer": "2", "x": NaN, "more": [{"y": -Infinity}]}\n')
+    (row,) = suites.task(str(file), suites.Wanted()).rows()
+    assert json.loads(samples.line(row))["meta"] == {
+        "answer": "2", "x": None, "more": [{"y": None}],
+    }  # fmt: skip
+
+
+def test_a_token_without_any_probability_is_a_number() -> None:
+    made = rollout(2, 1, closed=False)
+    made.thought.logprobs_T[:] = -math.inf, -1
+    made.final.tokens.logprobs_T[:] = -math.inf
+    row = json.loads(samples.line(samples.row_of(("t", "p", 0, ""), made, ())))
+    assert (row["thought_logprob"], row["cuts"][-1]["confidence"]) == (-5000, 0)
 
 
 # Verdicts
@@ -255,6 +286,31 @@ def test_missing_and_torn_verdicts_are_made_up_for(tmp_path: Path) -> None:
             open_folder(path).tables()
         judge(open_folder(path))
         assert file.read_bytes() == right
+
+
+@pytest.mark.parametrize("taken", [1, 30, 48])
+@pytest.mark.parametrize("name", [samples.SAMPLES, samples.VERDICTS])
+def test_lines_that_somebody_took_out_are_made_up_for(
+    name: str, taken: int, tmp_path: Path
+) -> None:
+    """As the message about a broken line says; the samples stand in another order then."""
+    path = copied("truncate", tmp_path)
+    before = table(path)
+    lines = (path / name).read_text().splitlines(keepends=True)
+    assert len(lines) == 48 + (name == samples.VERDICTS)
+    del lines[taken - (name == samples.SAMPLES)]
+    (path / name).write_text("".join(lines))
+    if taken < 48:
+        with pytest.raises(ValueError, match=rf"is of other samples .*: laconic eval {path} --off"):
+            open_folder(path).tables()
+    judge(open_folder(path))
+    there = [samples.key_of(row) for row in rows(path)]
+    _, *judged = samples.read(path / samples.VERDICTS)
+    assert [samples.key_of(row) for row in judged] == there
+    evaluation("truncate", path)
+    after = table(path)
+    for field in ("status_MSJ", "think_MSJ", "present_MS"):
+        np.testing.assert_array_equal(getattr(after, field), getattr(before, field))
 
 
 def test_equal_answers_are_one_class_and_unknown_is_no_accuracy(tmp_path: Path) -> None:
@@ -294,6 +350,13 @@ def test_precision_samples_until_it_is_there_or_the_cap(tmp_path: Path) -> None:
     capped = evaluation("truncate", tmp_path / "b", 4, 2, precision=0.01, max_samples=5)
     assert capped.tables()[0].present_MS.shape == (4, 5)
     assert run.errors(capped.tables())["find"] > 0.01
+
+
+def test_a_precision_is_not_believed_of_two_that_agree(tmp_path: Path) -> None:
+    wide = evaluation("truncate", tmp_path / "a", 3, 1, precision=0.49, max_samples=64)
+    assert wide.tables()[0].present_MS.shape == (3, run.LEAST)
+    few = evaluation("truncate", tmp_path / "b", 3, 1, precision=0.49, max_samples=3)
+    assert few.tables()[0].present_MS.shape == (3, 3)
 
 
 # What cannot be asked is refused before anything is generated

@@ -42,6 +42,7 @@ def evaluate(
     from samplers.render import ThinkingConfig
     from samplers.rollout import RolloutWorker
     from trainer.eval import run
+    from trainer.eval.collect import ROUNDS
     from trainer.eval.settings import EvalSettings
     from trainer.eval.suites import Wanted, task
     from trainer.modelfolder import fetch
@@ -54,6 +55,6 @@ def evaluate(
     worker = RolloutWorker.from_pretrained(str(fetch(model)), config, markers)
     about = {"model": model, "identity": {"model": model, "engine": name, "dtype": config.dtype}}
     said = None if asks is None else Asks(**asks)
-    room = run.ROUNDS * config.slots
+    room = ROUNDS * config.slots
     folder = run.evaluate(worker, found, asked, Path(out), asks=said, about=about, room=room)
     return run.measured(folder)

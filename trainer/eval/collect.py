@@ -80,7 +80,7 @@ class Store:
             if (self.path / SAMPLES).exists():
                 raise ValueError(f"--out: {self.path} holds samples and no {SETTINGS}; remove it")
             return
-        there = open_folder(self.path).settings.get("identity", {})
+        there = open_folder(self.path).settings["identity"]
         changed = difference(there, self.settings["identity"])
         if changed:
             raise ValueError(

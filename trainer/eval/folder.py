@@ -45,7 +45,8 @@ class Folder:
         """One for each task and way of asking, in the order of eval.json; none without samples.
 
         Raises:
-            ValueError: samples without verdicts, or verdicts of other graders than today's.
+            ValueError: samples without verdicts, or verdicts of other samples or of other graders
+                than today's.
         """
         problems = self.problems()
         places: dict[str, dict[str, int]] = {task: {} for task in self.tasks}
@@ -122,15 +123,19 @@ class Folder:
             verdict = next(verdicts, None)
             if verdict is None:
                 raise ValueError(f"{self.path}: some samples have no verdict yet; {again}")
-            assert samples.key_of(verdict) == samples.key_of(row), "verdicts follow the samples"
+            if samples.key_of(verdict) != samples.key_of(row):
+                raise ValueError(
+                    f"{self.path}: {VERDICTS} is of other samples than {SAMPLES} holds; {again}"
+                )
             yield row, verdict["verdicts"]
 
 
 def write(path: Path, value: Any) -> None:
     """A file, whole or not at all: a text, or anything else as JSON."""
-    text = value if isinstance(value, str) else json.dumps(value, indent=1) + "\n"
+    if not isinstance(value, str):
+        value = json.dumps(value, indent=1, allow_nan=False) + "\n"
     beside = path.with_name(f"{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_text(value, encoding="utf-8")
     beside.replace(path)
 
 
@@ -138,7 +143,7 @@ def open_folder(path: Path | str) -> Folder:
     """The evaluation in `path`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or its eval.json is broken.
     """
     path = Path(path)
     file = path / SETTINGS
@@ -147,6 +152,10 @@ def open_folder(path: Path | str) -> Folder:
         raise ValueError(f"{path}: {what}; make one with: laconic eval MODEL --out {path}")
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: broken JSON ({error}); evaluate again") from None
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict) or not {"tasks", "asked", "identity"} <= settings.keys():
+        raise ValueError(
+            f"{file}: does not say what was evaluated; restore it, or evaluate into another folder"
+        )
     return Folder(path, settings)

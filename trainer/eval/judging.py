@@ -50,7 +50,7 @@ def judge(
 ) -> int:
     """Write verdicts.jsonl for all samples; how many samples were judged now.
 
-    Verdicts that are there stay, if they are by the same graders.
+    Verdicts that are there stay, if they are by the same graders and of these samples.
 
     Args:
         again: judge all of them once more.
@@ -58,10 +58,10 @@ def judge(
         progress: told of every lot of samples.
     """
     path, graders = folder.path / VERDICTS, folder.graders()
-    done = 0 if again else _kept(path, graders)
-    if not done:
+    rows = samples.read(folder.path / SAMPLES)
+    if again or not _kept(path, graders, rows):
         path.write_text(samples.line({"graders": graders}), encoding="utf-8")
-    rows = islice(samples.read(folder.path / SAMPLES), done, None)
+        rows = samples.read(folder.path / SAMPLES)
     judged = 0
     with ExitStack() as stack, path.open("a", encoding="utf-8") as out:
         judges = _Judges(folder, workers, stack)
@@ -73,13 +73,17 @@ def judge(
     return judged
 
 
-def _kept(path: Path, graders: Mapping[str, str]) -> int:
-    """Samples whose verdicts stay."""
+def _kept(path: Path, graders: Mapping[str, str], rows: Iterator[Row]) -> bool:
+    """Whether the verdicts stay that are there; then `rows` goes on with those that have none."""
     samples.mend(path)
     saved = samples.read(path)
     if next(saved, {}).get("graders") != graders:
-        return 0
-    return sum(1 for _ in saved)
+        return False
+    for verdict in saved:
+        row = next(rows, None)
+        if row is None or samples.key_of(verdict) != samples.key_of(row):
+            return False  # somebody took lines out
+    return True
 
 
 class _Judges:

@@ -7,6 +7,7 @@ shows the same orders, and verdicts are told in the labels of the stored order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,8 +70,17 @@ def row_of(task: str, prompt: Prompt) -> Row:
         "gold": prompt.answer,
         "difficulty": None if difficulty is None else int(difficulty),
         "verifier": prompt.verifier,
-        "meta": dict(prompt.meta),
+        "meta": _plain(prompt.meta),
     }
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON does not have, as a user's columns may, are null."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def posed(prompt: Prompt, sample: int) -> Prompt:

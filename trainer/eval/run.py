@@ -13,7 +13,6 @@ from samplers.budget import Asks, asks_of
 from samplers.check import check_plan
 from samplers.render import Renderer
 from trainer.eval import metric, metrics, statistics
-from trainer.eval.collect import ROUNDS as ROUNDS
 from trainer.eval.collect import Store, Worker, collect, lots, shown_of
 from trainer.eval.folder import METRICS, Folder, write
 from trainer.eval.judging import judge
@@ -27,6 +26,8 @@ from trainer.eval.table import Table
 
 GROWTH = 2.0
 """A round has at most so many times the samples of all before it."""
+LEAST = 4
+"""Samples that a precision is first judged by: two that agree look as if nothing ever varied."""
 
 
 def evaluate(
@@ -78,11 +79,16 @@ def fill(
     with Store(out, described, tasks) as store:
         counts = {task.name: settings.samples or task.samples for task in tasks}
         if settings.precision is not None:
-            counts = {name: max(2, count) for name, count in counts.items()}
+            least = min(LEAST, settings.max_samples)
+            counts = {name: max(least, count) for name, count in counts.items()}
         while True:
-            if missing := _missing(store, found, counts):
+            done, missing = _state(store, found, counts)
+            if missing:
                 worker = worker or start()
-                _round(store, worker, found, settings, counts, room, missing)
+                shown = None if settings.thoughts else shown_of(tasks, settings.shown)
+                work = lots(store, found, settings, counts)
+                with Progress("sampling", done + missing, done) as bar:
+                    collect(store, worker, work, room, shown, bar.add)
             with Progress("judging", len(store.done)) as bar:
                 judge(store.folder, workers=graders, progress=bar.add)
             more = _more(store.folder, settings, counts)
@@ -102,7 +108,9 @@ def describe(
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What eval.json says."""
-    used = {"effort": {"efforts"}, "truncate": set[str]()}.get(settings.mode, {"budget"})
+    used = set[str]()
+    if settings.mode != "truncate":
+        used = {"efforts" if settings.mode == "effort" else "budget"}
     said = asks.model_dump(mode="json", exclude_defaults=True, include=used)
     problems = {t.name: f"{len(t.prompts)} problems {t.fingerprint}" for t in tasks}
     bound = {
@@ -158,24 +166,11 @@ def check(
                 )
 
 
-def _missing(store: Store, found: Sequence[Way], counts: Mapping[str, int]) -> int:
+def _state(store: Store, found: Sequence[Way], counts: Mapping[str, int]) -> tuple[int, int]:
+    """How many of the wanted samples are there, and how many are not."""
     total = sum(counts[task.name] * len(task.prompts) for task in store.tasks) * len(found)
-    return total - sum(sample < counts[task] for task, _, sample, _ in store.done)
-
-
-def _round(
-    store: Store,
-    worker: Worker,
-    found: Sequence[Way],
-    settings: EvalSettings,
-    counts: Mapping[str, int],
-    room: int,
-    missing: int,
-) -> None:
     done = sum(sample < counts[task] for task, _, sample, _ in store.done)
-    shown = None if settings.thoughts else shown_of(store.tasks, settings.shown)
-    with Progress("sampling", done + missing, done) as bar:
-        collect(store, worker, lots(store, found, settings, counts), room, shown, bar.add)
+    return done, total - done
 
 
 def _more(folder: Folder, settings: EvalSettings, counts: Mapping[str, int]) -> dict[str, int]:

@@ -32,6 +32,8 @@ SAMPLES, PROBLEMS, VERDICTS, SETTINGS = (
     "verdicts.jsonl",
     "eval.json",
 )
+LEAST = -9999.0
+"""Stands for the logarithm of 0, which JSON has no number for; vLLM's servers say the same."""
 Row = dict[str, Any]
 Key = tuple[str, str, int, str]
 """task, id, sample, asked"""
@@ -98,7 +100,7 @@ def _cut(rollout: Rollout, budget: int | str, answer: Answer | None) -> Row:
 
 def _mean_logprob(tokens: Tokens) -> float | None:
     """Of what was sampled; None: nothing was."""
-    logprobs_T = tokens.logprobs_T[~np.isnan(tokens.logprobs_T)]
+    logprobs_T = tokens.logprobs_T[~np.isnan(tokens.logprobs_T)].clip(min=LEAST)
     return _short(float(logprobs_T.mean(dtype=np.float64))) if len(logprobs_T) else None
 
 
@@ -107,7 +109,7 @@ def _short(value: float) -> float:
 
 
 def line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, separators=(",", ":"), default=str) + "\n"
+    return json.dumps(row, separators=(",", ":"), default=str, allow_nan=False) + "\n"
 
 
 def read(path: Path) -> Iterator[Row]:
