@@ -47,7 +47,7 @@ def prompts(count: int) -> list[Prompt]:
     return [find.prompt(find.Config(), "test", i) for i in range(count)]
 
 
-def jobs(plan: Plan, count: int = 6, temperature: float = 0.0) -> list[Job]:
+def jobs(plan: Plan, count: int = 4, temperature: float = 0.0) -> list[Job]:
     return [Job(p, plan, p.index, 0, key(5, p.index), temperature) for p in prompts(count)]
 
 

@@ -116,20 +116,20 @@ def test_an_ignored_hard_budget_is_counted_and_told(
     most = max(rollout.think_tokens for rollout in made) - 8
     assert most > 0
     [line] = [line for line in served.findings() if "ignored" in line]
-    assert line.startswith("6 of 6 hard budgets were ignored")
+    assert line.startswith("4 of 4 hard budgets were ignored")
     assert f"up to {most} tokens" in line
-    assert served.stats()["over"] == 6
+    assert served.stats()["over"] == 4
     cut = served.rollout(jobs(CUTS))
     assert all(a[0].after == len(r.thought) for r in cut for a in r.answers if r.closed)
 
 
-@pytest.mark.parametrize("cut", [(0.6, 0), (1.0, 3), (0.9, 5)])
+@pytest.mark.parametrize("cut", [(0.6, 0), (0.9, 5)])
 def test_a_nucleus_is_asked_of_the_server(
     endpoint: tuple[Endpoint, str], served: Served, cut: tuple[float, int]
 ) -> None:
     """Over chat and over token ids: every request says it, and its tokens are of it."""
     behind, url = endpoint
-    asked = [replace(j, top_p=cut[0], top_k=cut[1]) for j in jobs(CUTS, temperature=1.0)]
+    asked = [replace(j, top_p=cut[0], top_k=cut[1]) for j in jobs(CUTS, 3, temperature=1.0)]
     served.rollout(asked)
     assert {(b["top_p"], b["top_k"]) for b in behind.asked if "messages" in b} == {cut}
     by_ids = worker(url, None, behind.renderer)
