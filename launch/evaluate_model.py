@@ -14,21 +14,19 @@ from typing import Any
 from launch import inprocess
 from launch.asks import asks
 from launch.sampling import sampling
-from samplers import inference
 from samplers.budget import Asks
 from samplers.data import digest
 from samplers.engines import base
 from samplers.render import Renderer
+from trainer.eval import defaults
 from trainer.eval.collect import ROUNDS, Worker
 from trainer.eval.folder import Folder, write
-from trainer.eval.problems import SHUFFLE, Task
+from trainer.eval.problems import Task
 from trainer.eval.run import check, fill
 from trainer.eval.samples import SETTINGS
 from trainer.eval.settings import SAMPLING, EvalSettings, as_options, ways
 from trainer.modelfolder import GENERATION, ModelFolder
 
-_SPARE = 16
-"""Tokens by which the same options may be longer in another order."""
 WHOLE = 1 << 26
 """Bytes of a file up to which all of it is hashed; of larger ones both ends."""
 
@@ -73,7 +71,10 @@ def prepare(
     if like is None:
         chosen = sampling(args, model)
         kept = {name: getattr(chosen, name) for name in SAMPLING}
-        cap = chosen.max_tokens or _room(args, model, renderer, found, tasks, settings)
+        cap = args.max_tokens or defaults.room(
+            tasks, settings, found, renderer, _context(args, model, chosen.max_tokens)
+        )
+        cap = min(cap, chosen.max_tokens or cap)
         settings = settings.model_copy(update={**kept, "max_tokens": cap})
     else:
         settings = like.settings
@@ -92,38 +93,19 @@ def prepare(
     return Prepared(args, model, renderer, found, config, settings, of_folder)
 
 
-def _room(
-    args: argparse.Namespace,
-    model: ModelFolder,
-    renderer: Renderer,
-    asks: Asks,
-    tasks: Sequence[Task],
-    settings: EvalSettings,
-) -> int:
-    """Tokens that the context leaves beside the longest prompt, however it is asked."""
-    context = model.context
-    if args.base_url:
-        server = _server_context(args)
-        context = min((c for c in (context, server) if c is not None), default=None)
-    if context is None:
-        return inference.LONGEST
-    most = settings.model_copy(update={"max_tokens": min(inference.LONGEST, context)})
-    plain, *others = [way.plan for way in ways(most, asks, not args.no_thinking)]
-    longest = [max(t.prompts, key=lambda p: len(renderer.render(p, plain))) for t in tasks]
-    spare = _SPARE if any(SHUFFLE in prompt.meta for prompt in longest) else 0
-    rooms = [inference.room(longest, plan, renderer, context - spare) for plan in (plain, *others)]
-    return min(rooms)
-
-
-def _server_context(args: argparse.Namespace) -> int | None:
+def _context(args: argparse.Namespace, model: ModelFolder, cap: int | None) -> int | None:
+    """Longest prompt and response; a server's may be shorter, which matters where nobody caps."""
+    if not args.base_url or cap is not None:
+        return model.context
     from samplers.served.client import context_of, only_model
     from samplers.served.wire import Wire
 
     wire = Wire(args.base_url)
     try:
-        return context_of(wire, args.served_name or only_model(wire))
+        there = context_of(wire, args.served_name or only_model(wire))
     finally:
         wire.close()
+    return min((c for c in (model.context, there) if c is not None), default=None)
 
 
 def run(made: Prepared, tasks: Sequence[Task], out: Path) -> Folder:

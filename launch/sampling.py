@@ -5,19 +5,12 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launch import values
+from trainer.eval import defaults
 from trainer.modelfolder import GENERATION, ModelFolder
-
-_READ: Mapping[str, Callable[[str], Any]] = {
-    "temperature": values.temperature,
-    "top_p": values.top_p,
-    "top_k": values.top_k,
-    "max_new_tokens": values.count,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +33,8 @@ def sampling(args: argparse.Namespace, model: ModelFolder) -> Sampling:
     Raises:
         ValueError: the file says what cannot be sampled.
     """
-    told = _told(model)
-    cap, greedy = told.pop("max_new_tokens", None), args.temperature == 0
+    told = defaults.told(model)
+    cap, greedy = told.pop("max_tokens", None), args.temperature == 0
     asked = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k")}
     asked = {name: value for name, value in asked.items() if value is not None}
     if greedy:
@@ -54,23 +47,6 @@ def sampling(args: argparse.Namespace, model: ModelFolder) -> Sampling:
     if args.max_tokens is None and cap is not None:
         said.append("max_tokens")
     return Sampling(**found, max_tokens=args.max_tokens or cap, of_folder=tuple(said))
-
-
-def _told(model: ModelFolder) -> dict[str, Any]:
-    """What generation_config.json says. Null and 0 say nothing, nor does `do_sample: false` of
-    sampling: reasoners loop when greedy."""
-    found = {}
-    for name, read in _READ.items():
-        value = model.generation.get(name)
-        if not value or value == -1:  # as vLLM writes that top_k is off
-            continue
-        try:
-            found[name] = read(str(value))
-        except argparse.ArgumentTypeError as error:
-            raise ValueError(f"{model.path / GENERATION}: {name} is {error}") from None
-    if model.generation.get("do_sample") is False:
-        return {name: value for name, value in found.items() if name == "max_new_tokens"}
-    return found
 
 
 def said(settings: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from samplers.render import ThinkingConfig
 from samplers.rollout import RolloutWorker
 from samplers.tasks import find
 from samplers.types import Job, Plan
+from trainer.eval import evaluate
 from trainer.eval.folder import open_folder
 from trainer.modelfolder import SHIPPED, ModelFolder
 
@@ -106,8 +107,8 @@ def test_shipped_models_keep_their_numbers(model: str) -> None:
 
 @pytest.mark.parametrize(
     ("generation", "said"),
-    [({"top_p": 1.7}, "top_p is '1.7': write a share above 0"), ({"top_k": 1.5}, "top_k is '1.5'"),
-     ({"temperature": "hot"}, "temperature is 'hot'"),
+    [({"top_p": 1.7}, "top_p is 1.7; it must be above 0 and"), ({"top_k": 1.5}, "top_k is 1.5; it"),
+     ({"temperature": "hot"}, "temperature is 'hot'; it"),
      ("{", "broken JSON")],
 )  # fmt: skip
 def test_a_folder_that_says_nonsense_is_refused(
@@ -181,6 +182,17 @@ def test_generate_says_what_it_used(tmp_path: Path, capsys: Captured) -> None:
     assert made["logprob"] == pytest.approx(0.0, abs=1e-6)
     assert main(["generate", "base/find", PROMPT, "--json", "--temperature", "0"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == made["text"]
+
+
+def test_a_notebook_gets_what_the_command_does(tmp_path: Path) -> None:
+    for i, generation in enumerate((QWEN, {**QWEN, "max_new_tokens": 60}, None)):
+        model = like(tmp_path / f"m{i}", generation)
+        found = asked(model, tmp_path / f"a{i}")
+        evaluate(model, ["find"], tmp_path / f"b{i}", budgets=(0, 16), wanted={"problems": 6})
+        again = open_folder(tmp_path / f"b{i}").settings["identity"]
+        assert {n: found[n] for n in (*PLAIN, "max_tokens")} == {
+            n: again[n] for n in (*PLAIN, "max_tokens")
+        }
 
 
 # Rollouts

@@ -32,29 +32,41 @@ def evaluate(
         thinking: markers {"start": ..., "end": ...}; None: <think> and </think>; "none".
         asks: how it is told of a budget (`samplers.budget.Asks`); None: by its chat template.
         wanted: of all tasks (`trainer.eval.suites.Wanted`).
-        settings: fields of `trainer.eval.settings.EvalSettings`.
+        settings: fields of `trainer.eval.settings.EvalSettings`. Temperature, top_p, top_k and
+            max_tokens are otherwise those of its generation_config.json; see README.md.
 
     Raises:
         ValueError: as `trainer.eval.run.fill`.
     """
     from samplers import seam
-    from samplers.budget import Asks
+    from samplers.budget import Asks, asks_of
     from samplers.render import ThinkingConfig
     from samplers.rollout import RolloutWorker
-    from trainer.eval import run
+    from trainer.eval import defaults, run
     from trainer.eval.collect import ROUNDS
     from trainer.eval.settings import EvalSettings
     from trainer.eval.suites import Wanted, task
-    from trainer.modelfolder import fetch
+    from trainer.modelfolder import ModelFolder, fetch
 
     asked, chosen = EvalSettings(**settings), Wanted(**(wanted or {}))
     found = [task(name, chosen) for name in tasks]
     name, spec = seam.split(engine or "torch")
     config = seam.find("samplers.engines", name).Config(**spec)
     markers = None if thinking == "none" else ThinkingConfig(**(thinking or {}))
-    worker = RolloutWorker.from_pretrained(str(fetch(model)), config, markers)
+    folder = ModelFolder(fetch(model))
+    greedy = asked.temperature == 0
+    of_folder = {
+        name: value
+        for name, value in defaults.told(folder).items()
+        if name not in settings and (name == "max_tokens" or not greedy)
+    }
+    worker = RolloutWorker.from_pretrained(str(folder.path), config, markers)
     about = {"model": model, "identity": {"model": model, "engine": name, "dtype": config.dtype}}
-    said = None if asks is None else Asks(**asks)
+    said = asks_of(worker.renderer) if asks is None else Asks(**asks)
+    if "max_tokens" not in settings:
+        most = defaults.room(found, asked, said, worker.renderer, worker.engine.context)
+        of_folder["max_tokens"] = min(most, of_folder.get("max_tokens", most))
+    asked = asked.model_copy(update=of_folder)
     room = ROUNDS * config.slots
-    folder = run.evaluate(worker, found, asked, Path(out), asks=said, about=about, room=room)
-    return run.measured(folder)
+    made = run.evaluate(worker, found, asked, Path(out), asks=said, about=about, room=room)
+    return run.measured(made)
