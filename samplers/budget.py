@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from pydantic import Field
 
@@ -42,6 +43,10 @@ class Budget:
     """The engine closes the thought at `thinking_tokens`; else they are announced and no more."""
 
     def __post_init__(self) -> None:
+        for name in ("thinking_tokens", "answer_tokens", "samples"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Integral):
+                raise ValueError(f"{name}: {value!r}; write a whole number")
         if self.thinking_tokens is not None and self.thinking_tokens < UNLIMITED:
             raise ValueError(
                 f"thinking_tokens: {self.thinking_tokens}; 0 or more, or -1 (or None) for no limit"

@@ -217,6 +217,10 @@ def test_eval_takes_a_file_and_a_verifier(capsys: Captured, tmp_path: Path) -> N
         (["eval", "base/find", "--data", "find", "--budgets", "8,8"], "budgets: [8, 8]"),
         (["report", "nowhere"], "nowhere"),
         (
+            ["eval", "base/find", "--data", "find", "--problems", "1", "--out", __file__],
+            "cannot be written: File exists; choose another --out",
+        ),
+        (
             [
                 "generate",
                 "base/find",

@@ -330,6 +330,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         report.summary_table([run, run])
     with pytest.raises(ValueError, match="is a folder; name the page"):
         report.write([run], tmp_path)
+    with pytest.raises(ValueError, match=r"config\.yaml cannot be made: File exists"):
+        report.write([run], run / "config.yaml" / "page.html")
     (run / "eval/step-1.json").write_text("{")
     with pytest.raises(ValueError, match=r"step-1\.json: broken JSON .*; remove it"):
         report.summary_table([run])

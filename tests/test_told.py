@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,22 @@ def test_a_number_that_nobody_hears_of_is_refused() -> None:
     with pytest.raises(ValueError, match="would have no effect"):
         plan_of(Budget(64, hard=False), Asks(), 100)
     assert plan_of(Budget(64), Asks(), 100).suffix == "", "the engine enforces it"
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"thinking_tokens": -2}, "thinking_tokens: -2; 0 or more, or -1"),
+        ({"thinking_tokens": 1.5}, "thinking_tokens: 1.5; write a whole number"),
+        ({"thinking_tokens": "16"}, "thinking_tokens: '16'; write a whole number"),
+        ({"answer_tokens": 0}, "answer_tokens: 0; 1 or more"),
+        ({"samples": 0}, "samples: 0; 1 or more"),
+        ({"effort": "lo"}, "effort: 'lo' is none of none, minimal"),
+    ],
+)
+def test_budgets_that_are_none(settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Budget(**settings)
 
 
 def test_what_an_export_refuses_is_not_asked(tmp_path: Path) -> None:

@@ -92,10 +92,15 @@ def claim(folder: Path, other: str = "output=... or seed=...") -> Iterator[None]
         other: what chooses another folder.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, or nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a+")
+    except OSError as error:
+        why = f"{folder} cannot be written: {error.strerror}"
+        raise ValueError(f"{why}; choose another {other}") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -31,9 +31,7 @@ def write(
 
     if not runs:
         raise ValueError("report: no run folders were given; write laconic report RUN ...")
-    out = Path(out)
-    if out.is_dir():
-        raise ValueError(f"--out: {out} is a folder; name the page to write, {out / 'report.html'}")
+    out = parts.place(out)
     found = read_arms(runs, options)
     start = base_of(found, base)
     figures = plots.figures(found, start, options.at_tokens)

@@ -97,8 +97,24 @@ def _variables() -> str:
     )
 
 
-def save(page: str, out: Path) -> Path:
+def place(out: Path) -> Path:
+    """`out`, in a folder that exists.
+
+    Raises:
+        ValueError: no page can be written there.
+    """
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise ValueError(f"--out: {out} is a folder; name the page to write, {out / 'report.html'}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"{out.parent} cannot be made: {error.strerror}"
+        raise ValueError(f"--out: {why}; name another page to write") from None
+    return out
+
+
+def save(page: str, out: Path) -> Path:
+    """Write it."""
     out.write_text(page, encoding="utf-8")
     return out

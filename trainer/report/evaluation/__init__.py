@@ -50,9 +50,7 @@ def write_models(found: Sequence[Model], out: Path, show: Sequence[str] = ()) ->
     from trainer.report.evaluation import models, page
     from trainer.report.evaluation.panels import Sheet
 
-    out = Path(out)
-    if out.is_dir():
-        raise ValueError(f"--out: {out} is a folder; name the page to write, {out / 'report.html'}")
+    out = parts.place(out)
     _check_shown(found, show)
     names = models.tasks(found)
     sheets = []
