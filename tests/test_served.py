@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from samplers.budget import EFFORTS, Asks, Budget, plan_of
 from samplers.budgets.base import Asking
 from samplers.inference import generate
+from samplers.served import wire
 from samplers.served.client import CONVENTION, Client, request_body, split
 from samplers.served.engine import worker
 from samplers.served.http import Served
@@ -236,6 +237,29 @@ def test_what_chat_cannot_be_asked_is_refused_before_any_request(
     with pytest.raises(ValueError, match=words):
         served.rollout(jobs(replace(PLANS["uncut"], **change), 1))
     assert endpoint[0].asked == []
+
+
+@pytest.mark.parametrize(
+    ("url", "own", "sent"),
+    [
+        ("http://127.0.0.1:8000/v1", True, True),
+        ("http://localhost:8000", True, True),
+        ("http://[::1]:8000", True, True),
+        ("https://example.org", False, True),
+        ("http://example.org:8000", False, False),
+        ("http://127.0.0.1.example.org", False, False),
+        ("http://localhost.example.org", False, False),
+    ],
+)
+def test_a_key_of_the_environment_is_not_sent_in_clear_text_to_others(
+    url: str, own: bool, sent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    assert wire.loopback(url) == own
+    for key, told in ((None, "secret" if sent else None), ("mine", "mine")):
+        one = wire.Wire(url, key)
+        assert one._http.headers.get("Authorization") == (told and f"Bearer {told}")
+        one.close()
 
 
 def test_wrong_addresses_and_names() -> None:

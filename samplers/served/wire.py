@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
 import threading
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any
+from urllib.parse import urlsplit
 
 AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Answers after which the same request may succeed."""
@@ -23,12 +25,22 @@ FIXES = {
 """What a server says, and what helps."""
 
 
+def loopback(url: str) -> bool:
+    """Whether the address is this machine's own."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
+
+
 class Wire:
     """One server. Thread-safe: requests run on a loop of its own, in a thread beside.
 
     Args:
         base_url: `http://127.0.0.1:8000/v1`; the `/v1` may be left out.
-        key: sent as a bearer token; None: the variable OPENAI_API_KEY, if there is one.
+        key: sent as a bearer token; None: the variable OPENAI_API_KEY, if there is one, and never
+            in clear text to another machine.
         timeout: seconds that one request may take.
         retries: times that a request is sent again after a timeout, a broken connection or an
             answer of `AGAIN`.
@@ -52,8 +64,9 @@ class Wire:
             raise ValueError(f"base_url: '{base_url}' is no address; write http://127.0.0.1:8000")
         self.url = base_url.rstrip("/").removesuffix("/v1")
         self.retries, self.retried, self.connections = retries, 0, connections
-        key = key if key is not None else os.environ.get("OPENAI_API_KEY")
-        here = self.url.startswith(("http://127.", "http://localhost", "http://[::1]"))
+        here = loopback(self.url)
+        if key is None and (here or self.url.startswith("https://")):
+            key = os.environ.get("OPENAI_API_KEY")
         self._http = httpx.AsyncClient(
             base_url=self.url,
             timeout=httpx.Timeout(timeout, connect=10.0, pool=None),
