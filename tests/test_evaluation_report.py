@@ -212,7 +212,9 @@ def test_small_and_broken_evaluations_are_drawn(case: str) -> None:
         assert any(made.values())
         assert not [name for name, svg in made.items() if svg and re.search(r"\bnan\b", svg)]
         assert case != "no thinking at all" or "x-requested-used" not in made
-    assert "nan" not in table.text(found, models.tasks(found))
+    said = table.text(found, models.tasks(found))
+    assert "nan" not in said
+    assert ("set +-" in said) == ("these very problems" in said)
 
 
 @pytest.mark.parametrize("case", PAGES)

@@ -206,7 +206,10 @@ def text(models: Sequence[Model], tasks: Sequence[str], show: Sequence[str] = ()
                 rows = [[f"accuracy, {experiment.title}", *(s.model.name for s in found)]]
                 rows += [[at, *(_flat(budget_cell(s, at)) for s in found)] for at in order]
                 lines += [aligned(rows), ""]
-    return "\n".join([*lines, "+-: 95% t interval over problems"])
+    note = "+-: 95% t interval over problems"
+    if any("set +-" in line for line in lines):  # of one problem, which says nothing of others
+        note += "; set +-: of these very problems"
+    return "\n".join([*lines, note])
 
 
 def _flat(found: Cell) -> str:
