@@ -347,8 +347,8 @@ def _written(text: str, tokenize: Callable[[], Any]) -> Any:
         shown = text if len(text) <= 60 else f"...{text[-57:]}"
         why = " ".join(str(error).split())
         raise ValueError(
-            f"the model's tokenizer or chat template cannot write {shown!r} ({why}); use words of "
-            "its vocabulary in prompts, system, suffix, prefill, close, after_close and probe"
+            f"the model's tokenizer or chat template cannot write {shown!r} ({why}); use a model "
+            "that can, or its words in prompts, in all texts of the budget and in stopping rules"
         ) from None
 
 
