@@ -19,6 +19,7 @@ from samplers.render import ThinkingConfig
 from samplers.rollout import RolloutWorker
 from samplers.tasks import find
 from samplers.types import Job, Plan
+from tests import endpoint
 from trainer.eval import evaluate
 from trainer.eval.folder import open_folder
 from trainer.modelfolder import SHIPPED, ModelFolder
@@ -193,6 +194,26 @@ def test_a_notebook_gets_what_the_command_does(tmp_path: Path) -> None:
         assert {n: found[n] for n in (*PLAIN, "max_tokens")} == {
             n: again[n] for n in (*PLAIN, "max_tokens")
         }
+
+
+@pytest.mark.parametrize("api", ["chat", "ids"])
+def test_a_server_is_asked_alike(api: str, tmp_path: Path, capsys: Captured) -> None:
+    model = endpoint.folder(tmp_path / "m")
+    file = model / "generation_config.json"
+    file.write_text(json.dumps({**QWEN, "max_new_tokens": 60}))
+    behind = endpoint.Endpoint(model)
+    with endpoint.serving(behind) as url:
+        server = ["--base-url", url, "--api", api]
+        assert asked(str(model), tmp_path / "a", *server)["max_tokens"] == 60
+        bodies = [body for body in behind.asked if "max_tokens" in body]
+        said = {(body["temperature"], body["top_p"], body["top_k"]) for body in bodies}
+        assert said == {(0.6, 0.95, 20)}
+        capsys.readouterr()
+        asked(str(model), tmp_path / "b", *server, "--max-tokens", "70")
+        assert "70 is above the 60 of generation_config.json" in capsys.readouterr().err
+        file.write_text(json.dumps(QWEN))
+        longest = asked(str(model), tmp_path / "c", *server)["max_tokens"]
+    assert longest == asked(str(model), tmp_path / "d")["max_tokens"] > 900
 
 
 # Rollouts
