@@ -76,7 +76,11 @@ def spec(text: str | None, option: str) -> Any:
     """A component on the command line: its name, or a map with one."""
     if text is None or not text.lstrip().startswith("{"):
         return text
-    return yaml_map(text, option)
+    found = yaml_map(text, option)
+    for name in found:
+        if not isinstance(name, str):  # of yes, no, on, off, and numbers
+            raise ValueError(f'{option}: {text!r}: YAML reads a name as {name}; quote it, as "no"')
+    return found
 
 
 def asking(settings: Any, option: str) -> Asking:

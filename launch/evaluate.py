@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import yaml
-
-from launch import evaluate_model
+from launch import asks, evaluate_model
 from launch.reward import columns_of, spec_of
 from launch.sampling import said
-from samplers import seam
+from samplers.selection import base as selection
+from samplers.stopping import base as stopping
 from trainer import runfolder
 from trainer.eval import findings, metric, require, sides, summary
 from trainer.eval.compare import compare
@@ -31,7 +31,7 @@ from trainer.eval.progress import Progress
 from trainer.eval.require import Requirement
 from trainer.eval.run import errors, measured
 from trainer.eval.samples import SETTINGS
-from trainer.eval.settings import EvalSettings
+from trainer.eval.settings import EvalSettings, told_as_options
 from trainer.eval.suites import Wanted
 from trainer.eval.suites import task as task_of
 
@@ -40,7 +40,7 @@ _REST = (": more", ": what right answers cost", ": by difficulty")
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Wanted:
     """What the command line says of everything but the model."""
 
     options: Options
@@ -56,7 +56,7 @@ def evaluate(args: argparse.Namespace) -> int:
     Raises:
         ValueError: whatever is wrong with what was asked, before the model is loaded.
     """
-    asked = _Asked(_options(args), tuple(map(require.requirement, args.require)))
+    asked = _Wanted(_options(args), tuple(map(require.requirement, args.require)))
     _warn_idle(args)
     if args.offline:
         return _offline(args, asked)
@@ -80,16 +80,14 @@ def evaluate(args: argparse.Namespace) -> int:
         out = args.out
         if out is None:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="laconic-eval-")))
-        folder, *bases = (
-            evaluate_model.run(one, tasks, path)
-            for one, path in zip(made, (out, out / "baseline"), strict=False)
-        )
-        for base in bases:
+        folder = evaluate_model.run(made[0], tasks, out)
+        if len(made) > 1:
+            base = evaluate_model.run(made[1], tasks, out / "baseline")
             measured(base, asked.options)
         return _finish(args, folder, base, asked, keep=args.out is not None)
 
 
-def _offline(args: argparse.Namespace, asked: _Asked) -> int:
+def _offline(args: argparse.Namespace, asked: _Wanted) -> int:
     """Grade saved samples again, and all that follows: no model is needed."""
     folder = open_folder(args.model)
     if args.verifier:
@@ -97,8 +95,8 @@ def _offline(args: argparse.Namespace, asked: _Asked) -> int:
         for task in folder.settings["tasks"]:
             task["verifier"] = spec
     require.check(asked.requirements, folder.tasks)
-    have = folder.settings["samples"]
-    _check_ks(args.k, have if isinstance(have, dict) else dict.fromkeys(folder.tasks, have or 1))
+    if args.k:  # of a run that was killed too, which eval.json does not know the end of
+        _check_ks(args.k, folder.most())
     base = open_folder(args.baseline) if args.baseline else None
     if base is not None:
         _same_problems(base, folder.settings["identity"]["tasks"])
@@ -135,54 +133,64 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
 
 def _settings(args: argparse.Namespace) -> EvalSettings:
     finite = tuple(sorted(b for b in args.budgets if b is not None))
-    stopping = None if args.stopping is None else _yaml(args.stopping, "--stopping")
-    if stopping is not None:
-        seam.resolve("samplers.stopping", stopping)
+    live = asks.spec(args.stopping, "--stopping")
+    if live is not None:
+        _resolved("--stopping", stopping, live)
     if args.temperature == 0 and (args.precision or (args.samples or 1) > 1):
         warnings.warn(
             "--samples: at temperature 0 all samples of a problem are the same; raise the "
             "temperature (reasoners loop when greedy) or take one",
             stacklevel=2,
         )
-    return EvalSettings(
-        mode=args.budget_mode,
-        budgets=finite,
-        samples=args.samples,
-        precision=args.precision,
-        max_samples=args.max_samples,
-        answer_tokens=args.answer_tokens,
-        seed=args.seed,
-        stopping=stopping,
-        thoughts=args.save_thoughts,
-    )
-
-
-def _yaml(text: str, option: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        why = " ".join(str(error).split())[:80]
-        raise ValueError(f"{option}: {text!r} is no YAML ({why})") from None
+    with told_as_options():
+        return EvalSettings(
+            mode=args.budget_mode,
+            budgets=finite,
+            samples=args.samples,
+            precision=args.precision,
+            max_samples=args.max_samples,
+            answer_tokens=args.answer_tokens,
+            seed=args.seed,
+            stopping=live,
+            thoughts=args.save_thoughts,
+        )
 
 
 def _options(args: argparse.Namespace) -> Options:
     usual = Options() if args.out or args.offline else Options(selections=(), stopping=())
-    for name in args.selection or ():
-        seam.resolve("samplers.selection", name)
-    for name in args.stopping_offline or ():
-        seam.resolve("samplers.stopping", name)
-    return Options(
-        selections=usual.selections if args.selection is None else args.selection,
-        ks=usual.ks if args.k is None else args.k,
-        stopping=usual.stopping if args.stopping_offline is None else args.stopping_offline,
-        prior=args.prior,
-    )
+    chosen, rules = usual.selections, usual.stopping
+    if args.selection is not None:
+        chosen = tuple(asks.spec(text, "--selection") for text in args.selection)
+    if args.stopping_offline is not None:
+        rules = tuple(asks.spec(text, "--stopping-offline") for text in args.stopping_offline)
+    for spec in chosen:
+        _resolved("--selection", selection, spec)
+    for spec in rules:
+        rule = _resolved("--stopping-offline", stopping, spec)
+        if not stopping.offline(rule):
+            name = rule.__name__.rpartition(".")[2]
+            warnings.warn(
+                f"--stopping-offline: {name} has no effect: saved samples do not tell what it "
+                "would have done; run it with --stopping",
+                stacklevel=3,
+            )
+    return Options(chosen, usual.ks if args.k is None else args.k, rules, args.prior)
+
+
+def _resolved(option: str, kind: ModuleType, spec: Any) -> ModuleType:
+    """The component that an option names."""
+    try:
+        module: ModuleType = kind.resolve(spec)[0]
+    except ValueError as error:
+        why = str(error).removeprefix("stopping: ").removeprefix("selection: ")
+        raise ValueError(f"{option}: {why}") from None
+    return module
 
 
 def _check_ks(ks: Sequence[int] | None, samples: Mapping[str, int]) -> None:
     """A selection of k is of samples drawn without replacement."""
     for task, have in samples.items():
-        if ks and max(ks) > have:
+        if ks and max(ks) > have > 0:
             raise ValueError(
                 f"--k: {max(ks)} samples cannot be drawn of the {have} of each problem of {task}; "
                 f"lower it, or set --samples {max(ks)}"
@@ -192,12 +200,14 @@ def _check_ks(ks: Sequence[int] | None, samples: Mapping[str, int]) -> None:
 def _warn_idle(args: argparse.Namespace) -> None:
     """Options that change nothing beside the others."""
     mode = args.budget_mode
+    cuts = mode in ("truncate", "both") and any(b is not None for b in args.budgets)
     idle = {
         f"--budget-mode {mode}": {
             "--ask": args.ask if mode in ("truncate", "effort") else None,
             "--efforts": args.efforts if mode != "effort" else None,
         },
         "--base-url": {"--dtype": args.dtype} if args.base_url else {},
+        "no finite --budgets": {} if cuts else {"--stopping-offline": args.stopping_offline},
         "no --base-url": {} if args.base_url else {"--served-name": args.served_name},
     }
     if args.offline:
@@ -249,7 +259,7 @@ def _same_caps(base: Folder, here: EvalSettings) -> None:
 
 
 def _finish(
-    args: argparse.Namespace, folder: Folder, base: Folder | None, asked: _Asked, keep: bool
+    args: argparse.Namespace, folder: Folder, base: Folder | None, asked: _Wanted, keep: bool
 ) -> int:
     tables = folder.tables()
     found = measured(folder, asked.options, tables)
@@ -303,7 +313,7 @@ def _report(
 
     path = folder.path
     text = f"{summary.markdown(found, notes)}\nSampled at {said(folder.settings)}.\n"
-    (path / "summary.md").write_text(text, encoding="utf-8")
+    write(path / "summary.md", text)
     write(path / "environment.json", environment())
     if not draw:
         return

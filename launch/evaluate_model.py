@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.metadata
 import warnings
 from collections.abc import Sequence
@@ -24,11 +23,8 @@ from trainer.eval.folder import Folder, write
 from trainer.eval.problems import Task
 from trainer.eval.run import check, fill
 from trainer.eval.samples import SETTINGS
-from trainer.eval.settings import SAMPLING, EvalSettings, as_options, ways
-from trainer.modelfolder import GENERATION, ModelFolder
-
-WHOLE = 1 << 26
-"""Bytes of a file up to which all of it is hashed; of larger ones both ends."""
+from trainer.eval.settings import SAMPLING, EvalSettings, told_as_options, ways
+from trainer.modelfolder import GENERATION, ModelFolder, fingerprint
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def prepare(
         settings = settings.model_copy(update={**kept, "max_tokens": cap})
     else:
         settings = like.settings
-    with as_options():
+    with told_as_options():
         settings.config(0, 1).grid(settings.max_tokens, thinking)
     _fits(settings, model)
     check(renderer, tasks, ways(settings, found, thinking), model.context)
@@ -148,7 +144,7 @@ def _about(made: Prepared) -> dict[str, Any]:
         "engine": engine,
         "of_folder": list(made.of_folder),
         "identity": {
-            "model": f"{args.model} {fingerprint(model.path)}",
+            "model_files": fingerprint(model.path),
             "template": digest(model.chat_template or ""),
             "thinking": None if args.no_thinking else list(args.markers),
             "engine": engine["name"],
@@ -189,21 +185,6 @@ def _fits(settings: EvalSettings, model: ModelFolder) -> None:
             raise ValueError(
                 f"{option}: {value} is not below the model's context of {context} tokens; lower it"
             )
-
-
-def fingerprint(folder: Path) -> str:
-    """Of the files that decide what a model says: its weights, config and tokenizer."""
-    found = hashlib.blake2b(digest_size=8)
-    kinds = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
-    for path in sorted(path for kind in kinds for path in folder.glob(kind)):
-        size = path.stat().st_size
-        found.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as stream:
-            found.update(stream.read(WHOLE))
-            if size > WHOLE:
-                stream.seek(-min(WHOLE, size - WHOLE), 2)
-                found.update(stream.read())
-    return found.hexdigest()
 
 
 def _version(engine: str) -> str | None:

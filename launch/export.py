@@ -46,15 +46,16 @@ def export(args: argparse.Namespace) -> int:
 
 def _warn_of_others(evaluation: Path, *ours: Path) -> None:
     """The card's table is that of a folder that somebody named: its weights may be others."""
-    from launch.evaluate_model import fingerprint
+    from trainer.modelfolder import fingerprint
 
     try:
-        said = json.loads((evaluation / "eval.json").read_text())["identity"]["model"]
+        said = json.loads((evaluation / "eval.json").read_text())
+        name, files = said["model"], said["identity"]["model_files"]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if said.split()[-1] not in [fingerprint(folder) for folder in ours]:
+    if files not in [fingerprint(folder) for folder in ours]:
         warnings.warn(
-            f"--eval: {evaluation} measured {said}, whose weights, config or tokenizer are others "
+            f"--eval: {evaluation} measured {name}, whose weights, config or tokenizer are others "
             "than those exported; the card's table is of that model",
             stacklevel=2,
         )

@@ -65,6 +65,10 @@ def share(text: str) -> float:
     return _number(text, lambda value: 0 <= value <= 0.5, "a share from 0 to 0.5, as 0.01")
 
 
+def precision(text: str) -> float:
+    return _number(text, lambda v: 0 < v < 0.5, "a standard error above 0, below 0.5, as 0.01")
+
+
 def seconds(text: str) -> float:
     return _number(text, lambda value: 0 < value < float("inf"), "seconds, more than 0")
 
@@ -94,11 +98,6 @@ def memory(text: str) -> float:
 
 def metrics(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for part in text.split(",") if part))
-
-
-def names(text: str) -> tuple[str, ...]:
-    """'short-m,best-of-n' -> names of files."""
-    return tuple(part.strip().replace("-", "_") for part in text.split(",") if part.strip())
 
 
 def counts(text: str) -> tuple[int, ...]:

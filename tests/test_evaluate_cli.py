@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from launch.cli import main
 from tests.evaluated import copied
 from trainer.eval import samples
 from trainer.eval.folder import open_folder
+from trainer.modelfolder import WHOLE, fetch, fingerprint
 
 Captured = pytest.CaptureFixture[str]
 FEW = ["--data", "find", "--problems", "12", "--answer-tokens", "8", "--max-tokens", "128"]
@@ -150,7 +152,25 @@ def test_a_live_rule_is_kept_with_what_it_cost(tmp_path: Path) -> None:
         (["base/fnd", *FEW], "did you mean 'base/find'"),
         (["base/find", *FEW, "--k", "4", "--samples", "2"], "4 samples cannot be drawn of the 2"),
         (["base/find", *FEW, "--selection", "majorty"], "did you mean 'majority'"),
-        (["base/find", *FEW, "--stopping-offline", "confidenc"], "did you mean 'confidence'"),
+        (
+            ["base/find", *FEW, "--stopping-offline", "confidenc"],
+            "--stopping-offline: no component named 'confidenc'",
+        ),
+        (
+            ["base/find", *FEW, "--stopping", "{name: confidence, above: 0.9}"],
+            "--stopping: above: unknown field; known here: every, t",
+        ),
+        (["base/find", *FEW, "--selection", "{name: short_m, k: 1}"], "--selection: k: unknown"),
+        (
+            ["base/find", *FEW, "--stopping", "ramp", "--budgets", "8"],
+            "--stopping: ramp ends thoughts by itself",
+        ),
+        (
+            ["base/find", *FEW, "--precision", "0.1", "--max-samples", "1"],
+            "--max-samples: 1; a standard error needs 2",
+        ),
+        (["base/find", *FEW, "--stopping", "{name: self-evaluation, no: B}"], "as False; quote it"),
+        (["base/find", *FEW, "--budgets", "8,8"], "--budgets: [8, 8] must be different"),
         (["base/find", *FEW, "--engine", "vlm"], "did you mean 'vllm'"),
         (["base/find", *FEW, "--engine", "{name: torch, slts: 2}"], "slts"),
         (
@@ -172,6 +192,58 @@ def test_mistakes_are_one_line(argv: list[str], said: str, capsys: Captured) -> 
     assert error.count("\n") == 1, error
 
 
+@pytest.mark.parametrize("text", ["0", "0.5", "-1", "x"])
+def test_a_precision_that_nothing_reaches_or_misses_is_refused(text: str, capsys: Captured) -> None:
+    assert main(["eval", "base/find", *FEW, f"--precision={text}"]) == 2
+    assert f"--precision: '{text}': write a standard error above 0" in capsys.readouterr().err
+
+
+def test_names_of_papers_and_dashes_are_read(tmp_path: Path, capsys: Captured) -> None:
+    path = copied("truncate", tmp_path)
+    argv = ["eval", str(path), "--offline", "--no-report", "--json", "--k", "4"]
+    argv += ["--selection", "short-3,maj@k,{name: short_m, m: 2}"]
+    assert main([*argv, "--stopping-offline", "self-evaluation,confidence"]) == 0
+    said = capsys.readouterr()
+    assert "self_evaluation has no effect: saved samples do not tell" in said.err
+    metrics = json.loads(said.out)["metrics"]
+    assert {name.split("/")[1] for name in metrics if "@4/" in name} == {
+        "short_m@4", "majority@4", "short_m(m=2)@4",
+    }  # fmt: skip
+    assert {name.split("/")[2] for name in metrics if "/stop/" in name} == {"confidence"}
+    live = "{name: self-evaluation, every: 12, text: '', 'yes': A, 'no': B}"
+    assert main(["eval", "base/find", *FEW, "--stopping", live]) == 0
+
+
+def test_a_model_is_known_by_its_files_and_not_by_its_name(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    shutil.copytree(fetch("base/find"), one)
+    argv = ["--data", "find", "--problems", "2", "--no-report", "--out", str(tmp_path / "e")]
+    assert main(["eval", str(one), *argv]) == 0
+    before = lines(tmp_path / "e")
+    one.rename(two)
+    assert main(["eval", str(two), *argv]) == 0
+    assert lines(tmp_path / "e") == before
+    capsys.readouterr()
+    assert main(["eval", "base/told", *argv]) == 2
+    assert "was made with other settings (model_files is '" in capsys.readouterr().err
+
+
+def test_weights_that_differ_in_the_middle_alone_are_others(tmp_path: Path) -> None:
+    """Of one size, with the same header and ends, as fine-tunes of a few layers are."""
+    file, size, tensor = tmp_path / "model.safetensors", 3 * WHOLE, 1 << 22
+    marks = []
+    for start in (None, tensor // 2, WHOLE + 12345, size - 2 * tensor):
+        with file.open("wb") as stream:
+            stream.truncate(size)
+            if start is not None:
+                stream.seek(start)
+                stream.write(b"x" * tensor)
+        marks.append(fingerprint(tmp_path))
+    assert len(set(marks)) == len(marks)
+
+
 def test_greedy_samples_are_warned_of(capsys: Captured) -> None:
     argv: list[Any] = ["eval", "base/find", "--data", "find", "--problems", "2"]
     assert main([*argv, "--temperature", "0", "--samples", "2"]) == 0
@@ -184,6 +256,10 @@ def test_greedy_samples_are_warned_of(capsys: Captured) -> None:
         (
             ["--efforts", "{low: {suffix: x}}"],
             "--efforts has no effect with --budget-mode truncate",
+        ),
+        (
+            ["--stopping-offline", "confidence"],
+            "--stopping-offline has no effect with no finite --budgets",
         ),
         (["--served-name", "m"], "--served-name has no effect with no --base-url"),
     ],
@@ -200,6 +276,12 @@ def test_offline_warns_of_and_refuses_what_needs_samples(tmp_path: Path, capsys:
     assert "8 samples cannot be drawn of the 4" in capsys.readouterr().err
     assert main([*argv, "--k", "4", "--data", "find"]) == 0
     assert "--data has no effect with --offline" in capsys.readouterr().err
+    settings = json.loads((path / samples.SETTINGS).read_text())
+    settings["samples"] = None  # as in a folder whose run was killed
+    (path / samples.SETTINGS).write_text(json.dumps(settings))
+    assert main([*argv, "--k", "4"]) == 0
+    assert main([*argv, "--k", "8"]) == 2
+    assert "8 samples cannot be drawn of the 4" in capsys.readouterr().err
 
 
 def test_a_folder_without_samples_is_told(tmp_path: Path, capsys: Captured) -> None:

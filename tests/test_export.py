@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from launch import cli
-from launch.evaluate_model import fingerprint
 from samplers import render
 from samplers.budget import Budget, plan_of
 from samplers.budgets import base
@@ -24,7 +23,7 @@ from trainer.export import FILE, asks, probe, read, ways
 from trainer.export.check import check
 from trainer.export.folder import export, plan
 from trainer.export.source import Source, find
-from trainer.modelfolder import fetch
+from trainer.modelfolder import fetch, fingerprint
 
 pytestmark = pytest.mark.filterwarnings("ignore:nothing tells")
 THINK = ThinkingConfig()
@@ -285,7 +284,7 @@ def test_a_table_of_another_model_is_told(
     (tmp_path / "metrics.json").write_text(json.dumps(known))
     marks = {name: fingerprint(fetch(f"base/{name}")) for name in ("find", "modes")}
     for name, told in (("find", False), ("modes", True)):
-        about = {"identity": {"model": f"elsewhere/{name} {marks[name]}"}}
+        about = {"model": f"elsewhere/{name}", "identity": {"model_files": marks[name]}}
         (tmp_path / "eval.json").write_text(json.dumps(about))
         words = ["export", "base/find", str(tmp_path / "out"), "--eval", str(tmp_path)]
         assert cli.main(words) == 0

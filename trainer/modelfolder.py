@@ -6,6 +6,7 @@ The preflight checks and `laconic plan` read it; neither needs torch or transfor
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 import struct
@@ -22,6 +23,8 @@ SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 FACTS = SHIPPED / "models"
 CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 GENERATION = "generation_config.json"
+WHOLE, STEP, PIECE = 1 << 26, 1 << 22, 1 << 16
+"""Bytes: a file up to WHOLE is hashed whole; of a larger one the end, and PIECE of every STEP."""
 SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
 ALL_FILES = [*SMALL_FILES, "*.safetensors", "*.py"]
 
@@ -47,6 +50,27 @@ def fetch(name: str) -> Path:
                 "model with weights"
             )
     return snapshot
+
+
+def fingerprint(folder: Path) -> str:
+    """Of the files that decide what a model says: its weights, config and tokenizer.
+
+    Large files are sampled throughout: fine-tunes that changed the middle layers alone, which are
+    no longer and begin and end alike, have others.
+    """
+    found = hashlib.blake2b(digest_size=8)
+    kinds = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
+    for path in sorted(path for kind in kinds for path in folder.glob(kind)):
+        size = path.stat().st_size
+        found.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as stream:
+            if size <= WHOLE:
+                found.update(stream.read())
+                continue
+            for start in (*range(0, size - PIECE, STEP), size - PIECE):
+                stream.seek(start)
+                found.update(stream.read(PIECE))
+    return found.hexdigest()
 
 
 def locate(name: str, *, download: bool = False) -> Path | None:

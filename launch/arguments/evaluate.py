@@ -58,8 +58,8 @@ def _budgets(one: argparse._ArgumentGroup) -> None:
 def _samples(one: argparse._ArgumentGroup) -> None:
     text = "of each problem and way of asking (default: a suite's own, else 1)"
     one.add_argument("--samples", type=values.count, metavar="N", help=text)
-    text = "sample on until the standard error of every accuracy on these problems is X, as 0.01"
-    one.add_argument("--precision", type=values.share, metavar="X", help=text)
+    text = "from 4 samples on until the standard error of every accuracy on these problems is X"
+    one.add_argument("--precision", type=values.precision, metavar="X", help=text)
     text = "with --precision: at most so many of a problem (default: 256)"
     one.add_argument("--max-samples", type=values.count, default=256, metavar="N", help=text)
     one.add_argument("--save-thoughts", action="store_true", help="keep the text of every thought")
@@ -84,11 +84,11 @@ def _out(one: argparse._ArgumentGroup) -> None:
     text = "an evaluation's folder, or a model to evaluate in the same way"
     one.add_argument("--baseline", metavar="FOLDER|MODEL", help=text)
     text = "majority,short-m,best-of-n,best-of-majority (default: with --out, all)"
-    one.add_argument("--selection", type=values.names, metavar="NAME,...", help=text)
+    one.add_argument("--selection", type=values.tasks, metavar="NAME,...", help=text)
     text = "samples that a selection draws of, as 1,2,4 (default: powers of two)"
     one.add_argument("--k", type=values.counts, metavar="K,...", help=text)
     text = "rules to try on the saved cuts, as consistency,confidence (default: with --out, both)"
-    one.add_argument("--stopping-offline", type=values.names, metavar="NAME,...", help=text)
+    one.add_argument("--stopping-offline", type=values.tasks, metavar="NAME,...", help=text)
     text = "weights of the budgets in any-time accuracy (default: log)"
     priors = ("equal", "uniform", "log", "linear", "final")
     one.add_argument("--prior", choices=priors, default="log", help=text)

@@ -46,7 +46,7 @@ def evaluate(
     from trainer.eval.collect import ROUNDS
     from trainer.eval.settings import EvalSettings
     from trainer.eval.suites import Wanted, task
-    from trainer.modelfolder import ModelFolder, fetch
+    from trainer.modelfolder import ModelFolder, fetch, fingerprint
 
     asked, chosen = EvalSettings(**settings), Wanted(**(wanted or {}))
     found = [task(name, chosen) for name in tasks]
@@ -61,7 +61,12 @@ def evaluate(
         if name not in settings and (name == "max_tokens" or not greedy)
     }
     worker = RolloutWorker.from_pretrained(str(folder.path), config, markers)
-    about = {"model": model, "identity": {"model": model, "engine": name, "dtype": config.dtype}}
+    bound = {
+        "model_files": fingerprint(folder.path),
+        "engine": name,
+        "dtype": config.dtype,
+    }
+    about = {"model": model, "identity": bound}
     said = asks_of(worker.renderer) if asks is None else Asks(**asks)
     if "max_tokens" not in settings:
         most = defaults.room(found, asked, said, worker.renderer, worker.engine.context)

@@ -96,6 +96,13 @@ class Folder:
         told = ("prompt", "gold", "difficulty")
         return [row | {k: problems[task, row["id"]][k] for k in told} for row in kept]
 
+    def most(self) -> dict[str, int]:
+        """Samples of a problem that there are, by task: of that which has most."""
+        found = dict.fromkeys(self.tasks, 0)
+        for row in samples.read(self.path / SAMPLES):
+            found[row["task"]] = max(found[row["task"]], row["sample"] + 1)
+        return found
+
     def size(self) -> int:
         """Samples that there are."""
         file = self.path / SAMPLES

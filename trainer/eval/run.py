@@ -21,7 +21,7 @@ from trainer.eval.metrics import Options
 from trainer.eval.problems import Task, posed
 from trainer.eval.progress import Progress
 from trainer.eval.samples import SETTINGS
-from trainer.eval.settings import EvalSettings, Way, as_options, identity, ways
+from trainer.eval.settings import EvalSettings, Way, identity, told_as_options, ways
 from trainer.eval.table import Table
 
 GROWTH = 2.0
@@ -149,13 +149,13 @@ def check(
         longest, most = task.prompts[0], -1
         for prompt in task.prompts:
             ids = renderer.render(prompt, found[0].plan)
-            with as_options():
+            with told_as_options():
                 check_plan(found[0].plan, prompt, ids, renderer, context)
             longest, most = (prompt, len(ids)) if len(ids) > most else (longest, most)
         plain = renderer.render(posed(longest, 0), found[0].plan)
         for way in found[1:]:
             ids = renderer.render(posed(longest, 0), way.plan)
-            with as_options():
+            with told_as_options():
                 check_plan(way.plan, longest, ids, renderer, context)
             # An effort may be the template's default; one that it ignores was refused above.
             said = way.plan.prefill or way.plan.template

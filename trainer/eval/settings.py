@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from samplers import seam
 from samplers.budget import Asks
 from samplers.budgets import base
 from samplers.budgets.base import Asking
@@ -98,12 +99,13 @@ class Way:
 
 
 @contextmanager
-def as_options() -> Iterator[None]:
+def told_as_options() -> Iterator[None]:
     """Mistakes told in the words of a recipe, told in those of the command."""
     try:
         yield
-    except ValidationError:  # which names the field itself
-        raise
+    except ValidationError as error:
+        field, _, why = seam.mistakes(error, ()).partition(": ")
+        raise ValueError(f"--{field.replace('_', '-')}: {why}") from None
     except ValueError as error:
         said = str(error).replace("evaluation.budgets", "--budgets")
         raise ValueError(said.replace("rollout.max_tokens", "--max-tokens")) from None
@@ -116,7 +118,7 @@ def ways(settings: EvalSettings, asks: Asks, thinking: bool = True) -> list[Way]
         ValueError: a budget that does not fit, or of which this model cannot be told.
     """
     mode = settings.mode
-    with as_options():
+    with told_as_options():
         grid = settings.config(0, 1).grid(settings.max_tokens, thinking)
     told = _asking(asks.default, settings)
     plain: Mode = "truncate" if mode in ("truncate", "both") else mode  # type: ignore[assignment]

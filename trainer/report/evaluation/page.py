@@ -223,8 +223,7 @@ def _settings(models: Sequence[Model]) -> str:
 def told(settings: Mapping[str, Any]) -> list[str]:
     """The plain settings as 'name value', then those that hold others, a line each."""
     bound = settings.get("identity", {})
-    model = {"model": bound.get("model", settings.get("model", ""))}  # with its fingerprint
-    kept = {k: v for k, v in (model | bound | settings | model).items() if k not in SKIPPED}
+    kept = {k: v for k, v in ({"model": ""} | bound | settings).items() if k not in SKIPPED}
     plain = [f"{k} {v}" for k, v in kept.items() if isinstance(v, str | int | float) and v != ""]
     nested = {k: v for k, v in kept.items() if isinstance(v, Mapping | list) and v}
     rest = [f"{k}: {', '.join(_flat(v))}" for k, v in nested.items()]
