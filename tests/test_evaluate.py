@@ -313,6 +313,19 @@ def test_lines_that_somebody_took_out_are_made_up_for(
         np.testing.assert_array_equal(getattr(after, field), getattr(before, field))
 
 
+def test_a_problem_that_somebody_took_out_is_written_again(tmp_path: Path) -> None:
+    path = copied("truncate", tmp_path)
+    before = table(path)
+    first, rest = (path / samples.PROBLEMS).read_text().split("\n", 1)
+    (path / samples.PROBLEMS).write_text(rest)
+    name = json.loads(first)["id"]
+    for act in (lambda: table(path), lambda: judge(open_folder(path), again=True)):
+        with pytest.raises(ValueError, match=rf"problems.jsonl has no problem '{name}' of task"):
+            act()
+    evaluation("truncate", path)
+    np.testing.assert_array_equal(table(path).status_MSJ, before.status_MSJ)
+
+
 def test_equal_answers_are_one_class_and_unknown_is_no_accuracy(tmp_path: Path) -> None:
     path = copied("truncate", tmp_path)
     lines = (path / samples.VERDICTS).read_text().splitlines()

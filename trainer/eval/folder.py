@@ -96,10 +96,26 @@ class Folder:
         told = ("prompt", "gold", "difficulty")
         return [row | {k: problems[task, row["id"]][k] for k in told} for row in kept]
 
+    def rows(self) -> Iterator[Row]:
+        """Samples, as they came.
+
+        Raises:
+            ValueError: one is of a problem that problems.jsonl lacks.
+        """
+        known = self.problems()
+        for number, row in enumerate(samples.read(self.path / SAMPLES), 1):
+            task, name = row.get("task"), row.get("id")
+            if (task, name) not in known:
+                raise ValueError(
+                    f"{self.path / SAMPLES}:{number}: {PROBLEMS} has no problem {name!r} of task "
+                    f"{task!r}; the same laconic eval, without --offline, writes it again"
+                )
+            yield row
+
     def most(self) -> dict[str, int]:
         """Samples of a problem that there are, by task: of that which has most."""
         found = dict.fromkeys(self.tasks, 0)
-        for row in samples.read(self.path / SAMPLES):
+        for row in self.rows():
             found[row["task"]] = max(found[row["task"]], row["sample"] + 1)
         return found
 
@@ -126,7 +142,7 @@ class Folder:
                     f"{self.path}: the verdicts of task '{task}' are by {first.get(task)}, and "
                     f"this version grades by {now}; {again}"
                 )
-        for row in samples.read(self.path / SAMPLES):
+        for row in self.rows():
             verdict = next(verdicts, None)
             if verdict is None:
                 raise ValueError(f"{self.path}: some samples have no verdict yet; {again}")

@@ -16,7 +16,7 @@ from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from trainer.eval import problems, samples
 from trainer.eval.folder import Folder
-from trainer.eval.samples import SAMPLES, VERDICTS, Row
+from trainer.eval.samples import VERDICTS, Row
 
 LOT = 256
 """Samples that are asked for in one call."""
@@ -58,10 +58,10 @@ def judge(
         progress: told of every lot of samples.
     """
     path, graders = folder.path / VERDICTS, folder.graders()
-    rows = samples.read(folder.path / SAMPLES)
+    rows = folder.rows()
     if again or not _kept(path, graders, rows):
         path.write_text(samples.line({"graders": graders}), encoding="utf-8")
-        rows = samples.read(folder.path / SAMPLES)
+        rows = folder.rows()
     judged = 0
     with ExitStack() as stack, path.open("a", encoding="utf-8") as out:
         judges = _Judges(folder, workers, stack)
