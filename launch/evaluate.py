@@ -17,8 +17,10 @@ from typing import Any
 from launch import asks, evaluate_model
 from launch.reward import columns_of, spec_of
 from launch.sampling import said
+from rewards.golds import check_golds, told
 from samplers.selection import base as selection
 from samplers.stopping import base as stopping
+from samplers.types import Prompt
 from trainer import runfolder
 from trainer.eval import findings, metric, require, sides, summary
 from trainer.eval.compare import compare
@@ -66,7 +68,7 @@ def evaluate(args: argparse.Namespace) -> int:
             f"laconic eval {args.model} --offline"
         )
     tasks, settings = _tasks(args), _settings(args)
-    require.check(asked.requirements, [task.name for task in tasks])
+    require.check(asked.requirements, [task.name for task in tasks], settings.budgets)
     most = settings.max_samples if settings.precision else settings.samples
     _check_ks(args.k, {task.name: most or task.samples for task in tasks})
     base = _base_folder(args.baseline, tasks)
@@ -94,7 +96,10 @@ def _offline(args: argparse.Namespace, asked: _Wanted) -> int:
         spec = spec_of(args.verifier, "--verifier")
         for task in folder.settings["tasks"]:
             task["verifier"] = spec
-    require.check(asked.requirements, folder.tasks)
+        if args.bad_golds == "refuse":
+            _readable(folder, spec)
+    there = [b for b in folder.settings["budgets"] if isinstance(b, int)]
+    require.check(asked.requirements, folder.tasks, there)
     if args.k:  # of a run that was killed too, which eval.json does not know the end of
         _check_ks(args.k, folder.most())
     base = open_folder(args.baseline) if args.baseline else None
@@ -107,6 +112,20 @@ def _offline(args: argparse.Namespace, asked: _Wanted) -> int:
         folder.settings["graders"] = folder.graders()
         write(folder.path / SETTINGS, folder.settings)
     return _finish(args, folder, base, asked, keep=True)
+
+
+def _readable(folder: Folder, verifier: Any) -> None:
+    """Refuse a verifier that rejects the golds: its verdicts would replace those that are there."""
+    rows = folder.problems().values()
+    prompts = [
+        Prompt(i, row["id"], (), row["prompt"], row["gold"], row["verifier"], row["meta"])
+        for i, row in enumerate(rows)
+    ]
+    if bad := check_golds(prompts, verifier):
+        raise ValueError(
+            f"--verifier: it rejects the gold of {len(bad)} of {len(prompts)} problems; "
+            f"{told(prompts, bad)}; choose another, or grade all the same with --bad-golds keep"
+        )
 
 
 # What was asked

@@ -306,6 +306,10 @@ def test_names_that_are_not_there() -> None:
     with pytest.raises(ValueError, match="no task 'math500' here; names begin with one of t"):
         require.check([require.requirement("math500/accuracy@8>0")], ["t"])
     require.check([require.requirement(r) for r in ("t/x>0", "all/x>0", "adherence")], ["t"])
+    others = ("t/pass@4>0", "t/majority@4/accuracy>0", "t/compression@0.01>0", "t/accuracy@inf>0")
+    require.check([require.requirement(r) for r in (*others, "t/e3@8>0")], ["t"], (8, 16))
+    with pytest.raises(ValueError, match="nothing is measured at 7 thinking tokens; --budgets has"):
+        require.check([require.requirement("t/prompt/accuracy@7.low>0")], ["t"], (8, 16))
     with pytest.raises(ValueError, match="noninferiority: nothing here tells of it"):
         require.failures([require.requirement("noninferiority")], found, {"adherence": []})
     words = {"adherence": ["t: adherence: the hard budget of 8 was exceeded"]}

@@ -83,6 +83,10 @@ def test_offline_needs_no_model_and_gives_the_same(tmp_path: Path, capsys: Captu
     assert main(["eval", str(out), "--offline", *verifier]) == 0
     assert "ignore_case=true" in open_folder(out).settings["graders"]["find"]
     capsys.readouterr()
+    kept = (out / samples.VERDICTS).read_text()
+    assert main(["eval", str(out), "--offline", "--verifier", "numeric"]) == 2, "golds are letters"
+    assert "--verifier: it rejects the gold of" in capsys.readouterr().err
+    assert (out / samples.VERDICTS).read_text() == kept
     assert main(["eval", str(out), "--budgets", "8"]) == 2
     assert f"laconic eval {out} --offline" in capsys.readouterr().err
 

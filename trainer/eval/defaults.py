@@ -14,6 +14,8 @@ from trainer.modelfolder import GENERATION, ModelFolder
 
 _SPARE = 16
 """Tokens by which the same options may be longer in another order."""
+_STEP = 64
+"""Caps are multiples of it, so that models whose prompts differ by a token have the same."""
 _FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (lambda value: 0 < value < float("inf"), "a number above 0"),
     "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
@@ -65,4 +67,5 @@ def room(
         return most.max_tokens
     spare = _SPARE if any(SHUFFLE in prompt.meta for prompt in longest) else 0
     plans = (plain, *others)
-    return min(inference.room(longest, plan, renderer, context - spare) for plan in plans)
+    left = min(inference.room(longest, plan, renderer, context - spare) for plan in plans)
+    return max(left - left % _STEP, min(left, _STEP))

@@ -66,8 +66,10 @@ def requirement(text: str) -> Requirement:
     return Requirement(text, form["name"], form["part"] or "value", form["sign"], bound)
 
 
-def check(requirements: Sequence[Requirement], tasks: Collection[str]) -> None:
-    """Refuse, before anything is generated, what names another task.
+def check(
+    requirements: Sequence[Requirement], tasks: Collection[str], budgets: Collection[int] = ()
+) -> None:
+    """Refuse, before anything is generated, what names another task or budget.
 
     Raises:
         ValueError: such a requirement.
@@ -78,6 +80,13 @@ def check(requirements: Sequence[Requirement], tasks: Collection[str]) -> None:
             raise ValueError(
                 f"--require '{one.text}': no task '{task}' here{_near(task, tasks)}; names begin "
                 f"with one of {', '.join(tasks)}"
+            )
+        name, _, budget = one.name.rpartition("/")[2].partition("@")
+        if budget.isdecimal() and name != "pass" and int(budget) not in budgets:
+            there = ", ".join(map(str, sorted(budgets))) or "none but inf"
+            raise ValueError(
+                f"--require '{one.text}': nothing is measured at {budget} thinking tokens; "
+                f"--budgets has {there}"
             )
 
 
