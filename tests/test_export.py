@@ -291,6 +291,7 @@ def test_a_table_of_another_model_is_told(
         assert (f"measured elsewhere/{name}" in capsys.readouterr().err) == told
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, hand = tmp_path / "out", yaml.safe_dump(EFFORTS, default_flow_style=True)
     assert cli.main(["export", "base/modes", str(out), "--efforts", hand]) == 0

@@ -57,6 +57,7 @@ def same_weights(world: fleet.Fleet) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_faults_of_either_side_are_named(tmp_path: Path) -> None:
     """One fleet, one fault after the other; after each it is connected anew and syncs again."""
     import ray

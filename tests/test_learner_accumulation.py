@@ -159,7 +159,7 @@ def in_parts(rank: int, folder: str, ranks: int) -> list[tuple]:
     return out
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_many_micro_batches_in_bfloat16_add_up_without_rounding(folder: Path, ranks: int) -> None:
     for zero, (whole, parts), norms in on_ranks(ranks, in_parts, str(folder), ranks)[0]:
         where = f"zero={zero} ranks={ranks}"

@@ -57,7 +57,7 @@ def resumed(rank: int, folder: str, target: str, ranks: int, cases: list[tuple])
     return out
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_resuming_is_exact_and_exports_are_the_model(
     folder: Path, tmp_path: Path, ranks: int
 ) -> None:

@@ -42,6 +42,7 @@ def _compare(settings: list[str]) -> None:
         assert sum(parts.values()) == pytest.approx(real[role], rel=CLOSE), (role, parts)
 
 
+@pytest.mark.slow
 def test_the_actors_of_a_tiny_run_hold_what_was_estimated() -> None:
     """In a real run of Ray actors: two steps, two syncs, every slot full."""
     _compare(bench.CASES["tiny"])

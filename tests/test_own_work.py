@@ -323,6 +323,7 @@ def laconic(desk: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "launch.cli", *arguments]
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own(desk: Path, tmp_path: Path) -> None:
     """Modules beside the recipe; in use, interrupted, continued, finished, changed.
 

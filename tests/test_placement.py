@@ -124,6 +124,7 @@ def test_ray_can_place_the_shares(gpus: int, workers: int) -> None:
             free[next(i for i, left in enumerate(free) if left >= asked)] -= asked
 
 
+@pytest.mark.slow
 def test_ray_seats_them_as_planned() -> None:
     """A Ray of two nodes of two logical GPUs: processes sit as it was drawn."""
     code = "from tests.test_placement import place_on_two_nodes; place_on_two_nodes()"

@@ -158,6 +158,7 @@ stages:
 """
 
 
+@pytest.mark.slow
 def test_stages_follow_each_other_and_a_step_may_have_nothing_to_train_on(tmp_path: Path) -> None:
     recipe = tmp_path / "two.yaml"
     recipe.write_text(TWO_STAGES)

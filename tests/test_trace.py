@@ -288,6 +288,7 @@ def train(folder: Path, *settings: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_processes_of_a_fleet_share_one_clock(tmp_path: Path) -> None:
     run = train(tmp_path, "steps=3", "rollout.workers=2", "--profile", "2")
     out, error = run.communicate(timeout=200)
@@ -317,6 +318,7 @@ def test_processes_of_a_fleet_share_one_clock(tmp_path: Path) -> None:
     assert {"learner-0.txt", "rollout-0.txt", "rollout-1.json.gz"} <= files
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_killed_is_in_the_trace(tmp_path: Path) -> None:
     run = train(tmp_path, "steps=60", "--profile", "50")
     metrics = tmp_path / "grpo-find-seed0" / "metrics.jsonl"

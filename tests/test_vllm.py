@@ -79,6 +79,7 @@ def test_an_incomplete_first_load_changes_nothing() -> None:
     check_is(engine, old)
 
 
+@pytest.mark.slow
 def test_every_worker_of_a_tensor_parallel_engine_reads_the_ring() -> None:
     old = small(num_key_value_heads=2)
     new = small(num_key_value_heads=2, seed=1)
