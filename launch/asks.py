@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from samplers import seam
-from samplers.budget import Asks, asks_of
+from samplers.budget import Asks
 from samplers.budgets.base import BUDGET, Asking
 from samplers.files import nearest
 from samplers.render import Renderer
-from trainer import export
+from trainer.export import trained
 from trainer.modelfolder import ModelFolder
 
 
@@ -25,7 +24,7 @@ def asks(args: argparse.Namespace, model: ModelFolder, renderer: Renderer) -> As
     Raises:
         ValueError: what is said by hand is no way of asking.
     """
-    found = export.asks(model.path) or _trained(model.path) or asks_of(renderer)
+    found = trained.told(model.path, renderer)
     changed: dict[str, Any] = {}
     if args.ask is not None:
         changed["budget"] = asking(yaml_map(args.ask, "--ask"), "--ask")
@@ -37,12 +36,6 @@ def asks(args: argparse.Namespace, model: ModelFolder, renderer: Renderer) -> As
     if args.efforts is not None:
         changed["efforts"] = _efforts(args.efforts, found.efforts)
     return found.model_copy(update=changed)
-
-
-def _trained(model: Path) -> Asks | None:
-    from trainer.export import trained
-
-    return trained.asks(model)
 
 
 def _efforts(text: str, known: Mapping[str, Asking]) -> dict[str, Asking]:

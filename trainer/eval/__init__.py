@@ -30,7 +30,7 @@ def evaluate(
         out: folder of samples; what is there is not made again.
         engine: settings of an engine, as {"name": "vllm"}; None: the embedded one.
         thinking: markers {"start": ..., "end": ...}; None: <think> and </think>; "none".
-        asks: how it is told of a budget (`samplers.budget.Asks`); None: by its chat template.
+        asks: how it is told of a budget (`samplers.budget.Asks`); None: as its folder says.
         wanted: of all tasks (`trainer.eval.suites.Wanted`).
         settings: fields of `trainer.eval.settings.EvalSettings`. Temperature, top_p, top_k and
             max_tokens are otherwise those of its generation_config.json; see README.md.
@@ -39,13 +39,14 @@ def evaluate(
         ValueError: as `trainer.eval.run.fill`.
     """
     from samplers import seam
-    from samplers.budget import Asks, asks_of
+    from samplers.budget import Asks
     from samplers.render import ThinkingConfig
     from samplers.rollout import RolloutWorker
     from trainer.eval import defaults, run
     from trainer.eval.collect import ROUNDS
     from trainer.eval.settings import EvalSettings
     from trainer.eval.suites import Wanted, task
+    from trainer.export import trained
     from trainer.modelfolder import ModelFolder, fetch, fingerprint
 
     asked, chosen = EvalSettings(**settings), Wanted(**(wanted or {}))
@@ -54,24 +55,19 @@ def evaluate(
     config = seam.find("samplers.engines", name).Config(**spec)
     markers = None if thinking == "none" else ThinkingConfig(**(thinking or {}))
     folder = ModelFolder(fetch(model))
-    greedy = asked.temperature == 0
     of_folder = {
-        name: value
-        for name, value in defaults.told(folder).items()
-        if name not in settings and (name == "max_tokens" or not greedy)
+        field: value
+        for field, value in defaults.told(folder).items()
+        if field not in settings and (field == "max_tokens" or asked.temperature)
     }
     worker = RolloutWorker.from_pretrained(str(folder.path), config, markers)
-    bound = {
-        "model_files": fingerprint(folder.path),
-        "engine": name,
-        "dtype": config.dtype,
-    }
+    bound = {"model_files": fingerprint(folder.path), "engine": name, "dtype": config.dtype}
     about = {"model": model, "identity": bound}
-    said = asks_of(worker.renderer) if asks is None else Asks(**asks)
+    said = trained.told(folder.path, worker.renderer) if asks is None else Asks(**asks)
     if "max_tokens" not in settings:
         most = defaults.room(found, asked, said, worker.renderer, worker.engine.context)
         of_folder["max_tokens"] = min(most, of_folder.get("max_tokens", most))
     asked = asked.model_copy(update=of_folder)
-    room = ROUNDS * config.slots
-    made = run.evaluate(worker, found, asked, Path(out), asks=said, about=about, room=room)
+    slots = ROUNDS * config.slots
+    made = run.evaluate(worker, found, asked, Path(out), asks=said, about=about, room=slots)
     return run.measured(made)

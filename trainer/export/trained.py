@@ -1,13 +1,24 @@
-"""How a run's own model is told of a budget, without an export: by its budget policy."""
+"""How a model is told of a budget: as its export says, as its run told it, or by its template."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from samplers.budget import Asks
+from samplers.budget import Asks, asks_of
 from samplers.budgets.base import Asking
+from samplers.render import Renderer
+from trainer import export
 from trainer.export import ways
 from trainer.export.source import stage_of
+
+
+def told(model: Path, renderer: Renderer) -> Asks:
+    """How the model in a folder is asked, where nobody says.
+
+    Raises:
+        ValueError: a budget_config.json or a run's config.yaml that cannot be read.
+    """
+    return export.asks(model) or asks(model) or asks_of(renderer)
 
 
 def asks(model: Path) -> Asks | None:
