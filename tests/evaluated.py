@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,10 +14,12 @@ from samplers.engines.torch import Config
 from samplers.render import ThinkingConfig
 from samplers.rollout import RolloutWorker
 from samplers.tasks import find
-from trainer.eval.folder import Folder
+from trainer.eval import samples
+from trainer.eval.folder import Folder, open_folder
 from trainer.eval.problems import Task
 from trainer.eval.run import evaluate
 from trainer.eval.settings import EvalSettings
+from trainer.eval.table import Table
 from trainer.modelfolder import fetch
 
 TOLD = Asks(budget={"suffix": ";{budget}"})
@@ -67,3 +70,21 @@ def copied(kind: str, out: Path, problems: int = 12, samples: int = 4) -> Path:
     """`evaluation` with its usual settings, made once in a test process and copied to `out`."""
     shutil.copytree(_made(kind, problems, samples), out, dirs_exist_ok=True)
     return out
+
+
+def table(path: Path, asked: str = "") -> Table:
+    return next(t for t in open_folder(path).tables() if t.asked == asked)
+
+
+def rows(path: Path) -> list[samples.Row]:
+    return list(samples.read(path / samples.SAMPLES))
+
+
+def said(row: samples.Row) -> str:
+    """A row without its probabilities, whose last bits depend on the batch beside it."""
+    cuts = [{**cut, "confidence": None} for cut in row["cuts"]]
+    return json.dumps({**row, "thought": None, "thought_logprob": None, "cuts": cuts})
+
+
+def never() -> Any:
+    raise AssertionError("nothing was left to make")

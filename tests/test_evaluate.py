@@ -15,31 +15,24 @@ from launch.inprocess import Workers
 from rewards.service.pool import VerifierPool
 from samplers.budget import Asks
 from samplers.types import Plan
-from tests.evaluated import KINDS, MODES, TOLD, copied, evaluation, task, worker
+from tests.evaluated import (
+    KINDS,
+    MODES,
+    TOLD,
+    copied,
+    evaluation,
+    never,
+    rows,
+    said,
+    table,
+    task,
+    worker,
+)
 from trainer.eval import budgets, progress, run, samples
 from trainer.eval.budgets import EvalConfig
 from trainer.eval.folder import open_folder
 from trainer.eval.settings import EvalSettings, ways
-from trainer.eval.table import STATUSES, Table
-
-
-def table(path: Path, asked: str = "") -> Table:
-    return next(t for t in open_folder(path).tables() if t.asked == asked)
-
-
-def rows(path: Path) -> list[samples.Row]:
-    return list(samples.read(path / samples.SAMPLES))
-
-
-def said(row: samples.Row) -> str:
-    """A row without its probabilities, whose last bits depend on the batch beside it."""
-    cuts = [{**cut, "confidence": None} for cut in row["cuts"]]
-    return json.dumps({**row, "thought": None, "thought_logprob": None, "cuts": cuts})
-
-
-def never() -> Any:
-    raise AssertionError("nothing was left to make")
-
+from trainer.eval.table import STATUSES
 
 # What the tables say
 

@@ -10,35 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.evaluated import KINDS, copied, evaluation, task, worker
+from tests.evaluated import KINDS, copied, evaluation, never, rows, said, table, task, worker
 from tests.shaped import rollout
 from trainer import runfolder
 from trainer.eval import run, samples, suites
 from trainer.eval.folder import open_folder, write
 from trainer.eval.judging import judge
 from trainer.eval.settings import EvalSettings
-from trainer.eval.table import Table
-
-
-def table(path: Path, asked: str = "") -> Table:
-    return next(t for t in open_folder(path).tables() if t.asked == asked)
-
-
-def rows(path: Path) -> list[samples.Row]:
-    return list(samples.read(path / samples.SAMPLES))
-
-
-def said(row: samples.Row) -> str:
-    """A row without its probabilities, whose last bits depend on the batch beside it."""
-    cuts = [{**cut, "confidence": None} for cut in row["cuts"]]
-    return json.dumps({**row, "thought": None, "thought_logprob": None, "cuts": cuts})
-
 
 # What is there is not made again
-
-
-def never() -> Any:
-    raise AssertionError("nothing was left to make")
 
 
 def filled(path: Path, samples_: int = 4, **changed: Any) -> None:

@@ -67,7 +67,6 @@ def evaluate(
     if "max_tokens" not in settings:
         most = defaults.room(found, asked, said, worker.renderer, worker.engine.context)
         of_folder["max_tokens"] = min(most, of_folder.get("max_tokens", most))
-    asked = asked.model_copy(update=of_folder)
-    slots = ROUNDS * config.slots
-    made = run.evaluate(worker, found, asked, Path(out), asks=said, about=about, room=slots)
+    asked, room = asked.model_copy(update=of_folder), ROUNDS * config.slots
+    made = run.evaluate(worker, found, asked, Path(out), asks=said, about=about, room=room)
     return run.measured(made)
