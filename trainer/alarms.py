@@ -12,6 +12,7 @@ fields of `AlarmConfig`.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from samplers.seam import Component
+from samplers.types import Group
 from trainer.tracking import plain
 
 Floats = NDArray[np.float64]
@@ -309,3 +311,10 @@ def _held_out(evaluated: Sequence[Record], span: int) -> Trend | None:
         error = math.sqrt((x * x) @ (p * (1 - p) / n)) / (x @ x)
         found.append(Trend(float((x @ y) / (x @ x) * span), error * span))
     return max(found, key=lambda trend: trend.change, default=None)
+
+
+def trouble(groups: Sequence[Group]) -> str:
+    """What went wrong most often in verdicts that are unknown."""
+    cells = (cell for group in groups for rollout in group.verdicts for cell in rollout)
+    found = Counter(f"{v.status}: {v.detail}" for cell in cells for v in cell if not v.known)
+    return f"; most often {found.most_common(1)[0][0]}" if found else ""

@@ -23,6 +23,8 @@ from samplers.allocation.base import (
     Stream,
 )
 from samplers.types import Group, Job, Plan, Prompt, Rollout
+from trainer.metrics import Clock
+from trainer.world import Flow
 
 Plans = Callable[[Prompt, int, int], Sequence[Plan]]
 """(prompt, how many, key of its random numbers) -> plans, by the stage's budget policy."""
@@ -66,6 +68,17 @@ class Rounds:
         lots, self._lots = self._lots, []
         rollouts = iter(self._make([job for lot in lots for job in lot]))
         return [[next(rollouts) for _ in lot] for lot in lots]
+
+
+class Timed:
+    """A flow whose waiting is the phase `generate`."""
+
+    def __init__(self, flow: Flow, clock: Clock) -> None:
+        self.add, self._flow, self._clock = flow.add, flow, clock
+
+    def take(self) -> list[list[Rollout]]:
+        with self._clock.phase("generate"):
+            return self._flow.take()
 
 
 def collect(

@@ -32,6 +32,7 @@ from trainer import compatibility, components, staleness
 from trainer.alarms import AlarmConfig
 from trainer.components import explain
 from trainer.eval.budgets import EvalConfig
+from trainer.faults import FaultConfig
 from trainer.learner import LearnerConfig
 from trainer.lora import LoraConfig
 from trainer.losses import LossConfig
@@ -248,6 +249,7 @@ class Recipe(Component):
     """Folder of run folders."""
     tracking: TrackingConfig = TrackingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultConfig = FaultConfig()
     stages: tuple[Stage, ...]
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from trainer import checkpoint
 from trainer.config import Recipe, resolve
 
 CONFIG, DONE, LOCK = "config.yaml", "DONE", ".lock"
-FREE = {"tracking", "checkpoint", "output"}
+FREE = {"tracking", "checkpoint", "faults", "output"}
 """Fields that move no number: a run may be continued with others."""
 
 

@@ -6,7 +6,6 @@ own nothing that cannot be rebuilt.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -18,21 +17,30 @@ from rewards.verify import verify
 from samplers import seam, seeds
 from samplers.data import PromptStream
 from samplers.types import Group, Job, Prompt, Rollout
-from trainer import alarms, checkpoint, golds, guard, measure, scoring, staleness, tracking
+from trainer import (
+    alarms,
+    checkpoint,
+    golds,
+    guard,
+    measure,
+    scoring,
+    staleness,
+    supervised,
+    tracking,
+)
 from trainer.ahead import Ahead
 from trainer.batching import pack, without_idle
-from trainer.collect import Making, Rounds
+from trainer.collect import Making, Rounds, Timed
 from trainer.config import CheckpointConfig, Recipe, Stage
 from trainer.eval.asked import with_asked
 from trainer.eval.budgets import EvalConfig, evaluate
 from trainer.metrics import Clock, summarise, verification
-from trainer.modelfolder import ModelFolder
 from trainer.rows import weighted
 from trainer.sampling import Sampled, Sampling
 from trainer.supervised import SupervisedStream
 from trainer.tracking import Tracker
 from trainer.types import Batch, TrainSequence
-from trainer.world import Flow, World
+from trainer.world import World
 
 
 class StageRun:
@@ -62,7 +70,7 @@ class StageRun:
         self.seed = seeds.key(recipe.seed, index) if index else recipe.seed
         self.stream: PromptStream | SupervisedStream
         if stage.kind == "sft":
-            self.stream = _demonstrations(stage, model, self.seed)
+            self.stream = supervised.demonstrations(stage, model, self.seed)
         else:
             # but from the same pool, where there is one
             pool = stage.data.limit is not None
@@ -158,7 +166,7 @@ class StageRun:
             yield Rounds(make)
             return
         with turn(), self.world.flow() as flow:
-            yield _Timed(flow, self.clock)
+            yield Timed(flow, self.clock)
 
     def reward(self, groups: list[Group]) -> list[Group]:
         return self.shaping.apply(groups) if groups else []
@@ -232,7 +240,8 @@ class StageRun:
         raised = self._watch(metrics)
         self.tracker.log(self.at, metrics)
         for name, why in raised.items():
-            self.tracker.alarm(self.at, name, why + (_trouble(groups) if name == "unknown" else ""))
+            trouble = alarms.trouble(groups) if name == "unknown" else ""
+            self.tracker.alarm(self.at, name, why + trouble)
         guard.check(self.stage, first, metrics)
         if groups:
             self.tracker.samples(self.at, groups, self.world.decode)
@@ -342,41 +351,3 @@ class StageRun:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Timed:
-    """A flow whose waiting is the phase `generate`."""
-
-    def __init__(self, flow: Flow, clock: Clock) -> None:
-        self.add, self._flow, self._clock = flow.add, flow, clock
-
-    def take(self) -> list[list[Rollout]]:
-        with self._clock.phase("generate"):
-            return self._flow.take()
-
-
-def _demonstrations(stage: Stage, model: str, seed: int) -> SupervisedStream:
-    """Supervised batches, rendered by the same code as rollouts."""
-    from samplers import render
-
-    renderer = render.load(model, stage.markers, stage.model.trust_remote_code)
-    opened = renderer.thinking.start if renderer.thinking and renderer.thinking.opened else ""
-    own = renderer.tokenizer.eos_token_id  # of several ends, the one this tokenizer writes
-    return SupervisedStream(
-        stage.supervised,
-        stage.data,
-        steps=stage.steps,
-        seed=seed,
-        render=renderer.render,
-        encode=lambda text: renderer.encode(text).tolist(),
-        eos_id=own if own is not None else renderer.eos_ids[0],
-        opened=opened,
-        context=ModelFolder(Path(model)).context,
-    )
-
-
-def _trouble(groups: Sequence[Group]) -> str:
-    """What went wrong most often in verdicts that are unknown."""
-    cells = (cell for group in groups for rollout in group.verdicts for cell in rollout)
-    found = Counter(f"{v.status}: {v.detail}" for cell in cells for v in cell if not v.known)
-    return f"; most often {found.most_common(1)[0][0]}" if found else ""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -23,8 +24,12 @@ from samplers.seam import Component
 from samplers.seeds import key, uniforms
 from samplers.types import Ids, Plan, Prompt
 from trainer.components import explain
+from trainer.modelfolder import ModelFolder
 from trainer.rows import supervised_row
 from trainer.types import TrainSequence
+
+if TYPE_CHECKING:
+    from trainer.config import Stage
 
 Render = Callable[[Prompt, Plan], Ids]
 Encode = Callable[[str], Sequence[int]]
@@ -258,3 +263,23 @@ def _with_completions(rows: Sequence[Row], columns: Columns, given: str) -> list
             )
         out.append(Prompt(index, row.name, talk, "", "", "", {COMPLETION: text}))
     return out
+
+
+def demonstrations(stage: Stage, model: str, seed: int) -> SupervisedStream:
+    """Supervised batches, rendered by the same code as rollouts."""
+    from samplers import render
+
+    renderer = render.load(model, stage.markers, stage.model.trust_remote_code)
+    opened = renderer.thinking.start if renderer.thinking and renderer.thinking.opened else ""
+    own = renderer.tokenizer.eos_token_id  # of several ends, the one this tokenizer writes
+    return SupervisedStream(
+        stage.supervised,
+        stage.data,
+        steps=stage.steps,
+        seed=seed,
+        render=renderer.render,
+        encode=lambda text: renderer.encode(text).tolist(),
+        eos_id=own if own is not None else renderer.eos_ids[0],
+        opened=opened,
+        context=ModelFolder(Path(model)).context,
+    )

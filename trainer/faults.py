@@ -1,0 +1,58 @@
+"""What may fail in a run and be mended: losses of its processes, and requests to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from samplers.seam import Component
+
+Role = Literal["learner", "rollout", "grader"]
+
+
+class FaultConfig(Component):
+    """How long, and how often, a run mends what fails before it gives up."""
+
+    restarts: int = Field(default=3, ge=0)
+    """Times that learners are started again without a new checkpoint in between."""
+    kills: int = Field(default=3, ge=1)
+    """Engines that a prompt may take down before it is left out of the run."""
+    heartbeat: float = Field(default=120.0, gt=0)
+    """Seconds without progress after which an engine with work is taken for hung, and killed."""
+
+
+class Lost(RuntimeError):  # noqa: N818 - what happened, as people say it
+    """A process of the run died, or was killed because it hung.
+
+    Args:
+        why: a line for people, without the process's name.
+    """
+
+    def __init__(self, role: Role, index: int, why: str) -> None:
+        super().__init__(f"{_NAMES[role]} {index} {why}")
+        self.role, self.index = role, index
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The run was asked to stop, and what was under way was given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One that was mended."""
+
+    role: Role
+    index: int
+    what: str
+    """A line for people: what happened, and what was done."""
+    seconds: float = 0.0
+    """That mending took."""
+
+
+_NAMES: dict[Role, str] = {
+    "learner": "learner rank",
+    "rollout": "engine",
+    "grader": "reward worker",
+}
