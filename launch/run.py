@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from launch.fleet import Fleet, cluster
+from launch.cluster import cluster
+from launch.fleet import Fleet
 from launch.placement import place
 from launch.plan import thinking
 from trainer import checkpoint, preflight, runfolder
