@@ -41,6 +41,10 @@ class Actor:
     def __init__(self) -> None:
         self._watches = Watches()
 
+    def process(self) -> tuple[str, int]:
+        """Its node, and its number there."""
+        return _seat().node, os.getpid()
+
     def profile(self, folder: str | None, name: str) -> None:
         """Record times into `folder` as the process `name`; None: no longer."""
         works = list(vars(self).values())
@@ -191,6 +195,10 @@ class RolloutActor(Actor):
 
     def abort(self) -> None:
         self.worker.abort()
+
+    def pulse(self) -> int:
+        """Counts what the engine gets done: it stands still where the engine hangs."""
+        return self.worker.beats
 
     def sleep(self) -> None:
         self.worker.between(self.worker.engine.sleep, drained=True)

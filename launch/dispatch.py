@@ -38,7 +38,10 @@ class Dispatch:
 
     Args:
         send: (engine, jobs) -> a hashable reference to the rollouts that come of them.
-        take: waits for one of these references: the reference and its columns.
+        take: waits for one of these references: the reference and its columns, or None where its
+            engine was lost and there is another in its place.
+        rescue: (engine, jobs that it was lost at) -> their rollouts, if they were to be made in
+            another way; None: they are sent again.
     """
 
     def __init__(
@@ -46,9 +49,10 @@ class Dispatch:
         engines: int,
         slots: int,
         send: Callable[[int, list[Job]], Any],
-        take: Callable[[list[Any]], tuple[Any, Columns]],
+        take: Callable[[list[Any]], tuple[Any, Columns | None]],
+        rescue: Callable[[int, list[Job]], list[Rollout] | None] = lambda *_: None,
     ) -> None:
-        self._slots, self._send, self._take = slots, send, take
+        self._slots, self._send, self._take, self.rescue = slots, send, take, rescue
         self.call = math.ceil(slots / PARTS)
         """Rollouts of a call, where engines get many."""
         self.speeds = [1.0] * engines
@@ -69,9 +73,13 @@ class Dispatch:
                 calls[engine] += 1
             ref, packed = self._take(list(at))
             engine, chunk = at.pop(ref)
-            made |= {(r.group, r.index): r for r in columns.unpack(packed, chunk)}
             loads[engine] -= len(chunk)
             calls[engine] -= 1
+            rollouts = self.rescue(engine, chunk) if packed is None else unpacked(packed, chunk)
+            if rollouts is None:
+                waiting.appendleft(chunk)
+                continue
+            made |= {(r.group, r.index): r for r in rollouts}
             seconds[engine] = max(time.monotonic() - started, 1e-3)
         self.learn(seconds)
         return [made[job.group, job.index] for job in jobs]
@@ -134,8 +142,9 @@ class Streams(Protocol):
     """The way of jobs to engines and back (`launch.streams` through Ray), in numbered lots."""
 
     def send(self, engine: int, number: int, jobs: list[Job]) -> None: ...
-    def take(self) -> list[tuple[int, Columns]]:
-        """Number and rollouts of lots that are done: waits for one."""
+    def take(self) -> list[tuple[int, Columns | None]]:
+        """Number and rollouts of lots that are done: waits for one. None: lost with their engine,
+        in whose place there is another."""
         ...
 
     def close(self) -> None: ...
@@ -173,11 +182,16 @@ class Lots:
         while self._at and not out:
             for number, packed in self._streams.take():
                 engine, jobs = self._at.pop(number)
+                self._loads[engine] -= len(jobs)
+                rescue = self._dispatch.rescue
+                rollouts = rescue(engine, jobs) if packed is None else unpacked(packed, jobs)
+                if rollouts is None:
+                    self._waiting.appendleft((number, jobs))
+                    continue
                 lot = self._parts.pop(number)
-                lot[number] = columns.unpack(packed, jobs)
+                lot[number] = rollouts
                 if all(lot.values()):
                     out.append([rollout for part in lot.values() for rollout in part])
-                self._loads[engine] -= len(jobs)
                 self._seconds[engine] = max(time.monotonic() - self._started, 1e-3)
             self._send()
         self._left -= len(out)
@@ -221,6 +235,12 @@ def outbound(jobs: Sequence[Job]) -> tuple[list[Job], Columns | None]:
     if not resumed:
         return list(jobs), None
     return [replace(job, resume=None) for job in jobs], columns.pack(resumed)
+
+
+def unpacked(packed: Columns, jobs: Sequence[Job]) -> list[Rollout]:
+    """The rollouts of `jobs`, in their order."""
+    made = {(r.group, r.index): r for r in columns.unpack(packed, jobs)}
+    return [made[job.group, job.index] for job in jobs]
 
 
 def inbound(jobs: Sequence[Job], packed: Columns | None) -> Sequence[Job]:

@@ -11,9 +11,9 @@ from typing import Literal
 from samplers.engines import vllm
 from trainer import staleness
 from trainer.config import Stage
+from trainer.faults import Role
 from trainer.preflight import generates
 
-Role = Literal["learner", "rollout", "grader"]
 Place = tuple[int, int]
 """A GPU: its node, and its number there."""
 

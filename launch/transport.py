@@ -43,11 +43,11 @@ def choose(asked: str, engine: str, learners: Sequence[Seat], engines: Sequence[
     raise ValueError(f"sync: weights cannot reach the engines: {wrong['shm']}; or: {wrong['nccl']}")
 
 
-def names(engines: Sequence[Seat]) -> list[str]:
-    """What to call every reader, engine by engine."""
+def names(engines: Sequence[Seat], numbers: Sequence[int] | None = None) -> list[str]:
+    """What to call every reader, engine by engine; `numbers` are theirs, if not from 0 on."""
     return [
         f"engine {i}" + (f" (process {rank})" if seat.readers > 1 else "")
-        for i, seat in enumerate(engines)
+        for i, seat in zip(numbers or range(len(engines)), engines, strict=True)
         for rank in range(seat.readers)
     ]
 

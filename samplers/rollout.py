@@ -87,6 +87,8 @@ class RolloutWorker:
         kinds = ("rollouts", "thought", "answer", "forced", "looks", "tried", "exits")
         self._stats = dict.fromkeys(kinds, 0)
         self._seconds = 0.0
+        self.beats = 0
+        """Engine steps, and whatever else was done: who watches sees it grow while it works."""
 
     @classmethod
     def from_pretrained(
@@ -226,6 +228,7 @@ class RolloutWorker:
 
     def _begin(self, asked: _Asked) -> None:
         """A mistake in what was asked belongs to who asked it."""
+        self.beats += 1
         try:
             if isinstance(asked, _Errand):
                 self._end(asked, asked.do())
@@ -248,6 +251,7 @@ class RolloutWorker:
         self._abort_marked()
         owners = self._owners
         made = self.engine.step()
+        self.beats += 1
         # What nobody waits for any more was left behind by a call that failed.
         self.engine.release(c.handle for c in made if c.handle is not None and c.id not in owners)
         done = sorted((c for c in made if c.id in owners), key=lambda c: owners[c.id])

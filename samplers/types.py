@@ -243,6 +243,11 @@ class Rollout:
         return self.closed or self.skipped
 
     @property
+    def unmade(self) -> bool:
+        """No engine survived its prompt: there is nothing of it, not even a rendered prompt."""
+        return self.thought.finish == "abort" and not len(self.prompt_ids_T)
+
+    @property
     def think_tokens(self) -> int:
         """Thinking tokens, the natural end marker not counted."""
         return len(self.thought) - int(self.closed)

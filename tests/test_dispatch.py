@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from launch import fleet
+from launch.cluster import cluster
 from launch.dispatch import HELD, PARTS, SHARE, Dispatch
 from samplers import columns
 from samplers.types import Answer, Job, Plan, Prompt, Rollout, Tokens
@@ -274,19 +275,19 @@ def test_a_really_slow_engine_gets_less(tmp_path: Path) -> None:
     stage = load("grpo/find", (*settings, "evaluation=null")).stages[0]
     prompt = Prompt(0, "p", ({"role": "user", "content": "A1+1?"},), "", "A", "exact")
     jobs = [Job(prompt, Plan(12), g, i, seed=g * 8 + i) for g in range(24) for i in range(4)]
-    with fleet.cluster(cpus=4), fleet.Fleet(stage, model, deterministic=False) as world:
+    with cluster(cpus=4), fleet.Fleet(stage, model, deterministic=False) as world:
         import ray
 
-        pids = ray.get([a.__ray_call__.remote(_pid) for a in world.actors["rollout"]])
+        pids = ray.get([a.__ray_call__.remote(_pid) for a in world.engines.team.actors])
         slow = pids.index(int((tmp_path / "slow").read_text()))
         sent: list[tuple[int, int]] = []
-        send = world._dispatch._send
+        send = world.engines.dispatch._send
 
         def noted(engine: int, jobs: list[Job]) -> Any:
             sent.append((engine, len(jobs)))
             return send(engine, jobs)
 
-        world._dispatch._send = noted
+        world.engines.dispatch._send = noted
         rollouts = world.rollout(jobs)
         assert [(r.group, r.index) for r in rollouts] == [(j.group, j.index) for j in jobs]
         share = sum(n for engine, n in sent if engine == slow)

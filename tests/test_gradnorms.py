@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from launch import fleet
+from launch.cluster import cluster
 from tests import test_gradient_variance as gradient_variance
 from tests.ranks import on_ranks
 from tests.test_learner import Bench, weights
@@ -371,7 +372,7 @@ def test_a_fleet_measures_as_one_learner_does(tmp_path: Path) -> None:
     path, rows = fetch("base/find"), gradient_variance.rows()
     batch = pack(rows, None, tokens_per_micro_batch=40, ranks=2)
     micros = [micro for update in batch.updates for rank in update for micro in rank]
-    with fleet.cluster(cpus=4), fleet.Fleet(stage, str(path)) as world:
+    with cluster(cpus=4), fleet.Fleet(stage, str(path)) as world:
         scores, found = world.score(batch, "policy"), world.norms(batch, "full")
         figures = measure.variance(world, rows, stage)
     assert len({micro.rows_B.tobytes() for micro in micros}) > 3

@@ -66,7 +66,7 @@ def test_engines_on_the_learners_gpus_sleep_while_they_train(
 
         def call(fleet: Fleet, *args: Any) -> Any:
             out = method(fleet, *args)
-            engine = fleet.actors["rollout"][0]
+            engine = fleet.engines.team.actors[0]
             ask = engine.__ray_call__.remote(lambda actor: actor.worker.engine._asleep)
             asleep.append((name, ray.get(ask)))
             return out

@@ -185,16 +185,17 @@ def test_stages_follow_each_other_and_a_step_may_have_nothing_to_train_on(tmp_pa
 
 
 def test_what_cannot_be_placed_is_told(tmp_path: Path) -> None:
-    from launch import fleet
+    from launch import fleet, team
+    from launch.cluster import cluster
     from trainer.config import load
 
     stage = load("grpo/find", (f"output={tmp_path}", "learner.ranks=3")).stages[0]
-    old, fleet.SCHEDULE_S = fleet.SCHEDULE_S, 3.0
+    old, team.SCHEDULE_S = team.SCHEDULE_S, 3.0
     try:
-        with fleet.cluster(cpus=2), pytest.raises(ValueError, match=r"learner: 3 x .* free"):
+        with cluster(cpus=2), pytest.raises(ValueError, match=r"learner: 3 x .* free"):
             fleet.Fleet(stage, "unused")
     finally:
-        fleet.SCHEDULE_S = old
+        team.SCHEDULE_S = old
 
 
 def _until(condition, run: subprocess.Popen, seconds: float = 240) -> None:

@@ -31,7 +31,7 @@ class Lost(RuntimeError):  # noqa: N818 - what happened, as people say it
     """
 
     def __init__(self, role: Role, index: int, why: str) -> None:
-        super().__init__(f"{_NAMES[role]} {index} {why}")
+        super().__init__(f"{NAMES[role]} {index} {why}")
         self.role, self.index = role, index
 
 
@@ -51,7 +51,7 @@ class Fault:
     """That mending took."""
 
 
-_NAMES: dict[Role, str] = {
+NAMES: dict[Role, str] = {
     "learner": "learner rank",
     "rollout": "engine",
     "grader": "reward worker",

@@ -101,7 +101,8 @@ def run(one: Stage) -> dict[str, float]:
     """
     import ray
 
-    from launch.fleet import Fleet, cluster
+    from launch.cluster import cluster
+    from launch.fleet import Fleet
 
     path = fetch(one.model.path)
     vocabulary = ModelFolder(path).config["vocab_size"]
@@ -109,10 +110,10 @@ def run(one: Stage) -> dict[str, float]:
         for _ in range(2):
             fleet.step(batch(one, vocabulary))
             fleet.sync()
-        (learner,), (engine,) = fleet.actors["learner"], fleet.actors["rollout"]
+        (learner,), (engine,) = fleet.learners.team.actors, fleet.engines.team.actors
         asked = requests(one.rollout.engine.slots, vocabulary)
         ray.get(engine.__ray_call__.remote(_fill, asked))
-        actors = {"learner": learner, "rollout": engine, "grader": fleet.actors["grader"][0]}
+        actors = {"learner": learner, "rollout": engine, "grader": fleet.graders.team.actors[0]}
         return {r: ray.get(a.__ray_call__.remote(_peak)) for r, a in actors.items()}
 
 

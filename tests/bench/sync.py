@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from launch.fleet import Fleet, cluster
+from launch.cluster import cluster
+from launch.fleet import Fleet
 from tests.bench.memory import LARGE
 from trainer.config import load
 

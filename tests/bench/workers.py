@@ -14,8 +14,9 @@ import statistics
 import sys
 import time
 
+from launch.cluster import cluster
 from launch.dispatch import Dispatch
-from launch.fleet import Fleet, cluster
+from launch.fleet import Fleet
 from samplers.data import PromptStream
 from samplers.data import load as load_data
 from samplers.types import Job, Plan
@@ -46,7 +47,7 @@ def compare(engine: str, rounds: int = 5, fill: int = 4) -> None:
 
     model = str(fetch(stage.model.path))
     with cluster(cpus=4), Fleet(stage, model, deterministic=False) as fleet:
-        sides = {n: Dispatch(n, SLOTS, fleet._send, fleet._take) for n in (1, 2)}
+        sides = {n: Dispatch(n, SLOTS, fleet.engines._send, fleet.engines._take) for n in (1, 2)}
 
         def rate(workers: int) -> float:
             asked = jobs(workers)

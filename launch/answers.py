@@ -1,0 +1,87 @@
+"""What actors answer, and who of them no longer does."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launch.mistakes import told_remotely
+from samplers.ring import SyncError
+from trainer.faults import NAMES, Lost, Role
+
+POLL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """A process of the run."""
+
+    role: Role
+    index: int
+
+    def __str__(self) -> str:
+        return f"{NAMES[self.role]} {self.index}"
+
+
+def result(ref: Any, who: Who) -> Any:
+    """What `who` answered.
+
+    Raises:
+        Lost: it died.
+        ValueError, SyncError, OSError: as it raised them, a ValueError only if it is a user's.
+    """
+    import ray
+
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, SyncError) or (isinstance(cause, ValueError) and told_remotely(error)):
+            raise cause from None
+        if isinstance(cause, OSError):
+            raise cause from error
+        raise error from None
+    except ray.exceptions.RayActorError as error:
+        first = str(error).strip().splitlines()[0]
+        raise Lost(who.role, who.index, f"died: {first}") from None
+
+
+def gather(asked: Mapping[Any, Who], deadline: float = math.inf) -> list[Any]:
+    """Answers of all, in the order of `asked`; or the first failure, as soon as it is there.
+
+    Args:
+        deadline: seconds after which those that did not answer are a SyncError.
+    """
+    import ray
+
+    pending, until, answers = list(asked), time.monotonic() + deadline, {}
+    while pending:
+        left = until - time.monotonic()
+        if left <= 0:
+            silent = ", ".join(str(asked[ref]) for ref in pending)
+            raise SyncError(f"weight sync: {silent} did not answer within {deadline:g} s")
+        done, pending = ray.wait(pending, num_returns=1, timeout=min(POLL_S, left))
+        for ref in done:
+            answers[ref] = result(ref, asked[ref])
+    return [answers[ref] for ref in asked]
+
+
+def health(asked: Mapping[Any, Who], patience: float) -> tuple[list[Who], list[Who]]:
+    """Who of those that were asked anything is dead, and who did not answer in so many seconds."""
+    import ray
+
+    if not asked:
+        return [], []
+    done, mute = ray.wait(list(asked), num_returns=len(asked), timeout=patience)
+    dead = []
+    for ref in done:
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayActorError:
+            dead.append(asked[ref])
+        except ray.exceptions.RayTaskError:  # whatever it says, it lives
+            continue
+    return dead, [asked[ref] for ref in mute]
