@@ -4,39 +4,76 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import psutil
 
 
-def interrupt_trees(pids: Iterable[int], grace: float = 15.0) -> None:
-    """Ask process trees to leave (SIGINT to each root), then kill what is left after `grace`.
+def interrupt_trees(
+    pids: Iterable[int],
+    grace: float | None = 15.0,
+    number: int = signal.SIGINT,
+    urgent: float = 15.0,
+) -> None:
+    """Ask process trees to leave (a signal to each root), then kill what is left of them.
 
     The trees are listed first: Ray's processes outlive a parent that dies, and are then nobody's.
+
+    Args:
+        grace: seconds that they get; None: as many as they need, until we are interrupted too.
+        number: the signal.
+        urgent: seconds that they get then: they are asked once more.
     """
-    roots, everyone = [], []
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            root = psutil.Process(pid)
-            everyone += [root, *root.children(recursive=True)]
-            roots.append(root)
+    roots = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    everyone = _trees(roots)
     try:
-        for root in roots:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                root.send_signal(signal.SIGINT)
-        _, left = psutil.wait_procs(everyone, timeout=grace)
-    except BaseException:  # a second Ctrl-C: at once
-        left = everyone
-    for process in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(left, timeout=5)
+        _signal(roots, number)
+        psutil.wait_procs(roots if grace is None else everyone, timeout=grace)
+    except KeyboardInterrupt:
+        if grace is None:
+            with contextlib.suppress(KeyboardInterrupt):  # a third one: at once
+                _signal(roots, signal.SIGINT)
+                psutil.wait_procs(roots, timeout=urgent)
+    finally:
+        end([*everyone, *_trees(roots)])
 
 
 def kill_tree(pid: int) -> None:
     """Kill a process and everything below it, at once."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        for process in [*root.children(recursive=True), root]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        end(_trees([psutil.Process(pid)]), patience=0.0)
+
+
+def end(processes: Sequence[psutil.Process], patience: float = 5.0) -> None:
+    """Kill what still runs of these, and wait until it is gone."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=patience)
+
+
+def marked(folder: Path, mark: str, *, everywhere: bool = False) -> list[psutil.Process]:
+    """Processes below this one, or of this user, whose environment has `folder` as `mark`, and
+    those below them: one that gives itself a title may write over its environment."""
+    roots = []
+    for process in psutil.process_iter() if everywhere else psutil.Process().children(True):
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(mark) == str(folder):
+                roots.append(process)
+    return list(dict.fromkeys(_trees(roots)))
+
+
+def _trees(roots: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """The roots that live and everything below them."""
+    found = []
+    for root in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [root, *root.children(recursive=True)]
+    return found
+
+
+def _signal(processes: Iterable[psutil.Process], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
