@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import sys
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +20,7 @@ from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from samplers.types import Answer, Group, Plan, Prompt, Rollout, Tokens
 from tests import here
+from tests.fake_wandb import Fake
 from trainer import alarms, checkpoint, report
 from trainer.alarms import AlarmConfig, check, figures, kept, news
 from trainer.config import Recipe, load
@@ -305,20 +304,16 @@ def test_thinking_none_has_no_thoughts_that_leak_or_are_cut() -> None:
 def test_console_and_wandb_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console as Terminal
 
-    sent: list[dict[str, Any]] = []
-    run = types.SimpleNamespace(
-        id="x", dir="there", log=lambda *a, **k: None, finish=lambda: None,
-        alert=lambda **given: sent.append(given),
-    )  # fmt: skip
-    fake = types.SimpleNamespace(init=lambda **given: run, Settings=lambda **given: given)
-    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
+    (tmp_path / "fake").mkdir()
+    fake = Fake(tmp_path / "fake", monkeypatch)
     stream = io.StringIO()
     console = Console(9, "grpo", terminal=Terminal(file=stream))
     with Tracker(tmp_path, TrackingConfig(wandb="offline"), console=console) as tracker:
         tracker.alarm(4, "forced", "90% of [thoughts] are cut")
     assert stream.getvalue() == "grpo  step 4: ALARM forced: 90% of [thoughts] are cut\n"
-    assert [(s["title"], s["level"]) for s in sent] == [(f"{tmp_path.name}: forced", "WARN")]
-    assert "step 4: 90% of [thoughts]" in sent[0]["text"]
+    (sent,) = fake.calls("alert")
+    assert (sent["title"], sent["level"]) == (f"{tmp_path.name}: forced", "WARN")
+    assert "step 4: 90% of [thoughts]" in sent["text"]
 
 
 def run_folder(

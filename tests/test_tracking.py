@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import sys
 import time
-import types
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -250,86 +247,3 @@ def test_console_degrades_to_one_line_a_step() -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (5, 75, 3700)] == ["0:05", "1:15", "1:01:40"]
-
-
-class FakeRun:
-    """Fails from its third log on, and never finishes."""
-
-    id, dir = "abc123", "there"
-
-    def __init__(self) -> None:
-        self.logged: list[int] = []
-
-    def log(self, record: dict[str, Any], step: int) -> None:
-        if len(self.logged) == 2:
-            raise ConnectionError("no route to host")
-        assert None not in record.values()
-        self.logged.append(step)
-
-    def finish(self) -> None:
-        time.sleep(30)
-
-
-@pytest.fixture
-def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    seen: dict[str, Any] = {"run": FakeRun(), "inits": [], "refuse": ()}
-
-    def init(**given: Any) -> FakeRun:
-        seen["inits"].append(given)
-        if given["mode"] in seen["refuse"]:
-            raise TimeoutError("server is away")
-        return seen["run"]
-
-    module = types.SimpleNamespace(init=init, Settings=lambda **kw: kw)
-    monkeypatch.setitem(sys.modules, "wandb", module)  # type: ignore[arg-type]
-    return seen
-
-
-def test_wandb_trouble_warns_once_and_never_stops_the_run(
-    tmp_path: Path, fake_wandb: dict[str, Any]
-) -> None:
-    config = TrackingConfig(wandb="offline", wandb_patience=0.05)
-    tracker = Tracker(tmp_path, config, console=quiet())
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for step in range(6):
-            tracker.log(step, {"x": float("nan"), "y": 1.0})
-    assert ["no route to host" in str(w.message) for w in caught] == [True]
-    assert fake_wandb["run"].logged == [0, 1]
-    tracker.close()
-    assert len(tracking.read(tmp_path)) == 6
-
-
-def test_wandb_that_never_finishes_is_left_behind(
-    tmp_path: Path, fake_wandb: dict[str, Any]
-) -> None:
-    tracker = Tracker(
-        tmp_path, TrackingConfig(wandb="online", wandb_patience=0.05), console=quiet()
-    )
-    with pytest.warns(UserWarning, match="wandb sync"):
-        tracker.close()
-
-
-def test_wandb_outage_at_the_start_falls_back_to_offline_and_keeps_its_id(
-    tmp_path: Path, fake_wandb: dict[str, Any]
-) -> None:
-    fake_wandb["refuse"] = ("online",)
-    config = TrackingConfig(wandb="online", wandb_patience=0.05)
-    with pytest.warns(UserWarning, match="offline run"):
-        tracker = Tracker(tmp_path, config, console=quiet())
-    tracker.log(1, {"x": 1})
-    assert fake_wandb["run"].logged == [1]
-    assert [i["mode"] for i in fake_wandb["inits"]] == ["online", "offline"]
-    assert (tmp_path / tracking.WANDB_ID).read_text().strip() == "abc123"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        Tracker(tmp_path, config, console=quiet())
-    assert fake_wandb["inits"][-1]["id"] == "abc123"
-    assert fake_wandb["inits"][-1]["dir"] == str(tmp_path)
-
-
-def test_real_wandb_offline_stays_in_the_run_folder(tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
-    with Tracker(tmp_path, TrackingConfig(wandb="offline"), console=quiet()) as tracker:
-        tracker.log(1, {"accuracy": 0.5})
-    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,19 +34,16 @@ RECENT = 8
 
 
 class Console:
-    """Shows steps as they are logged.
+    """Shows steps as they are logged, as long as there is somewhere to show them.
 
     Args:
         total: steps of the run; 0 if unknown.
-        done: steps that an earlier process made.
         terminal: a `rich.console.Console`; by default standard output.
     """
 
-    def __init__(self, total: int, name: str, done: int = 0, terminal: Any = None) -> None:
-        from rich.console import Console as Terminal
-
-        self._total, self._name, self._done = total, name, done
-        self._terminal = terminal or Terminal(soft_wrap=True, highlight=False)
+    def __init__(self, total: int, name: str, terminal: Any = None) -> None:
+        self._total, self._name, self._done = total, name, 0
+        self._terminal = terminal or _terminal()
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
         self._ticks: deque[tuple[float, int]] = deque(maxlen=10)
         self._doing = ""
@@ -61,8 +62,16 @@ class Console:
             self._ticks.append((time.monotonic(), self._done))
             self._recent.append(record)
         if self._live is None:
-            self._terminal.print(self.line(record))
+            self._show(lambda: self._terminal.print(self.line(record)))
         self._tell(self._adviser.step(record) if self._adviser else None)
+        if self._live is not None:
+            self._refresh()
+
+    def rewind(self, step: int) -> None:
+        """Go on after `step`, whatever was shown beyond it."""
+        kept = [record for record in self._recent if record["step"] <= step]
+        self._recent, self._done = deque(kept, maxlen=RECENT), step
+        self._ticks.clear()
         if self._live is not None:
             self._refresh()
 
@@ -85,15 +94,35 @@ class Console:
 
     def say(self, text: str) -> None:
         """A line that stays: above the live view, or among the plain lines."""
-        self._terminal.print(f"{self._name}  {text}", markup=False)
+        self._show(lambda: self._terminal.print(f"{self._name}  {text}", markup=False))
+
+    def _show(self, how: Callable[[], object]) -> None:
+        """A full disk may have room for the next line; a reader that has left does not return."""
+        try:
+            how()
+        except (OSError, ValueError) as error:
+            closed = self._terminal.file.closed
+            if isinstance(error, ValueError) and not closed:
+                raise
+            self._terminal.quiet = True
+            self._terminal.print()  # forgets what could not be shown
+            room = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN)
+            self._terminal.quiet = closed or getattr(error, "errno", None) not in room
 
     def close(self) -> None:
         self.advise(None)
         if self._live is not None:
             self._doing = ""
             self._refresh()
-            self._live.stop()
+            self._show(self._live.stop)
             self._live = None
+        if self._terminal.file is not sys.stdout:
+            return
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):  # or the interpreter would fail at it when it ends
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
     def line(self, record: Mapping[str, Any]) -> str:
         """One step as text: position, main figures, evaluation, time left."""
@@ -118,7 +147,7 @@ class Console:
         from rich.live import Live
 
         self._live = Live(console=self._terminal, refresh_per_second=4, transient=False)
-        self._live.start()
+        self._show(self._live.start)
         self._refresh()
 
     def _refresh(self) -> None:
@@ -145,7 +174,19 @@ class Console:
             self._doing,
         )
         advice = [Text(self._adviser.now, "dim")] if self._adviser and self._adviser.now else []
-        self._live.update(Group(*([table] if self._recent else []), bar, *advice))
+        view = Group(*([table] if self._recent else []), bar, *advice)
+        self._show(lambda: self._live.update(view))
+
+
+def _terminal() -> Any:
+    """Standard output. rich would end the process when nobody reads it any more."""
+    from rich.console import Console as Rich
+
+    class Terminal(Rich):
+        def on_broken_pipe(self) -> None:
+            raise
+
+    return Terminal(soft_wrap=True, highlight=False)
 
 
 def figures(record: Mapping[str, Any]) -> dict[str, str]:

@@ -5,26 +5,31 @@ The driver owns it: one process, one writer, one object per step.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import threading
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from string import ascii_lowercase, digits
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from samplers.seam import Component
 from samplers.types import Group
+from trainer import journal
 from trainer.console import Console
+from trainer.journal import Journal, atomic
+from trainer.wandb_sink import Sink
 
 if TYPE_CHECKING:
     from trainer.config import Recipe
 
-METRICS = "metrics.jsonl"
-WANDB_ID = "wandb-id.txt"
+METRICS, FAULTS, WANDB_ID = "metrics.jsonl", "faults.jsonl", "wandb-id.txt"
+ROLLOUTS, EVAL = "rollouts", "eval"
 Decode = Callable[[Sequence[Sequence[int]]], list[str]]
 
 
@@ -32,23 +37,29 @@ class TrackingConfig(Component):
     """What is written about a run besides metrics.jsonl."""
 
     wandb: Literal["off", "offline", "online"] = "off"
-    """Send metrics to Weights & Biases too. offline: into the run folder, for `wandb sync`."""
+    """Send metrics to Weights & Biases too. offline: into the run folder, for `wandb sync`; a run
+    that goes on makes this record anew. online: of a step that is trained again after a crash, W&B
+    keeps the first values, metrics.jsonl the last."""
     project: str = "laconic"
     """W&B project."""
     samples: int = Field(default=4, ge=0)
     """Rollouts written to rollouts/step-N.jsonl at each step, to be read by people."""
     wandb_patience: float = Field(default=20.0, gt=0)
-    """Seconds W&B may take to start and to finish before the run goes on without it."""
+    """Seconds W&B may take to start and, at the end, to finish. No step ever waits for it."""
 
 
 class Tracker:
     """Writes the record of a run to its folder. A context manager; else call `close`.
+
+    Nothing that cannot be written stops the run: metrics and faults wait in memory until they can
+    be, samples and evaluations are left out, and each kind of trouble is told once.
 
     Args:
         recipe: the run, for W&B and for progress.
         first_step: the run goes on after this step: what was logged beyond it is dropped, since it
             will be made again. None keeps all that is there.
         console: where progress is shown; by default standard output.
+        wandb_id: of a checkpoint, for a folder that has lost its own.
     """
 
     def __init__(
@@ -59,16 +70,40 @@ class Tracker:
         *,
         first_step: int | None = None,
         console: Console | None = None,
+        wandb_id: str | None = None,
     ) -> None:
         self.folder, self.config = folder, config
         folder.mkdir(parents=True, exist_ok=True)
-        self._newest = _trim(folder / METRICS, first_step)
-        self.last: int = self._newest["step"]
-        self._stream: IO[str] = (folder / METRICS).open("a", encoding="utf-8")
-        self._process = os.getpid()
         total = sum(stage.steps for stage in recipe.stages) if recipe else 0
-        self.console = console or Console(total, folder.name, done=max(self.last, 0))
-        self._wandb = None if config.wandb == "off" else _Wandb(folder, config, recipe)
+        self.console = console or Console(total, folder.name)
+        self._failed: set[str] = set()
+        self._metrics = Journal(folder / METRICS, "steps", self.say)
+        self._faults = Journal(folder / FAULTS, "faults", self.say)
+        self._process = os.getpid()
+        self._newest: dict[str, Any] = {}
+        self._back(first_step)
+        self.wandb_id = None if config.wandb == "off" else self._id(wandb_id)
+        """Of the run at W&B, which a later process goes on with; None without W&B."""
+        self._wandb = self._sink(self.wandb_id, recipe) if self.wandb_id else None
+
+    def _id(self, given: str | None) -> str:
+        path = self.folder / WANDB_ID
+        with contextlib.suppress(OSError):
+            given = path.read_text().strip() or given
+        made = given or "".join(secrets.choice(ascii_lowercase + digits) for _ in range(8))
+        with self.best_effort(WANDB_ID):
+            path.write_text(made + "\n")
+        return made
+
+    def _sink(self, run: str, recipe: Recipe | None) -> Sink | None:
+        config = self.config
+        known: dict[str, Any] = {"id": run, "name": self.folder.name, "project": config.project}
+        if recipe is not None:
+            known |= {"group": recipe.name, "config": recipe.model_dump(mode="json")}
+        given = (METRICS, config.wandb_patience, self.say)
+        with self.best_effort("W&B's process"):
+            return Sink(self.folder, config.wandb, known, *given)
+        return None
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one step. Of a step that is already there, only what is new is added."""
@@ -77,25 +112,66 @@ class Tracker:
         known = self._newest if step == self.last else {"step": step}
         metrics = {name: value for name, value in metrics.items() if name not in known}
         if metrics or step > self.last:
-            self.last, self._newest = step, known | metrics
+            self._newest = known | metrics
             self._write(step, metrics)
 
     def _write(self, step: int, metrics: Mapping[str, Any]) -> None:
         assert os.getpid() == self._process, "the tracker belongs to the driver process"
         record = {"step": step} | {name: plain(value) for name, value in metrics.items()}
-        self._stream.write(json.dumps(record, allow_nan=False) + "\n")
-        self._stream.flush()
+        healed = self._metrics.append(record)
         self.console.step(record)
         if self._wandb:
-            self._wandb.log(step, record)
+            if healed:
+                self._wandb.anew()
+            self._wandb.log(record)
+
+    def rewind(self, step: int) -> None:
+        """Training goes back to `step`: what was logged beyond it will be made again."""
+        self._back(step)
+        if self._wandb:
+            self._wandb.anew()
+
+    def _back(self, step: int | None) -> None:
+        if step is not None:
+            for name in (ROLLOUTS, EVAL):
+                _drop_beyond(self.folder / name, step)
+        self._metrics.cut(sys.maxsize if step is None else step)
+        steps = self.steps()
+        self._newest = steps[-1] if steps else {"step": -1}
+        self.console.rewind(max(self.last, 0))
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The steps of the run so far, whether they could be written or not."""
+        return _merge([*journal.records(self.folder / METRICS), *self._metrics.waiting])
+
+    def fault(self, step: int, record: Mapping[str, Any]) -> None:
+        """Write down, and say, what failed in a step and was mended.
+
+        Args:
+            record: `what` (a line for people), and what else is known of it.
+        """
+        self._faults.append({"step": step} | {key: plain(value) for key, value in record.items()})
+        self.say(f"step {step}: {record['what']}")
+
+    @contextlib.contextmanager
+    def best_effort(self, what: str) -> Iterator[None]:
+        """For what a run can do without: the first failure of its kind is said, none raised."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                self.say(f"{what} cannot be written: {error.strerror}; the run goes on without it")
 
     def samples(self, step: int, groups: Sequence[Group], decode: Decode) -> None:
         """Write a few of the step's rollouts with their texts."""
         rows = sample_rows(groups, decode, self.config.samples)
         if rows:
-            path = self.folder / "rollouts" / f"step-{step}.jsonl"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            path = self.folder / ROLLOUTS / f"step-{step}.jsonl"
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            with self.best_effort(ROLLOUTS):
+                path.parent.mkdir(exist_ok=True)
+                atomic(path, text)
 
     def note(self, text: str) -> None:
         """What is going on right now, beside the progress bar."""
@@ -112,15 +188,22 @@ class Tracker:
             self._wandb.alert(f"{self.folder.name}: {name}", f"step {step}: {why}")
 
     @property
+    def last(self) -> int:
+        """The last step that was logged; -1 before any."""
+        step: int = self._newest["step"]
+        return step
+
+    @property
     def newest(self) -> Mapping[str, Any]:
         """The figures of the last step that was logged."""
         return self._newest
 
     def close(self) -> None:
-        self._stream.close()
-        self.console.close()
+        self._metrics.close()
+        self._faults.close()
         if self._wandb:
             self._wandb.finish()
+        self.console.close()
 
     def __enter__(self) -> Tracker:
         return self
@@ -135,7 +218,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line is broken (file and line); one that a crash cut off is left out.
     """
-    return _merge(_records(folder / METRICS))
+    return _merge(journal.records(folder / METRICS))
 
 
 def _merge(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -145,19 +228,13 @@ def _merge(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise ValueError(
-                f"{path}:{number}: broken JSON; remove the line to go on without that step"
-            ) from None
-    return records
+def _drop_beyond(folder: Path, step: int) -> None:
+    """Files of later steps: they will be made again."""
+    for path in folder.glob("*-*.json*"):
+        number = path.stem.rpartition("-")[2]
+        if number.isdigit() and int(number) > step:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def plain(value: Any) -> Any:
@@ -205,102 +282,3 @@ def _sample(group: Group, i: int, thought: str) -> dict[str, Any]:
         "finish": (rollout.final.tokens if len(rollout.final.tokens) else rollout.thought).finish,
         "version": rollout.oldest_version,
     }
-
-
-def _trim(path: Path, first_step: int | None) -> dict[str, Any]:
-    """Drop what is beyond `first_step` and a line cut off by a crash; the last step left."""
-    records = _records(path)
-    kept = [r for r in records if first_step is None or r["step"] <= first_step]
-    text = "".join(json.dumps(r) + "\n" for r in kept)
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        beside = path.with_suffix(".partial")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    return _merge(kept)[-1] if kept else {"step": -1}
-
-
-class _Wandb:
-    """W&B as a sink that can only fail once: then it warns, and the run goes on without it."""
-
-    def __init__(self, folder: Path, config: TrackingConfig, recipe: Recipe | None) -> None:
-        self._folder, self._patience = folder, config.wandb_patience
-        self._known: dict[str, Any] = {"project": config.project, "name": folder.name}
-        if recipe is not None:
-            self._known |= {"group": recipe.name, "config": recipe.model_dump(mode="json")}
-        self._run: Any = None
-        try:
-            self._run = self._start(config.wandb)
-        except Exception as error:
-            if config.wandb != "online":
-                self._give_up(error)
-                return
-            self._give_up(error, "metrics go to an offline run; send them with `wandb sync`")
-            self._try(self._start_offline)
-
-    def log(self, step: int, record: Mapping[str, Any]) -> None:
-        if self._run is not None:
-            known = {k: v for k, v in record.items() if v is not None and k != "step"}
-            self._try(lambda: self._run.log(known, step=step))
-
-    def alert(self, title: str, text: str) -> None:
-        if self._run is not None:
-            self._try(lambda: self._run.alert(title=title, text=text, level="WARN"))
-
-    def finish(self) -> None:
-        """Wait for the upload at most `wandb_patience` seconds; the files stay for `wandb sync`."""
-        if self._run is None:
-            return
-        run, self._run = self._run, None
-        closing = threading.Thread(target=_quietly(run.finish), daemon=True)
-        closing.start()
-        closing.join(self._patience)
-        if closing.is_alive():
-            warnings.warn(
-                f"W&B did not finish within {self._patience:g} s; the rest is in {run.dir}: send "
-                "it with `wandb sync`",
-                stacklevel=3,
-            )
-
-    def _start(self, mode: Any) -> Any:
-        import wandb
-
-        kept = self._folder / WANDB_ID
-        known = kept.read_text().strip() if kept.is_file() else None
-        patience = {"init_timeout": self._patience}
-        if "finish_timeout" in getattr(wandb.Settings, "model_fields", {}):  # newer than 0.18
-            patience["finish_timeout"] = self._patience
-        run = wandb.init(
-            **self._known,
-            id=known,
-            resume="allow" if known else None,
-            dir=str(self._folder),
-            mode=mode,
-            settings=wandb.Settings(console="off", silent=True, disable_git=True, **patience),
-        )
-        kept.write_text(run.id + "\n")
-        return run
-
-    def _start_offline(self) -> None:
-        self._run = self._start("offline")
-
-    def _try(self, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except Exception as error:
-            self._run = None
-            self._give_up(error)
-
-    @staticmethod
-    def _give_up(error: Exception, then: str = "metrics.jsonl goes on without it") -> None:
-        first = str(error).strip().splitlines()[:1] or [""]
-        warnings.warn(f"W&B: {type(error).__name__}: {first[0]}; {then}", stacklevel=4)
-
-
-def _quietly(action: Callable[[], Any]) -> Callable[[], None]:
-    def run() -> None:
-        try:
-            action()
-        except Exception as error:
-            _Wandb._give_up(error)
-
-    return run
