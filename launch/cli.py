@@ -1,13 +1,13 @@
 """The `laconic` command. Imports nothing heavy: each command imports what it needs.
 
-Exit codes: 0 done, 1 failed, 2 the user's mistake (one line each on stderr), 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 the user's mistake (one line each on stderr), 130 interrupted, and
+143 where a SIGTERM ended a run.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +20,11 @@ import launch.arguments.compare
 import launch.arguments.evaluate
 import launch.arguments.export
 import launch.arguments.generate
+import launch.arguments.resume
 import launch.arguments.reward
 import launch.arguments.serve
 from launch import values
+from launch.signals import Terminated, stoppable
 
 SETTINGS = "a.b=c: change any field, e.g. optim.lr=1e-3, stages.0.steps=5"
 
@@ -32,6 +34,14 @@ def train(args: argparse.Namespace) -> int:
     from launch.run import train as run
 
     print(run(args.recipe, *args.settings, profile=args.profile))
+    return 0
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Go on with a run that stopped, from its newest checkpoint."""
+    from launch.resume import resume as run
+
+    print(run(args.folder, *args.settings))
     return 0
 
 
@@ -168,6 +178,7 @@ def parser() -> argparse.ArgumentParser:
             )
         else:
             launch.arguments.common.cluster(one)
+    launch.arguments.resume.add(add("resume", resume))
     one = add("sweep", sweep)
     one.add_argument("arms", nargs="+", metavar="RECIPE | a.b=c", help="arms; " + SETTINGS)
     one.add_argument("--seeds", type=values.seeds, default=(0,), help="0-4, 3 or 0,2,5 (default 0)")
@@ -217,11 +228,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:  # people's own modules; last, so that they shadow nothing
         sys.path.append(os.getcwd())
     try:
-        with _stoppable(), _plain_warnings():
+        with stoppable(), _plain_warnings():
             return args.run(args)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("laconic: interrupted", file=sys.stderr)
-        return 130
+        terminated = isinstance(interrupt, Terminated) and args.run in (train, resume)
+        return 143 if terminated else 130
+    except SystemExit as stop:  # a run ended as it was asked to, and has said so
+        return stop.code if isinstance(stop.code, int) else 1
     except BrokenPipeError:  # `laconic plan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -238,24 +252,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run() -> None:
     """Console entry point: `python -m launch.cli` and `laconic`."""
     sys.exit(main())
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM leaves as cleanly as Ctrl-C does."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: somebody else owns the signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from rewards.golds import check_golds, told
 from samplers.selection import base as selection
 from samplers.stopping import base as stopping
 from samplers.types import Prompt
-from trainer import runfolder
+from trainer import changes, runfolder
 from trainer.eval import findings, metric, require, sides, summary
 from trainer.eval.compare import compare
 from trainer.eval.folder import METRICS, Folder, open_folder, write
@@ -328,12 +328,10 @@ def _report(
     draw: bool,
 ) -> None:
     """summary.md, environment.json, report.html and plots/."""
-    from launch.run import environment
-
     path = folder.path
     text = f"{summary.markdown(found, notes)}\nSampled at {said(folder.settings)}.\n"
     write(path / "summary.md", text)
-    write(path / "environment.json", environment())
+    write(path / "environment.json", changes.versions())
     if not draw:
         return
     from trainer.report import evaluation

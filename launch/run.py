@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import shutil
 import warnings
 from collections.abc import Mapping
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from launch.cluster import cluster
 from launch.fleet import Fleet
 from launch.placement import place
 from launch.plan import thinking
+from launch.signals import obeyed
 from trainer import checkpoint, preflight, runfolder
 from trainer.bound import Adviser, Machine
 from trainer.config import Recipe, load
@@ -25,10 +23,10 @@ from trainer.modelfolder import fetch
 from trainer.profile import Profile
 from trainer.sampling import Sampling
 from trainer.stage import StageRun
+from trainer.stop import Stop
 from trainer.traces import base as traces
 from trainer.tracking import Tracker
 
-STACK = ("laconic", "torch", "transformers", "deepspeed", "ray", "peft", "vllm", "numpy")
 FRESH = {"stage": 0, "first": 0, "step": -1}
 """State of a run that has not begun: not even step 0, its first evaluation, is logged."""
 
@@ -61,18 +59,29 @@ def train(
             if profile:
                 warnings.warn(f"--profile has no effect: {folder} is finished", stacklevel=2)
             return folder
-        newest = _open(recipe)
-        state = checkpoint.driver_state(newest) if newest else FRESH
-        cpus = max(place(stage, 0).totals["CPU"] for stage in recipe.stages)
-        with (
-            cluster(int(cpus), address),
-            Tracker(
-                folder, recipe.tracking, recipe, first_step=state["first"] + state["step"]
-            ) as tracker,
-            Profile(folder, profile) as profiled,
-        ):
-            stages(recipe, state, newest, tracker, profiled, _machine(address))
-        (folder / runfolder.DONE).touch()
+        return go(recipe, address, profile)
+
+
+def go(recipe: Recipe, address: str | None = None, profile: int = 0) -> Path:
+    """Train what is left of the recipe, in its folder, which is claimed.
+
+    Raises:
+        ValueError: something changed with which it would go on wrongly; nothing was started.
+    """
+    folder = recipe.folder.absolute()
+    newest = _open(recipe)
+    state = checkpoint.driver_state(newest) if newest else FRESH
+    cpus = max(place(stage, 0).totals["CPU"] for stage in recipe.stages)
+    with (
+        obeyed(recipe.folder, getattr(recipe.checkpoint, "grace", 30.0)) as stop,
+        cluster(int(cpus), address),
+        Tracker(
+            folder, recipe.tracking, recipe, first_step=state["first"] + state["step"]
+        ) as tracker,
+        Profile(folder, profile) as profiled,
+    ):
+        stages(recipe, state, newest, tracker, profiled, _machine(address), stop)
+    (folder / runfolder.DONE).touch()
     return folder
 
 
@@ -83,6 +92,7 @@ def stages(
     tracker: Tracker,
     profiled: Profile,
     machine: Machine,
+    stop: Stop | None = None,
 ) -> None:
     """Run what is left of the recipe, from the checkpoint `newest` and its driver's `state` on."""
     folder, first = recipe.folder.absolute(), state["first"]
@@ -90,8 +100,8 @@ def stages(
     for index in range(state["stage"], len(recipe.stages)):
         stage, path = recipe.stages[index], str(begin(recipe, index).absolute())
         with (
-            Fleet(stage, path, recipe.seed, recipe.deterministic) as fleet,
-            StageRun(recipe, index, first, path, fleet, tracker, folder) as run,
+            Fleet(stage, path, recipe.seed, recipe.deterministic, recipe.faults) as fleet,
+            StageRun(recipe, index, first, path, fleet, tracker, folder, stop) as run,
         ):
             if fleet.opened is not None:
                 tracker.say(thinking(stage, fleet.opened))
@@ -116,8 +126,7 @@ def _open(recipe: Recipe) -> Path | None:
         made = (path for name in ("start-*", "traces-*") for path in folder.glob(name))
         for leftover in (folder / "eval", folder / "rollouts", *made):
             shutil.rmtree(leftover, ignore_errors=True)
-    (folder / runfolder.CONFIG).write_text(runfolder.resolved(recipe))
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
+    runfolder.settle(recipe, newest, checkpoint.driver_state(newest) if newest else FRESH, print)
     return newest
 
 
@@ -154,14 +163,3 @@ def _point(link: Path, target: Path) -> None:
     """`run/model` is the newest model, whatever step it was made at."""
     link.unlink(missing_ok=True)
     link.symlink_to(target.relative_to(link.parent))
-
-
-def environment() -> dict[str, str]:
-    """What moves numbers besides the recipe: versions, interpreter, machine kind."""
-    found = {}
-    for name in STACK:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {**found, "python": platform.python_version(), "machine": platform.machine()}

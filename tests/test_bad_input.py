@@ -289,7 +289,7 @@ def test_folder_of_another_finished_run(case: Case, capsys: pytest.CaptureFixtur
     (recipe.folder / runfolder.DONE).touch()
     assert main(["train", str(case.recipe)]) == 0  # the same run: nothing to do
     capsys.readouterr()
-    said = [str(recipe.folder), "stages.0.steps is 1 there, 2 here", "output="]
+    said = [str(recipe.folder), "steps is 1 there, 2 here", "output="]
     refused(case, capsys, said, "steps=2")
 
 

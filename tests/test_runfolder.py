@@ -42,7 +42,7 @@ def test_the_same_run_is_known_and_another_one_refused(tmp_path: Path) -> None:
     ran(recipe(tmp_path))
     assert runfolder.finished(recipe(tmp_path))
     assert runfolder.finished(recipe(tmp_path, "checkpoint.every=3"))
-    with pytest.raises(ValueError, match=r"stages\.0\.optim\.lr is .* there, 0\.5 here"):
+    with pytest.raises(ValueError, match=r"optim\.lr is .* there, 0\.5 here"):
         runfolder.finished(recipe(tmp_path, "optim.lr=0.5"))
 
 

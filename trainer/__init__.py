@@ -13,8 +13,20 @@ def train(recipe: Any, *settings: str, address: str | None = None) -> Path:
 
     Args and errors: those of `laconic train` (launch/run.py). Returns the run folder.
     """
+    folder: Path = _launched("train")(recipe, *settings, address=address)
+    return folder
+
+
+def resume(run: Any, *settings: str, address: str | None = None) -> Path:
+    """Go on with a run that stopped: `from trainer import resume; resume("runs/grpo-find-seed0")`.
+
+    Args and errors: those of `laconic resume` (launch/resume.py). Returns the run folder.
+    """
+    folder: Path = _launched("resume")(run, *settings, address=address)
+    return folder
+
+
+def _launched(name: str) -> Any:
     from importlib.metadata import entry_points
 
-    start = next(iter(entry_points(group="laconic", name="train")))
-    folder: Path = start.load()(recipe, *settings, address=address)
-    return folder
+    return next(iter(entry_points(group="laconic", name=name))).load()

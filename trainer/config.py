@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import (
     Field,
+    PrivateAttr,
     SerializeAsAny,
     ValidationError,
     ValidationInfo,
@@ -270,10 +271,21 @@ class Recipe(Component):
                 )
         return self
 
+    _folder: Path | None = PrivateAttr(None)
+
+    def within(self, folder: Path) -> Recipe:
+        """The same run in `folder`, whatever its output and name say: it was moved there."""
+        moved = self.model_copy()
+        moved._folder = folder
+        return moved
+
     @property
     def folder(self) -> Path:
         """This run's folder: output/name-seed (`/` in a name becomes `-`)."""
-        return Path(self.output).expanduser() / f"{self.name.replace('/', '-')}-seed{self.seed}"
+        return (
+            self._folder
+            or Path(self.output).expanduser() / f"{self.name.replace('/', '-')}-seed{self.seed}"
+        )
 
 
 Stage.known_beside = tuple(Recipe.model_fields)

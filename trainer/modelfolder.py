@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -25,6 +25,14 @@ CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq
 GENERATION = "generation_config.json"
 WHOLE, STEP, PIECE = 1 << 26, 1 << 22, 1 << 16
 """Bytes: a file up to WHOLE is hashed whole; of a larger one the end, and PIECE of every STEP."""
+WEIGHTS = ("*.safetensors", "*.bin")
+CONFIG = ("config.json", GENERATION)
+TOKENIZER = (
+    *("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab*", "merges.txt", "spiece.model"),
+)
+SAID_BY = (*WEIGHTS, "config.json", "tokenizer.json")
+"""Files that decide what a model says."""
 SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
 ALL_FILES = [*SMALL_FILES, "*.safetensors", "*.py"]
 
@@ -52,15 +60,14 @@ def fetch(name: str) -> Path:
     return snapshot
 
 
-def fingerprint(folder: Path) -> str:
-    """Of the files that decide what a model says: its weights, config and tokenizer.
+def fingerprint(folder: Path, kinds: Sequence[str] = SAID_BY) -> str:
+    """Of the files that decide what a model says: its weights, config and tokenizer; or of others.
 
     Large files are sampled throughout: fine-tunes that changed the middle layers alone, which are
     no longer and begin and end alike, have others.
     """
     found = hashlib.blake2b(digest_size=8)
-    kinds = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
-    for path in sorted(path for kind in kinds for path in folder.glob(kind)):
+    for path in sorted({path for kind in kinds for path in folder.glob(kind) if path.is_file()}):
         size = path.stat().st_size
         found.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as stream:

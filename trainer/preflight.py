@@ -29,23 +29,25 @@ LOOKED_AT = 512
 """Prompts that stand for the others where reading all would take long."""
 
 
-def check_all(recipe: Recipe, *, thorough: bool = True, here: bool = True) -> None:
+def check_all(recipe: Recipe, *, thorough: bool = True, here: bool = True, first: int = 0) -> None:
     """`check` every stage; where there are several, the message says which.
 
     Args:
+        first: the stage that a run goes on with; what those before it read may be gone.
         here: it is to run on this machine, so what this machine `lacks` is a mistake.
 
     Raises:
         ValueError: the first mistake, as one line.
     """
-    for i, stage in enumerate(recipe.stages):
+    for i, stage in enumerate(recipe.stages[first:], first):
         try:
             check(stage, recipe, thorough=thorough, here=here)
         except ValueError as error:
             if len(recipe.stages) == 1:
                 raise
             raise ValueError(f"stages.{i}: {error}") from error
-    _new_rows(recipe)
+    if not first:
+        _new_rows(recipe)
     if here:
         crowded(recipe)
 

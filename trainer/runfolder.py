@@ -1,29 +1,51 @@
-"""A run's folder: whose it is, whether it is finished, and with which configuration."""
+"""A run's folder: whose it is, whether it is finished, with which configuration, how it goes on."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import shlex
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trainer import checkpoint
+from trainer import changes, checkpoint
+from trainer.changes import At, Change
 from trainer.config import Recipe, resolve
 
-CONFIG, DONE, LOCK = "config.yaml", "DONE", ".lock"
-FREE = {"tracking", "checkpoint", "faults", "output"}
-"""Fields that move no number: a run may be continued with others."""
+CONFIG, DONE, LOCK, RESUMES = "config.yaml", "DONE", ".lock", "resumes.jsonl"
 
 
 def resolved(recipe: Recipe) -> str:
     """The recipe with every default filled in, as YAML: what config.yaml holds."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def stored(folder: Path) -> Recipe:
+    """The recipe of the run in `folder`, with the defaults of fields that are newer than it.
+
+    Raises:
+        ValueError: its config.yaml is broken, or of a version that knew other fields.
+    """
+    path = folder / CONFIG
+    with warnings.catch_warnings():  # said when the run began
+        warnings.simplefilter("ignore")
+        try:
+            return resolve(yaml.safe_load(path.read_text())).within(folder)
+        except (OSError, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+            why = " ".join(str(error).split())
+    version = changes.recorded(folder)[0].get("laconic", "another version")
+    raise ValueError(
+        f"{path} is not a recipe that this version reads ({why}); restore it, or use the version "
+        f"that wrote it (laconic {version})"
+    )
 
 
 def finished(recipe: Recipe) -> bool:
@@ -41,47 +63,97 @@ def same(recipe: Recipe) -> None:
 
     Raises:
         ValueError: it holds a finished run, or checkpoints, of another configuration (apart from
-            the fields in `FREE`).
+            fields that move no number).
     """
-    folder, config = recipe.folder, recipe.folder / CONFIG
-    if not (folder / DONE).is_file() and checkpoint.newest(folder / "checkpoints") is None:
+    folder = recipe.folder
+    newest = checkpoint.newest(folder / "checkpoints")
+    if not (folder / DONE).is_file() and newest is None:
         return
-    here = _completed(yaml.safe_load(config.read_text())) if config.is_file() else None
-    changed = _first_difference(_binding(here), _binding(yaml.safe_load(resolved(recipe))))
-    if changed:
+    choose = "choose another output=... or name=..., or remove the folder"
+    try:
+        before = stored(folder)
+    except ValueError as error:
         raise ValueError(
-            f"{folder} holds a run with another configuration ({changed}); choose another "
-            "output=... or name=..., or remove the folder"
-        )
+            f"{folder} holds a run with another configuration: {error}; {choose}"
+        ) from None
+    at = At.of(checkpoint.driver_state(newest)) if newest else At(0, 0)
+    found = [c for c in changes.compare(before, recipe, at, {}, {}) if c.verdict != "free"]
+    if not found:
+        return
+    one = found[0]
+    why = f"{one.field} is {one.old!r} there, {one.new!r} here"
+    way = _resume(recipe, found) if newest else ""
+    raise ValueError(f"{folder} holds a run with another configuration ({why}); {way}{choose}")
 
 
-def _completed(config: Any) -> Any:
-    """A stored configuration with the defaults of fields that are newer than its run."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return yaml.safe_load(resolved(resolve(config)))
-        except (ValueError, TypeError, AttributeError):
-            return config  # not one of ours, or not any more: told by its differences
+def _resume(recipe: Recipe, found: list[Change]) -> str:
+    """The command that goes on with the changes, where one may and it can be written."""
+    named = tuple(c.field.removesuffix("name") for c in found if c.field.endswith(".name"))
+    words = {}
+    for change in found:
+        field, value = change.field, change.new
+        if value == changes.LEFT_OUT and field.startswith(named):  # another has none of it
+            continue
+        if change.verdict == "refused" or value == changes.LEFT_OUT or "shaping" in field:
+            return ""
+        words[field] = f"{field}={json.dumps(value)}"
+    command = shlex.join([str(recipe.folder), *words.values()])
+    return f"to go on with the change: laconic resume {command}; or "
 
 
-def _binding(config: Any) -> Any:
-    """`config` without the fields that a continued run may change."""
-    if not isinstance(config, dict):
-        return config
-    return {field: value for field, value in config.items() if field not in FREE}
+def settle(
+    recipe: Recipe, newest: Path | None, state: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    """Make the folder that of `recipe`, which goes on from the checkpoint `newest` at `state`.
+
+    What has changed since is said and noted in resumes.jsonl: in the recipe, in its data and
+    model, in software and machine.
+
+    Raises:
+        ValueError: a change with which it would go on wrongly; then nothing is written.
+    """
+    folder, found, step = recipe.folder, list[Change](), 0
+    now = changes.facts(recipe, state["stage"])
+    if newest:
+        step = state["first"] + state["step"]
+        was, are = changes.recorded(folder)[0], {**changes.versions(), **now}
+        found = changes.compare(stored(folder), recipe, At.of(state), was, are)
+        changes.weigh(found, folder, recipe)
+    if (folder / CONFIG).is_file():
+        where = f"goes on from step {step}" if newest else "has no checkpoint yet, and begins anew"
+        say(f"{folder} {where}")
+        for line in changes.told(found):
+            say(line)
+        if not changes.same_bits(found, recipe):
+            say(f"from step {step} on the run is no longer, bit for bit, that of one recipe")
+        _note(folder, step, newest, found)
+    (folder / DONE).unlink(missing_ok=True)  # it may have been given more steps
+    _replace(folder / CONFIG, resolved(recipe))
+    kept = changes.recorded(folder)[0]  # of stages that are over
+    changes.write(folder, {n: t for n, t in kept.items() if n.startswith("stages.")} | now)
 
 
-def _first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """'optim.lr is 0.1 there, 0.2 here', or None."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        pairs = [(key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new])]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(i, a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
-    else:
-        return None if old == new else f"{path or 'everything'} is {old!r} there, {new!r} here"
-    found = (_first_difference(a, b, f"{path}.{k}" if path else str(k)) for k, a, b in pairs)
-    return next((text for text in found if text), None)
+def _note(folder: Path, step: int, newest: Path | None, found: list[Change]) -> None:
+    """One line in resumes.jsonl."""
+    told: dict[bool, dict[str, Any]] = {True: {}, False: {}}
+    for change in found:
+        told[change.fact][change.field] = [change.old, change.new]
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "checkpoint": newest.name if newest else None,
+        "changes": told[False],
+        "facts": told[True],
+    }
+    with (folder / RESUMES).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """A crash leaves the old text or the new one."""
+    beside = path.with_name(f"{path.name}.partial")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
 
 
 @contextmanager

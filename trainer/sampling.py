@@ -58,19 +58,15 @@ class Sampling:
         self._drawing = threading.Lock()
         self._before: dict[int, dict[str, Any]] = {}
 
-    def step(
-        self, step: int, making: Making, verify: Verify, annotate: Enrich, *, keep: bool = False
-    ) -> Sampled:
+    def step(self, step: int, making: Making, verify: Verify, annotate: Enrich) -> Sampled:
         """The groups that step `step` of the stage trains.
 
-        Args:
-            keep: remember what the draws depended on, until `forget`: a checkpoint of the step
-                before will be made when they are done.
+        What their draws depend on is remembered until `forget`: a checkpoint of the step before
+        may be made while they are being sampled, and after.
         """
         assert isinstance(self.stream, PromptStream)
         with self._drawing:
-            if keep:
-                self._before[step] = self._drawn()
+            self._before[step] = self._drawn()
         groups, unfinished, discarded, made = collect(
             self.allocation,
             self.stream,
@@ -183,8 +179,10 @@ class Sampling:
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._before = {}
         self.stream.load_state_dict(state["stream"])
-        self.allocation.load_state_dict(state["allocation"])
+        if state["allocation"]:  # empty: it may be of another one, that remembered nothing
+            self.allocation.load_state_dict(state["allocation"])
         self.memory = dict(state["memory"])
         self.made = {int(draw): n for draw, n in state["made"].items()}
         if isinstance(self.stream, PromptStream):
@@ -211,6 +209,6 @@ class Sampling:
         return f"{what} go on from an earlier stage: the prompts are the same"
 
     def forget(self, step: int) -> None:
-        """The checkpoint was made that `keep` was for."""
+        """Whatever is gone on from, it is not from before `step`."""
         with self._drawing:
-            self._before.pop(step, None)
+            self._before = {at: drawn for at, drawn in self._before.items() if at >= step}

@@ -77,7 +77,8 @@ def named(name: str, index: int | None) -> str:
 
 def versions(found: Mapping[str, Any]) -> str:
     """The software that numbers were made with: it moves them too."""
-    return ", ".join(f"{name} {version}" for name, version in found.items())
+    told = (f"{name} {text}" for name, text in found.items() if isinstance(text, str))
+    return ", ".join(told)
 
 
 def text(value: Any) -> str:
