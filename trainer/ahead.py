@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar
 
+from trainer.faults import Stopped
+
 T = TypeVar("T")
 PATIENCE_S = 30.0
 """How long `close` waits for the producer; then what it waits for is about to be ended."""
-
-
-class Stopped(Exception):  # noqa: N818 - not an error
-    """Ends the producer from within."""
 
 
 class Ahead(Generic[T]):
@@ -54,14 +52,20 @@ class Ahead(Generic[T]):
         self._thread: threading.Thread | None = None
 
     def next(self) -> T:
-        """The next batch, in order; raises what the producer raised."""
+        """The next batch, in order; raises what the producer raised.
+
+        Raises:
+            Stopped: there is none, and nothing is made any more.
+        """
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="sampling", daemon=True)
             self._thread.start()
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._error)
+            self._changed.wait_for(lambda: self._ready or self._error or self._stop)
             if self._error is not None:
                 raise self._error
+            if not self._ready:
+                raise Stopped
             return self._ready.popleft()
 
     def sync(self, load: Callable[[], None]) -> None:
@@ -92,16 +96,21 @@ class Ahead(Generic[T]):
                 self._busy = False
                 self._changed.notify_all()
 
-    def close(self) -> None:
-        """End the producer, whatever it is doing, and wait for it."""
+    def stop(self) -> None:
+        """End the producer, whatever it is doing, without waiting. To be called until it has."""
         with self._changed:
             self._stop = True
             self._changed.notify_all()
-        for _ in range(int(PATIENCE_S / 0.5)):
-            if self._thread is None or not self._thread.is_alive():
-                return
+        if self._thread is not None and self._thread.is_alive():
             with suppress(Exception):  # what is already dead is ended
                 self._abort()
+
+    def close(self) -> None:
+        """End the producer and wait for it."""
+        for _ in range(int(PATIENCE_S / 0.5)):
+            self.stop()
+            if self._thread is None or not self._thread.is_alive():
+                return
             self._thread.join(0.5)
 
     def _run(self) -> None:

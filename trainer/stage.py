@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rewards.apply import Shaping
 from rewards.verify import verify
@@ -34,9 +34,11 @@ from trainer.collect import Making, Rounds, Timed
 from trainer.config import CheckpointConfig, Recipe, Stage
 from trainer.eval.asked import with_asked
 from trainer.eval.budgets import EvalConfig, evaluate
+from trainer.faults import Stopped
 from trainer.metrics import Clock, summarise, verification
 from trainer.rows import weighted
 from trainer.sampling import Sampled, Sampling
+from trainer.stop import Stop
 from trainer.supervised import SupervisedStream
 from trainer.tracking import Tracker
 from trainer.types import Batch, TrainSequence
@@ -49,6 +51,8 @@ class StageRun:
     With `max_staleness` to spare batches are sampled in a thread of their own (`trainer/ahead.py`),
     which then owns what they are drawn from. An evaluation shares the engines with it, at the
     newest weights.
+
+    Its lines raise `trainer.stop.Ended` where `stop` is asked; what there is to keep is kept then.
     """
 
     def __init__(
@@ -60,10 +64,12 @@ class StageRun:
         world: World,
         tracker: Tracker,
         folder: Path,
+        stop: Stop | None = None,
     ) -> None:
         self.recipe, self.index, self.first, self.world = recipe, index, first, world
         self.stage: Stage = recipe.stages[index]
         self.tracker, self.folder, self.clock = tracker, folder, Clock()
+        self.stop = stop or Stop()
         self.step = 0
         stage = self.stage
         # a later stage draws other prompts, and other random numbers, than the one before
@@ -86,9 +92,9 @@ class StageRun:
             self.needs.add("old_logprobs")  # its mean is over the whole step: needed to pack
         self.scoring = scoring.Scoring(stage, world, self.clock)
         self.held_out = self._held_out()
-        self._began = 0  # the step that this process began with: nobody makes its checkpoint
         self._begun = False  # a step has trained groups: with chunks the first ones may have none
         self._sampled = Sampled([], [], {})
+        self._owed: dict[str, Any] | None = None  # figures of a step that lacks its evaluation
         self._rows: list[TrainSequence] = []
         self._ages: dict[str, float] = {}
         self.ahead: Ahead[Sampled] | None = None
@@ -115,23 +121,32 @@ class StageRun:
     # one line of the loop each
 
     def begin(self) -> None:
-        """Measure what the stage starts from."""
-        if self.step == 0 and self.held_out:
+        """Measure what the stage starts from, or what the run that was stopped still owes."""
+        if self._owed is not None:
+            owed, self._owed = self._owed, None
+            self._conclude(owed["first"], owed["trouble"], owed["metrics"] | self._evaluate())
+        elif self.step == 0 and self.held_out:
             evaluated = self._evaluate()
             self.tracker.log(self.at, evaluated | summarise([], {}, self.clock.lap()))
             self.history = [alarms.kept(self.tracker.newest, self.first)]
 
     def sample(self) -> list[Group]:
         stage, depth = self.stage, staleness.depth(self.stage)
-        if not depth:
-            self._sampled = self._sample(self.step)
-            return self._sampled.groups
-        if self.ahead is None:
+        self._work()
+        if depth and self.ahead is None:
             limits = (depth, stage.rollout.in_flight_updates)
             self.ahead = Ahead(self._sample, self.world.abort, self.step, stage.steps, *limits)
-        with self.clock.phase("wait"):
-            self._sampled = self.ahead.next()
-        return self._sampled.groups
+            self.stop.gives_up(self.ahead.stop)  # in every line: the engines are wanted elsewhere
+        try:
+            with self.stop.losing(self.world.abort):
+                if self.ahead is None:
+                    self._sampled = self._sample(self.step)
+                else:
+                    with self.clock.phase("wait"):
+                        self._sampled = self.ahead.next()
+            return self._sampled.groups
+        except Stopped:
+            self._end()
 
     def _sample(self, step: int) -> Sampled:
         """The groups that step `step` trains, begun with the allocator as it is now."""
@@ -148,10 +163,8 @@ class StageRun:
                 )
             return self.scoring.annotate(groups, {what})
 
-        keep = step > self._began and self._due(self.recipe.checkpoint, step)
-        keep = keep and self.ahead is not None
         with self._making() as making:
-            return self.sampling.step(step, making, judge, enrich, keep=keep)
+            return self.sampling.step(step, making, judge, enrich)
 
     @contextmanager
     def _making(self) -> Iterator[Making]:
@@ -182,6 +195,7 @@ class StageRun:
 
     def examples(self) -> list[TrainSequence]:
         assert isinstance(self.stream, SupervisedStream)
+        self._work()
         return self.stream.next()
 
     def pack(self, sequences: list[TrainSequence]) -> Batch:
@@ -222,7 +236,11 @@ class StageRun:
         """Close the step: evaluation, figures, bounds, samples one can read, checkpoint."""
         first, self._begun = bool(groups) and not self._begun, self._begun or bool(groups)
         self.step += 1
-        evaluated = self._evaluate() if self._due(self.stage.evaluation) else {}
+        self.sampling.forget(self.step)
+        try:
+            evaluated = self._evaluate() if self._due(self.stage.evaluation) else {}
+        except Stopped:
+            evaluated = None
         figures = dict(learned)
         if self.stage.kind == "rl" and self.stage.max_staleness:
             figures = self._of_stale(figures)
@@ -234,19 +252,49 @@ class StageRun:
             self.tracker.say(f"step {self.at}: nothing to learn from; no optimiser step was taken")
         apart = getattr(self.sampling.allocation, "apart", False)
         metrics = summarise(groups, figures, self.clock.lap(), discarded, apart)
-        metrics |= self._sampled.figures | evaluated
+        metrics |= self._sampled.figures
         if self.stage.kind == "rl":
             metrics |= verification(self.world.grading())
+        if groups:
+            self.tracker.samples(self.at, groups, self.world.decode)
+        if evaluated is None:  # given up: whoever goes on begins with it
+            exact = {name: getattr(v, "item", lambda v=v: v)() for name, v in metrics.items()}
+            self._owed = {"first": first, "trouble": alarms.trouble(groups), "metrics": exact}
+            self._end()
+        self._conclude(first, alarms.trouble(groups), metrics | evaluated)
+        if self._due(self.recipe.checkpoint):
+            self._checkpoint()
+        if self.stop.asked and (self.unfinished or self.recipe.stages[self.index + 1 :]):
+            self._end()
+        self.stop.working = self.unfinished
+
+    def _conclude(self, first: bool, trouble: str, metrics: dict[str, Any]) -> None:
+        """Alarms and bounds of the step's figures, and its record."""
         raised = self._watch(metrics)
         self.tracker.log(self.at, metrics)
         for name, why in raised.items():
-            trouble = alarms.trouble(groups) if name == "unknown" else ""
-            self.tracker.alarm(self.at, name, why + trouble)
+            self.tracker.alarm(self.at, name, why + (trouble if name == "unknown" else ""))
         guard.check(self.stage, first, metrics)
-        if groups:
-            self.tracker.samples(self.at, groups, self.world.decode)
-        if self._due(self.recipe.checkpoint):
-            self._checkpoint()
+
+    def _work(self) -> None:
+        """A step begins: unless it is to end now, the run ends with a whole one."""
+        self.stop.working = True
+        if self.stop.asked:
+            self._end()
+
+    def _end(self) -> NoReturn:
+        """Keep what is done, unless it is kept, and end the run."""
+        if self.step and not self._kept():
+            try:
+                self._checkpoint()
+            except Exception as error:
+                self.tracker.say(f"step {self.at}: no checkpoint: {error}")
+        self.stop.end(self.at, self._kept())
+
+    def _kept(self) -> Path | None:
+        """The checkpoint of this very step."""
+        newest = checkpoint.newest(self.folder / "checkpoints")
+        return newest if newest and newest.name == f"step-{self.at:06d}" else None
 
     def _watch(self, metrics: dict[str, Any]) -> dict[str, str]:
         """Add the step's alarms to its figures: those that people are to be told now."""
@@ -299,11 +347,12 @@ class StageRun:
             "weight_version": self.world.version,
             **self.sampling.state_dict(self.step),
             "shaping": self.shaping.state_dict(),
+            "owed": self._owed,
         }
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of this stage: driver's state, learners, then the engines."""
-        self.step = self._began = state["step"]
+        self.step, self._owed = state["step"], state.get("owed")
         self._begun = self.step > 0
         self.sampling.load_state_dict(state)
         self.shaping.load_state_dict(state["shaping"])
@@ -324,9 +373,11 @@ class StageRun:
             plan = self.sampling.natural(self.held_out[0], self.step)
             self.tracker.note("evaluating")
             thinking = self.stage.markers is not None
-            result = evaluate(self.world, self.held_out, config, plan, self.at, thinking=thinking)
-            if config.asked and (asked := self.sampling.asked()):
-                result = with_asked(result, self.world, self.held_out, config, asked)
+            with self.stop.losing(self.world.abort):
+                world, prompts = self.world, self.held_out
+                result = evaluate(world, prompts, config, plan, self.at, thinking=thinking)
+                if config.asked and (asked := self.sampling.asked()):
+                    result = with_asked(result, world, prompts, config, asked)
             result.save(self.folder / "eval")
         return result.flat() | {"eval/problems": len(self.held_out)}
 
@@ -339,7 +390,6 @@ class StageRun:
                 self.state_dict(),
                 self.recipe.checkpoint.keep,
             )
-        self.sampling.forget(self.step)
 
     def close(self) -> None:
         """End what goes on beside the loop."""

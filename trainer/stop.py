@@ -79,5 +79,6 @@ class Ended(Exception):  # noqa: N818 - not an error
     """
 
     def __init__(self, step: int, kept: Path | None) -> None:
-        super().__init__(f"stopped at step {step} ({'checkpointed' if kept else 'not kept'})")
+        how = "(checkpointed)" if kept else "(there is no checkpoint of it)"
+        super().__init__(f"stopped at step {step} {how}" if step else "stopped in the first step")
         self.step, self.kept = step, kept
