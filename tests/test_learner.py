@@ -453,14 +453,8 @@ def _twice(rank: int, folder: str) -> list[bool]:
     for _ in range(2):
         learner = Learner(folder, LearnerConfig(zero=1), ADAMW, CE, total_steps=1)
         learner.step([Bench(rank, folder, 1).updates()[0]])
-        learner.save(f"{folder}/twice")
         learner.close()
         left.append(torch.distributed.is_initialized())
-    learner = Learner(folder, LearnerConfig(), ADAMW, CE, total_steps=1)
-    Path(folder, "twice", "rank1.pt").touch()
-    with pytest.raises(ValueError, match=r"learner\.ranks=1: .* was saved by 2"):
-        learner.load(f"{folder}/twice")
-    learner.close()
     return left
 
 

@@ -97,7 +97,7 @@ class Learner:
 
         assert port is not None or config.ranks == 1, "several ranks need a port to meet at"
         self.path, self.config, self.optim, self.loss = str(path), config, optim, loss
-        self.lora = lora
+        self.lora, self.seed = lora, seed
         self.rank, self.dtype, self.temperature = rank, dtype, temperature
         self.total_steps, self.max_bad_steps = total_steps, max_bad_steps
         self.updates, self.bad_steps = 0, 0
@@ -119,7 +119,7 @@ class Learner:
         self.engine.train()
         self.scorer.check(self.engine)
         self._reference: Reference | None = None
-        self._moving = loss.kl != "none" and loss.reference == "ema"
+        self.moving = loss.kl != "none" and loss.reference == "ema"
 
     def step(self, updates: Sequence[Update], epochs: int = 1) -> dict[str, Any]:
         """Take the optimiser steps of one batch, `epochs` times over.
@@ -170,7 +170,7 @@ class Learner:
         if math.isfinite(norm):
             self.bad_steps = 0
             self.updates += 1
-            if self._moving:
+            if self.moving:
                 self.reference.follow(self.model, self.loss.reference_decay)
             tokens = sum(int((m.weights_N > 0).sum()) for m in update)
             tally.add(losses, metrics, norm, tokens)
@@ -328,51 +328,29 @@ class Learner:
         from trainer.reference import Reference
 
         if self._reference is None:
-            settings = (self.temperature, self.config.head_elements, self._moving)
+            settings = (self.temperature, self.config.head_elements, self.moving)
             self._reference = Reference(self.path, self.device, *settings, **self._load)
         return self._reference
 
     def save(self, folder: str | Path) -> None:
-        """Weights, optimiser, moving-average reference, random state, counters."""
-        import torch
-
-        from trainer import zero
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.engine.save_checkpoint(
-            str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=bool(self.lora)
-        )
-        own = {"updates": self.updates, "bad_steps": self.bad_steps, "rng": zero.rng_state()}
-        torch.save(own, folder / f"rank{self.rank}.pt")
-        if self.rank == 0 and self._moving:
-            torch.save(self.reference.average, folder / "reference.pt")
-        torch.distributed.barrier()
-
-    def load(self, folder: str | Path) -> None:
-        """Go on exactly where `save` left off; with as many ranks and the same ZeRO stage.
+        """Weights, optimiser, moving-average reference, random state, counters.
 
         Raises:
-            ValueError: saved by another number of ranks.
+            OSError: on all ranks, where writing failed on one.
         """
-        import torch
+        from trainer import state
 
-        from trainer import zero
+        state.save(self, Path(folder))
 
-        folder = Path(folder)
-        ranks = len(list(folder.glob("rank*.pt")))
-        if ranks != self.config.ranks:
-            raise ValueError(
-                f"learner.ranks={self.config.ranks}: {folder} was saved by {ranks}; resume with as "
-                "many, or start a new run from its model folder"
-            )
-        self.engine.load_checkpoint(str(folder), tag="engine", load_module_strict=not self.lora)
-        own = torch.load(folder / f"rank{self.rank}.pt", weights_only=True)
-        self.updates, self.bad_steps = own["updates"], own["bad_steps"]
-        zero.set_rng_state(own["rng"])
-        if self._moving:
-            saved = torch.load(folder / "reference.pt", weights_only=True, map_location=self.device)
-            self.reference.restore(saved)
+    def load(self, folder: str | Path) -> None:
+        """Go on exactly where `save` left off; with any number of ranks and any ZeRO stage.
+
+        Raises:
+            ValueError: files are missing or damaged, or another model or optimiser was saved.
+        """
+        from trainer import state
+
+        state.load(self, Path(folder))
 
     def export(self, folder: str | Path) -> None:
         """A folder that transformers loads: safetensors, config, tokenizer files.

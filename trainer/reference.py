@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,16 +40,10 @@ class Reference:
             with zero.whole([parameter for _, parameter in group]):
                 for name, parameter in group:
                     self.average[name].lerp_(parameter.float(), 1 - decay)
-        self._refresh()
-
-    def restore(self, average: Mapping[str, Tensor]) -> None:
-        """Go on from a saved `average`."""
-        assert average.keys() == self.average.keys(), "another model's average"
-        for name, weight in average.items():
-            self.average[name].copy_(weight)
-        self._refresh()
+        self.refresh()
 
     @torch.no_grad()
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Bring the model to the average."""
         for name, parameter in self.model.named_parameters():
             parameter.copy_(self.average[name])

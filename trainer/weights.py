@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainer import lora, policy, zero
+from trainer import lora, policy, together, zero
 from trainer.lora import Adapter
 
 Room = Callable[[str, tuple[int, ...], Any], Tensor]
@@ -93,17 +93,21 @@ def state(model: Any, bucket_bytes: int = 2**28) -> dict[str, Tensor]:
 
 def export(model: Any, source: Path, folder: Path, beside: bool) -> None:
     """`folder` as transformers loads it, with the tokenizer files of `source`; with `beside` the
-    adapter in a subfolder, as PEFT loads it onto `source`. Collective."""
-    import torch
+    adapter in a subfolder, as PEFT loads it onto `source`. Collective.
 
+    Raises:
+        OSError: on all ranks, where rank 0 cannot write.
+    """
     whole, added = state(model), adapter(model) if beside else {}
-    if _leads():
+
+    def write() -> None:
         with policy.quiet():
             model.save_pretrained(folder, state_dict=whole)
         _copy_tokenizer(source, folder)
         if beside:
             lora.write(model, added, folder / lora.ADAPTER, str(source))
-    torch.distributed.barrier()
+
+    together.everywhere(write if _leads() else lambda: None)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
