@@ -44,6 +44,7 @@ class Console:
     def __init__(self, total: int, name: str, terminal: Any = None) -> None:
         self._total, self._name, self._done = total, name, 0
         self._terminal = terminal or _terminal()
+        self._failed = False
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
         self._ticks: deque[tuple[float, int]] = deque(maxlen=10)
         self._doing = ""
@@ -107,7 +108,18 @@ class Console:
             self._terminal.quiet = True
             self._terminal.print()  # forgets what could not be shown
             room = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN)
-            self._terminal.quiet = closed or getattr(error, "errno", None) not in room
+            gone = closed or getattr(error, "errno", None) not in room
+            self._terminal.quiet, self._failed = gone, True
+            if gone:
+                self._let_go()
+        else:
+            self._failed = False
+
+    def _let_go(self) -> None:
+        """What else is printed goes nowhere: the interpreter fails at it when it ends."""
+        if self._terminal.file is sys.__stdout__:
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
 
     def close(self) -> None:
         self.advise(None)
@@ -116,13 +128,8 @@ class Console:
             self._refresh()
             self._show(self._live.stop)
             self._live = None
-        if self._terminal.file is not sys.stdout:
-            return
-        try:
-            sys.stdout.flush()
-        except (OSError, ValueError):  # or the interpreter would fail at it when it ends
-            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if self._failed:
+            self._let_go()
 
     def line(self, record: Mapping[str, Any]) -> str:
         """One step as text: position, main figures, evaluation, time left."""
