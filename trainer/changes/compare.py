@@ -16,7 +16,8 @@ from trainer.settings import NAMED
 LEFT_OUT = "(default)"
 """Stands for a setting of a component that its recipe does not write out."""
 _SPECS = (*NAMED, "engine", "traces")
-_VERSIONS = {one.field for one in FACTS} - {"dataset", "grader"}
+_VERSIONS = {one.field for one in FACTS if "." not in one.field} - {"grader"}
+"""Facts that are always looked for: one that is missing is not there."""
 _SHOWN = 60
 
 
