@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import disks
 from trainer import runfolder
 from trainer.config import Recipe, load, resolve, shipped
 
@@ -61,3 +62,16 @@ def test_a_configuration_that_no_version_reads_is_another_run(tmp_path: Path) ->
         (made.folder / runfolder.CONFIG).write_text(yaml.safe_dump(broken))
         with pytest.raises(ValueError, match="another configuration"):
             runfolder.finished(made)
+
+
+def test_a_full_disk_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with disks.small(tmp_path) as (folder, fill):
+        made = recipe(folder)
+        with runfolder.claim(made.folder):
+            fill(True)
+            with pytest.raises(ValueError, match=r"cannot be written: .*; nothing was started"):
+                runfolder.settle(made, None, {"stage": 0, "first": 0, "step": -1}, print)
+        assert not (made.folder / runfolder.CONFIG).exists()
+        with runfolder.claim(made.folder):  # its lock needs no room
+            pass
+        fill(False)

@@ -9,16 +9,17 @@ import shlex
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from trainer import changes, checkpoint
 from trainer.changes import At, Change
 from trainer.config import Recipe, resolve
+from trainer.journal import atomic
 
 CONFIG, DONE, LOCK, RESUMES = "config.yaml", "DONE", ".lock", "resumes.jsonl"
 
@@ -119,18 +120,25 @@ def settle(
         was, are = changes.recorded(folder)[0], {**changes.versions(), **now}
         found = changes.compare(stored(folder), recipe, At.of(state), was, are)
         changes.weigh(found, folder, recipe)
-    if (folder / CONFIG).is_file():
+    if again := (folder / CONFIG).is_file():
         where = f"goes on from step {step}" if newest else "has no checkpoint yet, and begins anew"
         say(f"{folder} {where}")
         for line in changes.told(found):
             say(line)
         if not changes.same_bits(found, recipe):
             say(f"from step {step} on the run is no longer, bit for bit, that of one recipe")
-        _note(folder, step, newest, found)
-    (folder / DONE).unlink(missing_ok=True)  # it may have been given more steps
-    _replace(folder / CONFIG, resolved(recipe))
     kept = changes.recorded(folder)[0]  # of stages that are over
-    changes.write(folder, {n: t for n, t in kept.items() if n.startswith("stages.")} | now)
+    try:
+        if again:
+            _note(folder, step, newest, found)
+        (folder / DONE).unlink(missing_ok=True)  # it may have been given more steps
+        atomic(folder / CONFIG, resolved(recipe))
+        changes.write(folder, {n: t for n, t in kept.items() if n.startswith("stages.")} | now)
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written: {error.strerror}; nothing was started and nothing is "
+            "lost: make room there and give the command again"
+        ) from None
 
 
 def _note(folder: Path, step: int, newest: Path | None, found: list[Change]) -> None:
@@ -147,13 +155,6 @@ def _note(folder: Path, step: int, newest: Path | None, found: list[Change]) -> 
     }
     with (folder / RESUMES).open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(line) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """A crash leaves the old text or the new one."""
-    beside = path.with_name(f"{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 @contextmanager
@@ -181,11 +182,16 @@ def claim(folder: Path, other: str = "output=... or seed=...") -> Iterator[None]
             raise ValueError(
                 f"{folder} is in use by {owner}; wait for it, stop it, or choose another {other}"
             ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
+        _owner(lock, f"process {os.getpid()} on {socket.gethostname()}\n")
         try:
             yield
         finally:
-            lock.truncate(0)
+            _owner(lock, "")
             fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def _owner(lock: IO[str], text: str) -> None:
+    """Say who holds the folder, if there is room to: the lock itself needs none."""
+    with suppress(OSError):
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), text.encode())
