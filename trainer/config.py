@@ -29,7 +29,7 @@ from samplers.engines import base as engines
 from samplers.engines import torch as embedded
 from samplers.render import ThinkingConfig
 from samplers.seam import Component
-from trainer import compatibility, components, staleness
+from trainer import compatibility, components, secrets, staleness
 from trainer.alarms import AlarmConfig
 from trainer.components import explain
 from trainer.eval.budgets import EvalConfig
@@ -329,6 +329,7 @@ def resolve(raw: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: one line per mistake: field, value, what is allowed, the nearest known field.
     """
+    secrets.check(raw)
     run = {k: v for k, v in raw.items() if k in Recipe.model_fields and k != "stages"}
     shared = {k: v for k, v in raw.items() if k not in Recipe.model_fields}
     stages = [merge(shared, stage) for stage in raw.get("stages") or [{}]]
