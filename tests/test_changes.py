@@ -88,7 +88,13 @@ FREE += ("learner.timeout=5",)
 TOLD_BITS = (
     *("deterministic=false", "steps=20", "steps=10", "steps=99", "model.attention=eager"),
     *("verifier=numeric", "shaping=[kimi]", "budget={name: fixed, think: 8}", "algorithm=rloo"),
-    *("loss.eps_high=0.3", "optim.lr=1e-5", "optim.schedule=cosine", "prompts_per_step=64"),
+    *(
+        "loss.eps_high=0.3",
+        "optim.lr=1e-5",
+        "optim.schedule=cosine",
+        "optim.weight_decay=0.1",
+        "prompts_per_step=64",
+    ),
     *("rollouts_per_prompt=4", "tokens_per_micro_batch=512", "updates_per_batch=2", "epochs=2"),
     *("rollout.engine.slots=8", "rollout.workers=2", "rollout.temperature=0.7"),
     *("rollout.max_tokens=64", "learner.ranks=2", "learner.zero=1", "learner.clip_grad=2"),
@@ -98,13 +104,13 @@ TOLD_BITS = (
 TOLD = (
     *("name=another", "model.path=base/fresh", "model.trust_remote_code=true", "sync.bucket_mb=8"),
     *("evaluation=null", "evaluation.every=9", "guard.bad_steps=9", "alarms.window=9"),
-    "measure.gradient_variance=9",
+    *("measure.gradient_variance=9", "supervised.pool=9"),
 )
 REFUSED = (
     *("seed=7", "steps=9", "kind=sft", "model.dtype=bfloat16", "model.add_markers=true"),
     *("model.lora=true", "thinking.start=<t>", "thinking=none", "data.shuffle=false"),
     *("data.limit=9", "data.task={name: find, places: 5}", "data.suffix=now", "optim.name=muon"),
-    *("loss={kl: k2, reference: ema}", "optim.weight_decay=0.1", "supervised.pool=9"),
+    "loss={kl: k2, reference: ema}",
 )
 
 
@@ -147,6 +153,20 @@ def test_what_has_a_state_in_the_checkpoint_is_refused() -> None:
                                  ("[kimi]", "refused"),
                                  ("[{name: memory, explore_min_keys: 9}]", "told")):  # fmt: skip
         assert with_one(f"shaping={now_shaping}", holds, *shaped).verdict == verdict
+
+
+def test_examples_are_counted_or_made_once() -> None:
+    (stage,) = recipe(name="warmup/find").stages[:1]
+    before = Recipe(name="taught", stages=(stage,))
+    for setting, verdict in (("supervised.pool=9", "refused"), ("data.limit=99", "refused")):
+        assert found(before, changed(before, [setting], 0))[0].verdict == verdict
+    assert facts(before, stages__0__dataset__train="new") == {"dataset.train": "refused"}
+    own = recipe(name="shortest/find")
+    assert own.stages[0].kind == "sft"
+    for setting, verdict in (("stages.0.data.limit=99", "told"), ("stages.0.kind=rl", "refused")):
+        assert found(own, changed(own, [setting], 0))[0].verdict == verdict
+    told = facts(own, stages__0__dataset__train="new")
+    assert set(told.values()) == {"told"}
 
 
 def test_rollouts_that_go_on_must_not_become_too_old() -> None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 from rewards.golds import check_golds, told
-from samplers import seam
+from samplers import seam, seeds
 from samplers.data import Dataset, Split
 from samplers.data import load as load_data
 from samplers.types import Prompt
@@ -15,6 +15,16 @@ from trainer.config import Stage
 
 _BAD: dict[tuple[str, str], dict[int, str]] = {}
 """What is wrong with the golds of a dataset (fingerprint, verifier): checked once a process."""
+
+
+def training(stage: Stage, seed: int, index: int) -> Dataset:
+    """What stage `index` of a run with `seed` trains on, where that is rollouts.
+
+    A later stage draws other problems of a task than the one before, but from the same pool where
+    there is one. Errors: as `load`.
+    """
+    pool = stage.data.limit is not None or not index
+    return load(stage, "train", seed if pool else seeds.key(seed, index))
 
 
 def load(stage: Stage, split: Split, seed: int, rows: int | None = None) -> Dataset:

@@ -117,7 +117,8 @@ def settle(
     now = changes.facts(recipe, state["stage"])
     if newest:
         step = state["first"] + state["step"]
-        was, are = changes.recorded(folder)[0], {**changes.versions(), **now}
+        was = {**changes.recorded(folder)[0], **changes.of_state(state)}
+        are = {**changes.versions(), **now}
         found = changes.compare(stored(folder), recipe, At.of(state), was, are)
         changes.weigh(found, folder, recipe)
     if again := (folder / CONFIG).is_file():

@@ -78,9 +78,7 @@ class StageRun:
         if stage.kind == "sft":
             self.stream = supervised.demonstrations(stage, model, self.seed)
         else:
-            # but from the same pool, where there is one
-            pool = stage.data.limit is not None
-            dataset = golds.load(stage, "train", recipe.seed if pool else self.seed)
+            dataset = golds.training(stage, recipe.seed, index)
             self.stream = PromptStream(dataset, self.seed, stage.data.shuffle)
         self.sampling = Sampling(stage, self.stream, self.seed)
         self.plans = self.sampling.plans

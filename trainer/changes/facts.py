@@ -47,21 +47,30 @@ def facts(recipe: Recipe, first: int = 0) -> dict[str, str]:
         found = {f"model.{name}": fingerprint(folder, some) for name, some in kinds.items()}
     for index, stage in enumerate(recipe.stages):
         if index >= first:
-            told = _of_stage(stage, recipe.seed)
+            told = _of_stage(stage, recipe.seed, index)
             found |= {f"stages.{index}.{name}": text for name, text in told.items()}
     return found
 
 
-def _of_stage(stage: Stage, seed: int) -> dict[str, str]:
-    found = {"dataset.train": _trained(stage, seed), "grader": grader.load(stage.verifier).name}
+def of_state(state: Mapping[str, Any]) -> dict[str, str]:
+    """Those that a checkpoint's driver state has by itself."""
+    found = state.get("stream", {}).get("fingerprint")  # of rollouts; examples have their own
+    return {f"stages.{state['stage']}.dataset.train": found} if found else {}
+
+
+def _of_stage(stage: Stage, seed: int, index: int) -> dict[str, str]:
+    found = {
+        "dataset.train": _trained(stage, seed, index),
+        "grader": grader.load(stage.verifier).name,
+    }
     if stage.evaluation is not None and stage.evaluation.every:
         found["dataset.test"] = golds.load(stage, "test", seed).fingerprint
     return found | {f"code.{name}": _source(name) for name in _theirs(stage)}
 
 
-def _trained(stage: Stage, seed: int) -> str:
+def _trained(stage: Stage, seed: int, index: int) -> str:
     if stage.kind == "rl" or stage.supervised.traces is not None:
-        return golds.load(stage, "train", seed).fingerprint
+        return golds.training(stage, seed, index).fingerprint
     changes: list[Mapping[str, Any]] = [phase.settings for phase in stage.supervised.curriculum]
     sets = [supervised.examples(stage.supervised, stage.data, c, seed) for c in [*changes, {}]]
     return digest(" ".join(one.fingerprint for one in sets))

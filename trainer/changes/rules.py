@@ -101,8 +101,13 @@ CONDITIONS: dict[str, Callable[[Case], bool]] = {
     ),
     "the checkpoint has a state of it": _holds,
     "LoRA, or a frozen reference": _reads_weights,
+    "examples of its own": lambda case: (
+        case.before is not None
+        and case.before.kind == "sft"
+        and case.before.supervised.traces is not None
+    ),
+    "kind rl": lambda case: case.before is not None and case.before.kind == "rl",
     "a moving average begins": lambda case: _moving(case.now) and not _moving(case.before),
-    "from 0, or to 0": lambda case: not (case.old and case.new),
     "lowered, while rollouts go on": lambda case: (
         case.new < case.old and "rollouts" in case.at.kept
     ),
@@ -135,7 +140,7 @@ STAGE = (
         "another place; whether the files are others is told by themselves",
         bits=False,
     ),
-    Rule("model.dtype", "refused", "weights and optimiser were kept in the other type"),
+    Rule("model.dtype", "refused", "every number would be computed in the other type"),
     Rule("model.attention", "told", ROUNDS),
     Rule("model.trust_remote_code", "told", "code of the model's folder runs, or not", bits=False),
     Rule("model.add_markers", "refused", "the vocabulary was made with the other"),
@@ -147,6 +152,7 @@ STAGE = (
         Rule(f"data.{name}", "told", "they come out the same", "the same training prompts", False)
         for name in ("path", "hub", "subset", "split", "revision", "columns", "bad_golds")
     ),
+    Rule("data", "told", "its examples are made already", "examples of its own", bits=False),
     Rule("data", "refused", "prompts would be skipped or repeated"),
     Rule(
         "verifier",
@@ -184,13 +190,7 @@ STAGE = (
         when="a moving average begins",
     ),
     Rule("loss", "told", REST),
-    Rule("optim.name", "refused", "moments of the other optimiser"),
-    Rule(
-        "optim.weight_decay",
-        "refused",
-        "moments are kept by groups, of weights that decay and weights that do not",
-        when="from 0, or to 0",
-    ),
+    Rule("optim.name", "refused", "the checkpoint has the moments of the other one"),
     Rule("optim", "told", REST),
     Rule("prompts_per_step", "told", REST),
     Rule("rollouts_per_prompt", "told", REST),
@@ -224,6 +224,7 @@ STAGE = (
     Rule("guard", "told", "where the run stops by itself; training does not see it", bits=False),
     Rule("alarms", "told", "what is warned of; training does not see it", bits=False),
     Rule("measure", "told", MEASURED, bits=False),
+    Rule("supervised", "told", "rollouts are trained on, not examples", "kind rl", bits=False),
     Rule("supervised", "refused", "examples would be skipped or repeated"),
 )
 """Fields of the stage under way. Of a finished one none may change; of a later one all may."""
@@ -241,6 +242,9 @@ FACTS = (
         when="LoRA, or a frozen reference",
     ),
     Rule("model.weights", "told", "the checkpoint has weights of its own", bits=False),
+    Rule(
+        "dataset.train", "told", "its examples are made already", "examples of its own", bits=False
+    ),
     Rule("dataset.train", "refused", "other training data: prompts would be skipped or repeated"),
     Rule(
         "dataset.test", "told", "curves before and after are not of the same problems", bits=False
