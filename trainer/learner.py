@@ -92,6 +92,7 @@ class Learner:
     ) -> None:
         import torch
 
+        from samplers import seeds
         from trainer import policy, zero
         from trainer.logprobs import Scorer
 
@@ -109,6 +110,7 @@ class Learner:
             rank, config.ranks, local_rank, address, port or free_port(), config.timeout
         )
         torch.set_num_threads(config.threads)
+        torch.manual_seed(seeds.key(seed, rank))
         settings = zero.settings(config, optim, dtype) if config.zero == 3 else None
         model = policy.load(self.path, zero3=settings, lora=lora, seed=seed, **self._load)
         if config.gradient_checkpointing:
