@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from samplers import seeds
 from trainer import zero
 from trainer.state.deepspeed import Part, parts, settle
-from trainer.state.files import Saved, summarise, write
+from trainer.state.files import Plan, Saved, summarise, write
 from trainer.state.fragments import Span, shares
 from trainer.together import everywhere
 
@@ -60,15 +60,14 @@ def load(learner: Learner, folder: Path) -> None:
         ValueError: on all ranks, where a file is missing or damaged, or another model, optimiser
             or adapter was saved; then the learner is as it was.
     """
-    held = list(_held(learner))
+    found: list[tuple[Saved, Plan]] = []
 
-    def look() -> tuple[Saved, Any]:
-        saved = Saved(folder)
+    def look() -> None:
+        held, saved = list(_held(learner)), Saved(folder)
         _check(learner, saved, held)
-        return saved, saved.plan(held)
+        found.append((saved, saved.plan(held)))
 
-    found: list[tuple[Saved, Any]] = []
-    everywhere(lambda: found.append(look()))
+    everywhere(look)
     saved, plan = found[0]
 
     def take() -> None:
@@ -81,8 +80,7 @@ def load(learner: Learner, folder: Path) -> None:
 
     everywhere(take)
     settle(learner.engine)
-    learner.updates = int(saved.facts["updates"])
-    learner.bad_steps = int(saved.facts["bad_steps"])
+    learner.updates, learner.bad_steps = saved.updates, saved.bad_steps
     if learner.moving:
         learner.reference.refresh()
 

@@ -26,6 +26,8 @@ SUMMARY = "state.json"
 FILE_BYTES = 2**30
 """About the most in one file: of a GPU's, this much is copied to the host at a time."""
 _RANDOM = "random."
+Plan = dict[str, list[tuple[str, Span, Span, Part]]]
+"""By file, what is read of it: a tensor, its span, what to take of that, where it goes."""
 
 
 def write(
@@ -84,6 +86,7 @@ class Saved:
         try:
             self.facts: dict[str, Any] = json.loads(path.read_text())
             known = self.facts["format"]
+            self.updates, self.bad_steps = int(self.facts["updates"]), int(self.facts["bad_steps"])
             self._files = [[str(name) for name in names] for names in self.facts["files"]]
             self.shapes = {
                 str(name): tuple(int(n) for n in shape)
@@ -127,13 +130,13 @@ class Saved:
             why = "it is missing" if not path.exists() else str(error)
             raise ValueError(f"{path} cannot be read: {why}") from error
 
-    def plan(self, parts: Iterable[Part]) -> dict[str, list[tuple[str, Span, Span, Part]]]:
-        """By file, what `read` takes from it: (tensor, its span, what of it, where it goes).
+    def plan(self, parts: Iterable[Part]) -> Plan:
+        """What to read for these parts.
 
         Raises:
             ValueError: some elements were not saved.
         """
-        reads: dict[str, list[tuple[str, Span, Span, Part]]] = {}
+        reads: Plan = {}
         for part in parts:
             saved = self._at.get((part.name, part.key), [])
             try:
@@ -146,7 +149,7 @@ class Saved:
         return reads
 
     @torch.no_grad()
-    def read(self, plan: Mapping[str, list[tuple[str, Span, Span, Part]]]) -> None:
+    def read(self, plan: Plan) -> None:
         """Overwrite the parts of `plan`."""
         for part in (part for reads in plan.values() for *_, part in reads if part.key == STEP):
             part.values.zero_()
