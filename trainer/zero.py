@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
@@ -50,13 +51,28 @@ def connect(
         torch.cuda.set_device(local_rank)
     if not torch.distributed.is_initialized():
         comm.cdb = None  # left over from an engine that was closed in this process
+        if address.startswith("127."):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        backend, patience = "nccl" if gpu else "gloo", timedelta(seconds=timeout)
+        store = _meet(rank, world_size, address, port, patience)
+        torch.distributed.init_process_group(
+            backend, timeout=patience, world_size=world_size, rank=rank, store=store
+        )
         deepspeed.init_distributed(
-            dist_backend="nccl" if gpu else "gloo",
-            auto_mpi_discovery=False,
-            verbose=False,
-            timeout=timedelta(seconds=timeout),
+            dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=patience
         )
     return torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+
+
+def _meet(rank: int, world_size: int, address: str, port: int, timeout: timedelta) -> Any:
+    """Where ranks find each other. Left to itself it would listen at every address there is."""
+    fd = None
+    if rank == 0:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        fd = socket.create_server((address, port), family=family).detach()
+    return torch.distributed.TCPStore(
+        address, port, world_size, rank == 0, timeout, master_listen_fd=fd
+    )
 
 
 def settings(config: LearnerConfig, optimiser: OptimConfig, dtype: str) -> dict[str, Any]:
