@@ -32,7 +32,7 @@ def recipe(*settings: str, name: str = "grpo/find") -> Recipe:
 def found(before: Recipe, now: Recipe, at: At = HALF, **facts: str) -> list[Change]:
     """With facts that were `old` and are `new`, or the same."""
     names = {name.replace("__", ".") for name in facts}
-    was = dict.fromkeys(names, "old") | {"stages.0.dataset.train": "old"}
+    was = dict.fromkeys(names, "old") | {"python": "3", "stages.0.dataset.train": "old"}
     are = was | {name.replace("__", "."): value for name, value in facts.items()}
     return compare(before, now, at, was, are)
 
@@ -222,7 +222,8 @@ def test_the_first_model_is_needed_where_it_is_still_read() -> None:
 
 def test_a_library_that_came_or_went_is_told_and_what_was_not_known_is_not() -> None:
     made = recipe()
-    was, are = {"torch": "1"}, {"torch": "1", "vllm": "2", "stages.0.grader": "exact/1"}
+    was = {"python": "1", "torch": "1"}
+    are = was | {"vllm": "2", "stages.0.grader": "exact/1"}
     (came,) = compare(made, made, HALF, was, are)
     assert str(came).startswith("vllm: none -> 2: ")
     (went,) = compare(made, made, HALF, are, was)

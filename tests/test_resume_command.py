@@ -128,6 +128,14 @@ def test_nothing_changed(home: Path, capsys: Captured) -> None:
     assert os.getcwd() == before
 
 
+def test_from_python(home: Path) -> None:
+    from trainer import resume
+
+    with pytest.raises(StartedError):
+        resume(run_of(home), "optim.lr=0.5")
+    assert note(run_of(home))["changes"] == {"optim.lr": [1e-6, 0.5]}
+
+
 def test_a_moved_folder_goes_on_where_it_is(home: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere" / "better-name"
     run_of(home).rename(moved)

@@ -29,4 +29,7 @@ def resume(run: Any, *settings: str, address: str | None = None) -> Path:
 def _launched(name: str) -> Any:
     from importlib.metadata import entry_points
 
-    return next(iter(entry_points(group="laconic", name=name))).load()
+    found = next(iter(entry_points(group="laconic", name=name)), None)
+    if found is None:
+        raise ImportError("laconic is installed as it was before: run pip install -e . again")
+    return found.load()

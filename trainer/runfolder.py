@@ -42,10 +42,10 @@ def stored(folder: Path) -> Recipe:
             return resolve(yaml.safe_load(path.read_text())).within(folder)
         except (OSError, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
             why = " ".join(str(error).split())
-    version = changes.recorded(folder)[0].get("laconic", "another version")
+    version = changes.recorded(folder)[0].get("laconic", "of another version")
     raise ValueError(
-        f"{path} is not a recipe that this version reads ({why}); restore it, or use the version "
-        f"that wrote it (laconic {version})"
+        f"{path} is not a recipe that this version reads ({why}); mend what it names, or restore "
+        f"the file (laconic {version} wrote it)"
     )
 
 

@@ -17,7 +17,7 @@ LEFT_OUT = "(default)"
 """Stands for a setting of a component that its recipe does not write out."""
 _SPECS = (*NAMED, "engine", "traces")
 _VERSIONS = {one.field for one in FACTS if "." not in one.field} - {"grader"}
-"""Facts that are always looked for: one that is missing is not there."""
+"""Facts that are looked for together: one that is missing was not installed."""
 _SHOWN = 60
 
 
@@ -61,11 +61,9 @@ def _of_run(before: Recipe, now: Recipe, at: At) -> Iterator[Change]:
     if had == has:
         return
     gone = has <= at.stage
-    means = (
-        f"stage {at.stage} is trained, at least in part"
-        if gone
-        else ("stages that have not begun: none of what is trained changes")
-    )
+    means = "stages that have not begun: none of what is trained changes"
+    if gone:
+        means = f"stage {at.stage} is trained, at least in part"
     yield Change("stages", had, has, means, "refused" if gone else "told", bits=False)
 
 
@@ -73,16 +71,11 @@ def _of_stages(
     before: Recipe, now: Recipe, at: At, was: Mapping[str, str], are: Mapping[str, str]
 ) -> Iterator[Change]:
     for index, (old, new) in enumerate(zip(before.stages, now.stages, strict=False)):
-        others = frozenset(
-            name.removeprefix(f"stages.{index}.")
-            for name in {*was, *are}
-            if was.get(name) != are.get(name) or name not in was
-        )
-        if f"stages.{index}.dataset.train" not in was:
-            others |= {"dataset.train"}
+        data = f"stages.{index}.dataset.train"
+        same = data in was and was[data] == are.get(data)
         over = _over(before, now, at, index)
         for path, a, b in _walk(_plain(old), _plain(new)):
-            case = Case(path, a, b, at, old, new, others)
+            case = Case(path, a, b, at, old, new, same)
             name = _name(f"stages.{index}.{path}", now)
             yield _change(over or _later(at, index) or rule(STAGE, case), name, a, b)
 
@@ -111,8 +104,8 @@ def _of_facts(
     changed: set[str],
 ) -> Iterator[Change]:
     for name in dict.fromkeys([*are, *(n for n in was if n in _VERSIONS)]):
-        known = name in was or name in _VERSIONS
-        if not was or not known or was.get(name) == are.get(name):
+        known = name in was or (name in _VERSIONS and "python" in was)
+        if not known or was.get(name) == are.get(name):
             continue
         index, field = _place(name)
         if index is not None and index < at.stage:

@@ -57,8 +57,8 @@ class Case:
     at: At
     before: Stage | None = None
     now: Stage | None = None
-    others: frozenset[str] = frozenset()
-    """Facts of the stage and of the model that are others now, or were not known before."""
+    same_data: bool = False
+    """The training prompts come out as they were; False: or nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def _holds(case: Case) -> bool:
 
 CONDITIONS: dict[str, Callable[[Case], bool]] = {
     "fewer than are trained": lambda case: case.new < case.at.step,
-    "the same training prompts": lambda case: "dataset.train" not in case.others,
+    "the same training prompts": lambda case: case.same_data,
     "the checkpoint has statistics of verdicts": lambda case: "statistics" in case.at.kept,
     "the checkpoint has a state of it, and it gets another name": lambda case: (
         case.field.endswith(".name") and _holds(case)
