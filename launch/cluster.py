@@ -60,16 +60,17 @@ def cluster(cpus: int, address: str | None = None) -> Iterator[None]:
                 if address:
                     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
                 else:
-                    ray.init(
-                        address="local",
-                        num_cpus=cpus,
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        logging_level="ERROR",
-                        _temp_dir=str(folder),
-                        _node_ip_address="127.0.0.1",
-                        object_store_memory=STORE_BYTES,
-                    )
+                    with _loopback():
+                        ray.init(
+                            address="local",
+                            num_cpus=cpus,
+                            include_dashboard=False,
+                            log_to_driver=False,
+                            logging_level="ERROR",
+                            _temp_dir=str(folder),
+                            _node_ip_address="127.0.0.1",
+                            object_store_memory=STORE_BYTES,
+                        )
             _say_nothing()
             yield
         finally:
@@ -100,6 +101,21 @@ def _folder() -> Iterator[Path]:
             _mine.remove(folder)
     finally:
         os.close(lock)
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray replaces 127.0.0.1 by an address of the network and listens at all there are; but not
+    where it thinks it cannot form clusters (macOS, Windows)."""
+    from ray._private import ray_constants
+
+    variable, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[variable], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[variable]
 
 
 @contextlib.contextmanager
@@ -137,17 +153,18 @@ def _end(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _impatient(ours: list[psutil.Process]) -> Iterator[None]:
-    """Ray asks its processes to leave one after the other, and gives each a second: but they do
-    not hear it. Whoever is asked from here on is ended."""
-    done = threading.Event()
-    deaf = {process for process in ours if not _asked(process)}
+    """Ray asks its processes to leave one after the other, and gives each a second; they do not
+    hear it. As soon as the driver has let go of them, they are ended."""
+    from ray._private import worker
+
+    held = lambda: hasattr(worker.global_worker, "core_worker")  # noqa: E731
+    done, known = threading.Event(), held()
 
     def watch() -> None:
         while not done.wait(0.01):
-            for process in [p for p in deaf if _asked(p)]:
-                deaf.discard(process)
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
+            if known and not held():
+                end(ours)
+                return
 
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()
@@ -156,16 +173,6 @@ def _impatient(ours: list[psutil.Process]) -> Iterator[None]:
     finally:
         done.set()
         watching.join()
-
-
-def _asked(process: psutil.Process) -> bool:
-    """Whether a SIGTERM waits for it."""
-    try:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-    except OSError:
-        return False
-    pending = re.search(r"^ShdPnd:\s*([0-9a-f]+)", status, re.MULTILINE)
-    return bool(pending and int(pending[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def abandon() -> None:

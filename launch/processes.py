@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -45,23 +47,42 @@ def kill_tree(pid: int) -> None:
         end(_trees([psutil.Process(pid)]), patience=0.0)
 
 
-def end(processes: Sequence[psutil.Process], patience: float = 5.0) -> None:
-    """Kill what still runs of these, and wait until it is gone."""
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(processes, timeout=patience)
+def end(processes: Iterable[psutil.Process], patience: float = 5.0) -> None:
+    """Kill what still runs of these, and wait until it does not."""
+    left, until = list(processes), time.monotonic() + patience
+    while left := [process for process in left if _runs(process)]:
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        if time.monotonic() > until:
+            return
+        time.sleep(0.01)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """One that is dead and not yet buried, which may be a slow one's business, does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def marked(folder: Path, mark: str, *, everywhere: bool = False) -> list[psutil.Process]:
-    """Processes below this one, or of this user, whose environment has `folder` as `mark`, and
-    those below them: one that gives itself a title may write over its environment."""
+    """Processes below this one, or of this user, that are of `folder`, and those below them.
+
+    That is one whose environment says so as `mark`, or that holds a file open in it: who gives
+    itself a title may write over its environment.
+    """
     roots = []
     for process in psutil.process_iter() if everywhere else psutil.Process().children(True):
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(mark) == str(folder):
+            if process.environ().get(mark) == str(folder) or _holds(process, f"{folder}/"):
                 roots.append(process)
     return list(dict.fromkeys(_trees(roots)))
+
+
+def _holds(process: psutil.Process, folder: str) -> bool:
+    files = Path(f"/proc/{process.pid}/fd").iterdir()
+    return any(os.path.realpath(file).startswith(folder) for file in files)
 
 
 def _trees(roots: Iterable[psutil.Process]) -> list[psutil.Process]:
