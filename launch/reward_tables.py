@@ -63,7 +63,7 @@ def _interval(estimate: Mapping[str, Any]) -> str:
 def timed(timing: Mapping[str, Any]) -> list[str]:
     """Throughput, and the latencies of what went through processes."""
     seconds = max(timing["seconds"], 1e-9)
-    counted = ("at_once", "cached", "slow", "killed", "crashed")
+    counted = ("at_once", "cached", "slow", "killed", "crashed", "retried")
     told = [f"{timing[k]:.0f} {k.replace('_', ' ')}" for k in counted if timing.get(k)]
     done = timing["verdicts"]
     rate = f"{done} verdicts in {seconds:.2f} s ({done / seconds:.0f}/s)"

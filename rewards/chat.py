@@ -208,8 +208,9 @@ def _content(body: bytes) -> str:
     try:
         choice = json.loads(body)["choices"][0]
         content = choice["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        raise ChatError(f"no chat completion: {body[:120]!r}") from None
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as problem:
+        torn = isinstance(problem, ValueError)  # no JSON: the connection may have been cut
+        raise ChatError(f"no chat completion: {body[:120]!r}", passing=torn) from None
     if not isinstance(content, str):
         raise ChatError("the reply has no text")
     if choice.get("finish_reason") == "length":

@@ -76,13 +76,23 @@ def test_what_is_known_is_not_asked_and_what_is_unknown_is_asked_again() -> None
     assert not again.future.done()
 
 
-def test_what_is_put_back_comes_next() -> None:
+def test_what_is_put_back_comes_last_of_its_callers() -> None:
+    """Once, though it stands in the lines of two; and of a caller that has gone, not at all."""
     log = Backlog(100, 0)
-    ask(log, "a", "b")
+    first, _ = ask(log, "a", "b", "gone", "c"), ask(log, "x", "a", "y")
     job = log.take()
     assert job
     log.put_back(job)
-    assert order(log) == ["a", "b"]
+    assert order(log) == ["x", "b", "a", "gone", "y", "c"]
+    assert first.future.result() == [OK] * 4
+    log = Backlog(100, 0)
+    only = ask(log, "a")
+    job = log.take()
+    assert job
+    log.drop(only)
+    log.put_back(job)
+    assert order(log) == []
+    assert (log.waiting, log._bytes) == (0, 0)
 
 
 def test_what_a_caller_gives_up_is_not_taken_unless_another_wants_it() -> None:

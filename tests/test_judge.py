@@ -97,14 +97,21 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b" " * (1 << 16))
         elif model == "hangs up":
             self.connection.close()
+        elif model.startswith("tears"):
+            whole = completion("CORRECT")
+            torn = model == "tears" or first
+            self.answer(200, whole[: len(whole) // 2] if torn else whole, length=len(whole))
         elif model == "elsewhere":
             self.answer(302, b"", {"Location": self.server.url})
         else:
             raise AssertionError(model)
 
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def answer(
+        self, status: int, body: bytes, headers: dict[str, str] | None = None, length: int = 0
+    ) -> None:
         self.send_response(status)
-        for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+        size = str(length or len(body))
+        for name, value in {**(headers or {}), "Content-Length": size}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -173,10 +180,12 @@ def test_only_a_last_line_of_one_word_counts(server: Server, reply: str, status:
         ("once 429", "ok", 2),
         ("cut", "error", 1),
         ("silent", "error", 1),
-        ("garbage", "error", 1),
+        ("garbage", "error", 2),
         ("deep", "error", 1),
         ("endless", "error", 1),
         ("hangs up", "error", 2),
+        ("tears", "error", 2),
+        ("tears once", "ok", 2),
         ("elsewhere", "error", 1),
     ],
 )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -22,39 +19,9 @@ from launch import mistakes
 from rewards.service.pool import VerifierPool
 from tests.graders import BY_TEXT as SICK
 from tests.graders import items
+from tests.processes import alive, below, exists, until
 
 ROOT = Path(__file__).parents[1]
-
-
-def until(true: Callable[[], bool], seconds: float = 30.0) -> bool:
-    """Wait for what must happen; how long it takes is not what is tested."""
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def exists(pid: int) -> bool:
-    """Alive, or dead and not reaped."""
-    return psutil.pid_exists(pid)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def below(pids: Sequence[int]) -> list[int]:
-    """These processes and all that they have started."""
-    found = list(pids)
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found += [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    return sorted(set(found))
 
 
 def test_close_leaves_no_process_behind() -> None:
@@ -85,14 +52,6 @@ def test_an_interrupted_call_does_not_poison_the_next() -> None:
         with pytest.raises(KeyboardInterrupt):
             pool.grade(items("after 5 yes", "after 5 no"))
         assert [v.answer for v in pool.grade(items("a yes", "b no"))] == ["a yes", "b no"]
-
-
-def test_an_idle_worker_that_died_is_replaced_without_blame() -> None:
-    with VerifierPool(SICK, workers=1) as pool:
-        pid = int(pool.grade(items("pid"))[0].answer or 0)
-        os.kill(pid, signal.SIGKILL)
-        assert until(lambda: not alive(pid))
-        assert pool.grade(items("a yes"))[0].status == "ok"
 
 
 def test_a_verifier_that_starts_here_and_not_there_is_told(
@@ -157,42 +116,6 @@ def test_inside_a_ray_actor() -> None:
         ray.shutdown()
 
 
-PARENT = """
-import json, os, sys, time
-from rewards.service.pool import VerifierPool
-pool = VerifierPool("tests.graders:by_text", workers=2, deadline=60.0)
-children = [pool.grade([(f"leave a {what}", "yes", {})])[0].answer for what in ("child", "stray")]
-if "fork" in sys.argv and not os.fork():
-    time.sleep(60)  # holds a copy of every socket
-print(json.dumps([*map(int, children), *pool.pids()]), flush=True)
-texts = [text for text in sys.argv[1:] if text != "fork"]
-pool.grade([(text, "yes", {}) for text in texts])
-time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("texts", [(), ("fork",), ("hang", "hang in C"), ("fork", "hang")])
-def test_nothing_outlives_a_killed_owner(texts: tuple[str, ...]) -> None:
-    """Idle, in the middle of an item, and where a fork of the owner keeps its sockets open."""
-    owner = subprocess.Popen(
-        [sys.executable, "-c", PARENT, *texts],
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    assert owner.stdout
-    pids = json.loads(owner.stdout.readline())
-    assert len(pids) >= 5
-    time.sleep(0.3)
-    owner.kill()
-    owner.wait()
-    owner.stdout.close()
-    try:
-        assert until(lambda: not any(alive(pid) for pid in pids))
-    finally:
-        os.killpg(owner.pid, signal.SIGKILL) if "fork" in texts else None
-
-
 def test_a_signal_does_not_cut_the_ending_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,44 +130,6 @@ def test_a_signal_does_not_cut_the_ending_short(
     with VerifierPool("late:fn", workers=1) as pool:
         stray = int(pool.grade(items("leave a stray"))[0].answer or 0)
     assert not alive(stray)
-
-
-def test_killed_workers_are_replaced_and_only_their_items_lost() -> None:
-    with VerifierPool(SICK, workers=2, deadline=60.0) as pool:
-        busy = pool.submit(items("after 30 yes"))
-        done = 0
-        while not busy.done() and done < 200:  # the busy one is among them sooner or later
-            for pid in pool.pids()[1:]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            statuses = [v.status for v in pool.grade(items(f"{done} yes", f"{done} no"))]
-            assert set(statuses) <= {"ok", "wrong", "error"}
-            done += 1
-        assert busy.result()[0].status == "error"
-        assert "SIGKILL" in busy.result()[0].detail
-        assert [v.status for v in pool.grade(items("a yes", "a no"))] == ["ok", "wrong"]
-
-
-def test_a_killed_template_is_replaced_and_what_was_under_way_is_asked_again() -> None:
-    with VerifierPool(SICK, workers=2, deadline=60.0) as pool:
-        before = pool.pids()
-        under_way = pool.submit(items("after 0.5 yes", "after 0.5 no", "a yes"))
-        time.sleep(0.1)
-        os.kill(before[0], signal.SIGKILL)
-        assert [v.status for v in under_way.result()] == ["ok", "wrong", "ok"]
-        assert not set(before) & set(pool.pids())
-        assert not any(alive(pid) for pid in before)
-        os.kill(pool.pids()[0], signal.SIGKILL)  # while nothing is asked
-        assert [v.status for v in pool.grade(items("b yes", "b no"))] == ["ok", "wrong"]
-        assert pool.stats()["crashed"] == 0
-
-
-def test_an_item_that_kills_the_template_is_given_up() -> None:
-    with VerifierPool(SICK, workers=1, deadline=60.0) as pool:
-        verdict = pool.grade(items("kill the template"))[0]
-        assert verdict.status == "error"
-        assert "3 times" in verdict.detail
-        assert pool.grade(items("a yes"))[0].correct
 
 
 def test_what_an_item_leaves_behind_ends_with_its_worker() -> None:
@@ -276,21 +161,6 @@ def test_a_program_in_a_sandbox_ends_with_its_worker() -> None:
         assert running.result()[0].status == "timeout"
         assert until(lambda: not any(exists(pid) for pid in inside - set(pool.pids())))
         assert pool.grade([(programs[1], gold, {})])[0].correct
-
-
-def test_no_process_is_left_after_many_deaths() -> None:
-    """Neither running nor dead and not reaped; here or below the template."""
-    mine = {child.pid for child in psutil.Process().children()}
-    with VerifierPool(SICK, workers=2, deadline=0.2) as pool:
-        pool.grade(items(*(f"{what} {i}" for i in range(6) for what in ("die", "crash", "hang"))))
-        assert pool.grade(items("a yes"))[0].correct
-        assert until(lambda: below(pool.pids()) == sorted(pool.pids()))
-        assert len(pool.pids()) == 3
-        files = len(os.listdir("/proc/self/fd"))
-        pool.grade(items(*(f"die {i}" for i in range(20))))
-        assert until(lambda: len(pool.pids()) == 3)
-        assert len(os.listdir("/proc/self/fd")) <= files
-    assert {child.pid for child in psutil.Process().children()} <= mine
 
 
 def test_a_fork_of_the_owner_is_refused_and_harmless() -> None:

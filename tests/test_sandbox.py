@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -18,33 +17,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rewards.grader import load
 from rewards.sandbox import filter as calls
 from rewards.sandbox import host
 from rewards.sandbox.host import Guest, Limits
-from rewards.service.pool import VerifierPool
 from rewards.verdict import Verdict
 from rewards.verifiers import code
 from tests.attacks import EXHAUSTING, FORGED, OUTSIDE, REACH
+from tests.sandboxed import WALLED, below, graded
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or bool(host.fault(code.limits(code.Config()))),
-    reason="no sandbox can be made on this machine",
-)
+pytestmark = WALLED
 ROOT = Path(__file__).resolve().parent.parent
-SQUARES = json.dumps({"inputs": [[3], [4]], "outputs": [9, 16], "fn_name": "solve"})
-QUICK = {"name": "code", "seconds": 0.4, "memory_mb": 192}
-
-
-def graded(source: str, gold: str = SQUARES, **settings: object) -> Verdict:
-    return load({**QUICK, **settings})(f"So:\n```python\n{source}\n```\n", gold, {})
-
-
-def below() -> set[int]:
-    """Processes under this one, the launcher aside, zombies included."""
-    launcher = host.launcher().process.pid
-    found = {p.pid for p in psutil.Process().children(recursive=True)}
-    return found - {launcher}
 
 
 @pytest.fixture(autouse=True)
@@ -212,66 +194,6 @@ def test_scripts(name: str) -> None:
     source, status = SCRIPTS[name]
     gold = json.dumps({"inputs": ["3\n"], "outputs": ["9\n"]})
     assert graded(source, gold).status == status
-
-
-def test_the_guest_ends_with_its_owner() -> None:
-    """Also when the owner is killed, with a program that waits in the middle of a test."""
-    owner = subprocess.Popen(
-        [sys.executable, "-c", "from rewards.sandbox.host import *; g = Guest('import time\\n"
-         "def f(): time.sleep(1e6)', Limits()); print('up', flush=True); g.call('f', (), {}, 1e5)"],
-        cwd=ROOT, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert owner.stdout is not None
-    owner.stdout.readline()
-    tree = psutil.Process(owner.pid)
-    while len(started := tree.children(recursive=True)) < 4:  # launcher, its guest, 1, the child
-        time.sleep(0.01)
-    owner.kill()
-    owner.wait()
-    owner.stdout.close()
-    for _ in range(1000):
-        alive = [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        if not alive:
-            break
-        time.sleep(0.01)
-    assert alive == []
-
-
-def test_a_deadline_of_the_pool_ends_the_guest_too() -> None:
-    spec = {"name": "code", "seconds": 1e4, "total": 1e5}
-    sleeper = "```python\nimport time\ndef solve(x): time.sleep(1e6)\n```"
-    with VerifierPool(spec, workers=1, deadline=1.5) as pool:
-        before = below()
-        assert [v.status for v in pool.grade([(sleeper, SQUARES, {})])] == ["timeout"]
-        for _ in range(1000):
-            if not guests() and len(below()) <= len(before):
-                break
-            time.sleep(0.01)
-        assert guests() == []
-        assert len(below()) <= len(before)
-        right = "```python\ndef solve(x): return x * x\n```"
-        assert [v.status for v in pool.grade([(right, SQUARES, {})])] == ["ok"]
-
-
-def guests() -> list[psutil.Process]:
-    """Launchers and all that they have started, under this process; its own launcher aside."""
-    own = host.launcher().process.pid
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if process.pid != own and "rewards.sandbox" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
-def test_a_killed_launcher_is_an_error_and_then_replaced() -> None:
-    killer = threading.Timer(0.3, lambda: host.launcher().process.kill())
-    killer.start()
-    verdict = graded("import time\ndef solve(x): time.sleep(1e6)", seconds=20)
-    killer.join()
-    assert verdict.status == "error"
-    assert not verdict.known
-    assert graded("def solve(x): return x * x").status == "ok"
 
 
 def test_a_child_that_cannot_give_up_its_rights_is_an_error(

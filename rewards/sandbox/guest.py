@@ -138,6 +138,8 @@ def _run(
         _end_all(pid, job["walls"])
         status, usage = os.wait4(pid, 0)[1:]
         if not os.read(up, 1):
+            if end is None and os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
+                raise EOFError("killed by others: the host makes another guest")
             raise RuntimeError(f"a child does not start: {caught[value].decode()[:200]}")
         head = {
             "end": end or ("signal" if os.WIFSIGNALED(status) else "exit"),

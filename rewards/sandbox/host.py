@@ -5,7 +5,8 @@
         ran = guest.script(b"1 2")            # ran.out == b"3\\n"
 
 One launcher a process, started when first needed. Nothing that is expected of a program is ever
-sent: it is compared here.
+sent: it is compared here. What others kill (the kernel for want of memory, an operator) is made
+anew and its test run again, a few times: it says nothing of the program.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ import glob
 import json
 import marshal
 import os
-import shutil
+import signal
 import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from rewards.sandbox import walls, wire
+from rewards.sandbox import scratch, walls, wire
 
 START_SECONDS = 30.0
 END_SECONDS = 3.0
@@ -38,6 +39,8 @@ PACKAGES = "/packages"
 """Folder in which a program sees packages."""
 GRACE_SECONDS = 15.0
 """What a guest may take beyond a test's own limit before everything in it is killed."""
+TRIES = 3
+"""A program is killed so often before that is its own doing, its guest before it is an error."""
 _ROOT = str(Path(__file__).resolve().parent.parent.parent)
 _BOOT = (
     "import sys; path = list(sys.path); sys.path.append({root!r}); "
@@ -48,6 +51,10 @@ End = Literal["exit", "signal", "cpu", "wall", "output"]
 
 class SandboxError(RuntimeError):
     """The sandbox itself failed; it says nothing of the program."""
+
+
+class GoneError(SandboxError):
+    """One of its processes has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,8 @@ class Ran:
     """What it printed."""
     reply: bytes
     """JSON that its harness wrote: a value, or an error."""
+    lost: float = 0.0
+    """Seconds of earlier tries of it that were killed."""
 
     def said(self) -> Mapping[str, Any]:
         """The harness's reply; empty where there is none that can be read."""
@@ -98,6 +107,7 @@ class Launcher:
     """The process that guests are forked from: it has imported what they need."""
 
     def __init__(self) -> None:
+        scratch.clear()
         self.control, theirs = socket.socketpair()
         # a fixed seed: the order of a set, and with it a verdict, is the same every time
         environment = {"PYTHONHASHSEED": "0"}
@@ -118,7 +128,8 @@ class Launcher:
             self.path: list[str] = wire.receive(self.control)[0]["path"]
         except (EOFError, OSError) as problem:
             self.close()
-            raise SandboxError(f"the launcher does not start: {problem}") from None
+            kind = SandboxError if isinstance(problem, TimeoutError) else GoneError
+            raise kind(f"the launcher does not start: {problem}") from None
 
     @property
     def alive(self) -> bool:
@@ -127,8 +138,13 @@ class Launcher:
     def connect(self) -> socket.socket:
         """A socket to a new guest."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self.control, [b"g"], [theirs.fileno()])
+        try:
+            with theirs:
+                socket.send_fds(self.control, [b"g"], [theirs.fileno()])
+        except ConnectionError as problem:
+            ours.close()
+            self.close()
+            raise GoneError(f"the launcher is gone: {problem}") from None
         return ours
 
 
@@ -163,31 +179,33 @@ os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock
 
 
 class Guest:
-    """One program behind walls, until closed.
+    """One program behind walls, until closed. Its processes are made when first needed.
 
     Raises:
-        SandboxError: the walls cannot be raised.
+        SandboxError: at a call, the walls cannot be raised or do not stand.
     """
 
     def __init__(self, source: str, limits: Limits) -> None:
-        self._limits = limits
-        self._scratch = "" if limits.walls else tempfile.mkdtemp(prefix="laconic-answer-")
+        self._source, self._limits = source.encode(errors="replace"), limits
+        self._socket: socket.socket
+        self._up = False
+        self._scratch: scratch.Scratch | None = None
+        self._spare = TRIES - 1
+
+    def _open(self) -> None:
         try:
             self._launcher = launcher()
-            self._socket = self._launcher.connect()
+            self._socket, self._up = self._launcher.connect(), True
+            self._scratch = None if self._limits.walls else scratch.Scratch()
         except OSError as problem:
             raise SandboxError(f"no guest: {problem}") from None
-        job = _job(limits, tuple(self._launcher.path)) | {"scratch": self._scratch}
+        job = _job(self._limits, tuple(self._launcher.path))
         self._socket.settimeout(START_SECONDS)
-        try:
-            self._tell(job, source.encode(errors="replace"))
-            said, _ = self._hear()
-            if "map" in said:
-                self._tell({"mapped": os.geteuid() == 0 and walls.map_for(said["map"])})
-                self._hear()
-        except BaseException:
-            self.close()
-            raise
+        self._tell(job | {"scratch": self._scratch and self._scratch.path}, self._source)
+        said, _ = self._hear()
+        if "map" in said:
+            self._tell({"mapped": os.geteuid() == 0 and walls.map_for(said["map"])})
+            self._hear()
 
     def call(self, name: str, args: tuple[Any, ...], named: Mapping[str, Any], wall: float) -> Ran:
         """Call function `name`, or the method of that name of class Solution."""
@@ -198,6 +216,24 @@ class Guest:
         return self._run({"how": "stdin"}, given, wall)
 
     def _run(self, test: dict[str, Any], given: bytes, wall: float) -> Ran:
+        """A try that is killed costs a guest, and one of the tries that all tests have together."""
+        began = time.monotonic()
+        while True:
+            start = time.monotonic()
+            try:
+                ran = self._try(test, given, wall)
+                if not self._spare or ran.end != "signal" or ran.code != -signal.SIGKILL:
+                    return replace(ran, lost=start - began)
+            except SandboxError as problem:
+                if not self._spare or not isinstance(problem, GoneError):
+                    self.close()
+                    raise
+            self._spare -= 1
+            self.close()
+
+    def _try(self, test: dict[str, Any], given: bytes, wall: float) -> Ran:
+        if not self._up:
+            self._open()
         self._socket.settimeout(wall + GRACE_SECONDS)
         self._tell(test | {"wall": wall}, given)
         head, body = self._hear()
@@ -208,25 +244,30 @@ class Guest:
         try:
             wire.send(self._socket, head, body)
         except OSError as problem:
-            raise SandboxError(f"the guest is gone: {problem}") from None
+            raise self._lost(problem) from None
 
     def _hear(self) -> tuple[dict[str, Any], bytes]:
         try:
             head, body = wire.receive(self._socket)
-        except TimeoutError:
-            self._launcher.close()  # and every guest with it
-            raise SandboxError("the guest does not answer") from None
         except (EOFError, OSError) as problem:
-            raise SandboxError(f"the guest is gone: {problem}") from None
+            raise self._lost(problem) from None
         if "failed" in head:
             raise SandboxError(head["failed"])
         return head, body
 
+    def _lost(self, problem: Exception) -> SandboxError:
+        if isinstance(problem, TimeoutError):
+            self._launcher.close()  # and every guest with it
+            return SandboxError("the guest does not answer")
+        return GoneError(f"the guest is gone: {problem}")
+
     def close(self) -> None:
         """End whatever still runs. It takes the kernel a moment after this returns."""
-        self._socket.close()
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._up:
+            self._socket.close()
+        if self._scratch is not None:
+            self._scratch.remove()
+        self._up, self._scratch = False, None
 
     def __enter__(self) -> Guest:
         return self

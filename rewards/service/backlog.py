@@ -50,12 +50,12 @@ class Job:
     key: bytes
     request: bytes
     asked: float
-    """When it was asked for first, in seconds of the monotonic clock."""
+    """Since when it waits for a worker, in seconds of the monotonic clock."""
     waiters: list[tuple[Batch, int]] = field(default_factory=list)
     """Whose item of which position it is; none: nobody wants it any more."""
     taken: bool = False
     tries: int = 0
-    """How often it was lost through no fault of its own."""
+    """How often it was under way when its process ended."""
 
 
 class Backlog:
@@ -68,7 +68,6 @@ class Backlog:
         self._changed = threading.Condition()
         self._known: OrderedDict[bytes, Verdict] = OrderedDict()
         self._asked: dict[bytes, Job] = {}
-        self._again: deque[Job] = deque()
         self._turns: deque[Batch] = deque()
         self._bytes = self._blocked = self._waiting = 0
         self._closed: Exception | None = None
@@ -105,11 +104,14 @@ class Backlog:
             job.waiters.append((batch, at))
             batch.missing += 1
             if not job.taken:
-                batch.jobs.append(job)
-                if len(batch.jobs) == 1:
-                    self._turns.append(batch)
+                self._line_up(batch, job)
         self.wake()
         return None
+
+    def _line_up(self, batch: Batch, job: Job) -> None:
+        batch.jobs.append(job)
+        if len(batch.jobs) == 1:
+            self._turns.append(batch)
 
     def _until_room(self, batch: Batch, key: bytes, size: int) -> Iterator[None]:
         while not batch.future.cancelled():
@@ -134,32 +136,30 @@ class Backlog:
     def take(self) -> Job | None:
         """The next item, of another caller than the one before if several wait."""
         with self._changed:
-            while self._again:
-                if (job := self._again.popleft()).waiters:
-                    return self._taken(job)
             while self._turns:
                 batch = self._turns.popleft()
                 job = batch.jobs.popleft()
                 if batch.jobs:
                     self._turns.append(batch)
                 if job.waiters and not job.taken:  # equal items stand in several callers' lines
-                    return self._taken(job)
+                    job.taken = True
+                    self._waiting -= 1
+                    return job
         return None
 
-    def _taken(self, job: Job) -> Job:
-        job.taken = True
-        self._waiting -= 1
-        return job
-
     def put_back(self, job: Job) -> None:
-        """It was lost through no fault of its own: next in turn."""
+        """It was lost: another try, after what its callers have asked for and nobody has tried.
+
+        So an item that ends its process each time holds up none that does not.
+        """
         with self._changed:
-            if job.waiters:
-                job.taken = False
-                self._waiting += 1
-                self._again.append(job)
-            else:
-                self._forget(job)
+            if not job.waiters:
+                return self._forget(job)
+            job.taken, job.asked = False, time.monotonic()
+            self._waiting += 1
+            for batch in {id(batch): batch for batch, _ in job.waiters}.values():
+                self._line_up(batch, job)
+        return None
 
     def finish(self, job: Job, verdict: Verdict) -> None:
         """Everyone who asked for it gets the verdict."""
@@ -211,7 +211,6 @@ class Backlog:
             batches = {batch for job in self._asked.values() for batch, _ in job.waiters}
             self._asked.clear()
             self._turns.clear()
-            self._again.clear()
             self._bytes = self._waiting = 0
             self._changed.notify_all()
         for batch in batches:

@@ -3,6 +3,11 @@
 A worker holds one item at a time: the sockets are bounded, and a sick item costs nobody but
 itself and its worker. A worker that is at an item for longer than `GRACE` of the deadline is
 counted apart and its place is filled, so that a few items that hang do not stop the others.
+
+Whatever ends a process (the kernel for want of memory, an operator, a crash), the item is given to
+another worker: its verdict does not depend on it. An item that ends its process itself does so
+`MAX_TRIES` times and is an error. A deadline that has passed and a memory limit that was reached
+are verdicts, not tried again.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from typing import Any
 from rewards.grader import failed
 from rewards.service.backlog import Backlog
 from rewards.service.processes import START_SECONDS, Template, Worker, ending
-from rewards.service.worker import verdict_of
+from rewards.service.worker import OUT_OF_MEMORY, verdict_of
 from rewards.verdict import Verdict
 
 MAX_STARTS = 5
@@ -29,7 +34,8 @@ MAX_STARTS = 5
 PAUSE_SECONDS = 0.2
 """Before the second of them, twice as long before each next one: want of processes may pass."""
 MAX_TRIES = 3
-"""Times that an item may be under way while the template process ends."""
+"""Times that an item may be under way when its worker, or the template, ends: then it is an error.
+As often the first start may be cut short."""
 GRACE = 0.05
 """Share of the deadline after which another worker takes the place of one that is not back."""
 EXTRA = 2
@@ -53,7 +59,9 @@ class Crew:
         self.killed = 0
         """Workers killed at the deadline."""
         self.crashed = 0
-        """Workers that ended by themselves."""
+        """Workers that ended at an item, by it or from outside."""
+        self.retried = 0
+        """Times that an item was given up by the process that ended and is tried once more."""
         self.slow = 0
         """Items that took longer than the grace."""
         self.service: deque[float] = deque(maxlen=8192)
@@ -62,6 +70,8 @@ class Crew:
         """Seconds that the latest items waited for one."""
         self._backlog, self._numbers = backlog, itertools.count(1)
         self._failures, self._trouble, self._not_before = 0, "", 0.0
+        self._hopeless = False
+        """A start has failed in so many words."""
         self._template: Template | None = None
         self._workers: list[Worker] = []
         self._dying: dict[int, tuple[Worker, float]] = {}
@@ -144,16 +154,18 @@ class Crew:
 
     def _staff(self) -> None:
         """Keep `size` workers at hand beside those that are slow."""
-        served = any(worker.pid for worker in self._workers)
-        if self._failures and (
-            not self._begun.done() or (self._failures >= MAX_STARTS and not served)
-        ):
+        if self._begun.done():
+            served = any(worker.pid for worker in self._workers)
+            hopeless = self._failures >= MAX_STARTS and not served
+        else:
+            hopeless = self._hopeless or self._failures >= MAX_TRIES
+        if hopeless:
             self._give_up()
         elif not self._failures or (self._needed and time.monotonic() >= self._not_before):
             try:
                 self._recruit()
             except OSError as problem:  # no process or file left
-                self._failed(str(problem))
+                self._failed(str(problem), told=True)
 
     @property
     def _needed(self) -> bool:
@@ -182,9 +194,10 @@ class Crew:
             self._backlog.finish(job, lost)
         self._failures = 0
 
-    def _failed(self, trouble: str) -> None:
-        """Starts that fail together are one failure."""
+    def _failed(self, trouble: str, told: bool = False) -> None:
+        """Starts that fail together are one failure. `told`: another would fail as well."""
         now, self._trouble = time.monotonic(), trouble
+        self._hopeless |= told
         if not self._failures or now >= self._not_before:
             self._not_before = now + PAUSE_SECONDS * 2 ** min(self._failures, MAX_STARTS)
             self._failures += 1
@@ -263,7 +276,7 @@ class Crew:
             return
         if "failed" in message:
             self._dismiss(worker)
-            self._failed(message["failed"])
+            self._failed(message["failed"], told=True)
         else:
             self._mourn(worker)
 
@@ -290,10 +303,10 @@ class Crew:
             if "ready" in event:
                 template.ready = True
             else:
-                self._buried(event["dead"], event.get("why") or ending(event["status"]))
+                self._buried(event["dead"], event.get("status"), event.get("why", ""))
         return None
 
-    def _buried(self, number: int, how: str) -> None:
+    def _buried(self, number: int, status: int | None, why: str) -> None:
         for worker in [worker for worker in self._workers if worker.number == number]:
             for _ in range(2):  # its last words, and the end of them
                 if worker in self._workers:
@@ -301,13 +314,27 @@ class Crew:
             if worker in self._workers:
                 self._mourn(worker)
         if number not in self._dying:
-            return
+            return None
         worker, moment = self._dying.pop(number)
+        how = why if status is None else ending(status)
         if worker.job is None:
-            self._failed(how)
+            return self._failed(how)
+        self.crashed += 1
+        if status == OUT_OF_MEMORY:
+            return self._done(worker, failed(self.name, f"the worker ended: {how}"), moment)
+        return self._undone(worker, how)
+
+    def _undone(self, worker: Worker, how: str) -> None:
+        """Its item is tried again, or has been tried often enough."""
+        job, worker.job = worker.job, None
+        assert job is not None
+        job.tries += 1
+        if job.tries < MAX_TRIES:
+            self.retried += 1
+            self._backlog.put_back(job)
         else:
-            self.crashed += 1
-            self._done(worker, failed(self.name, f"the worker ended: {how}"), moment)
+            why = f"{MAX_TRIES} times its process ended under it, at last: {how}"
+            self._backlog.finish(job, failed(self.name, why))
 
     def _overdue(self, now: float) -> None:
         """End what takes too long, and what nobody waits for any more."""
@@ -349,17 +376,10 @@ class Crew:
         for worker in list(self._workers):
             self._dismiss(worker)
         for worker in lost:
-            job, worker.job = worker.job, None
-            if job is None:
-                continue
-            job.tries += 1
-            if job.tries < MAX_TRIES:
-                self._backlog.put_back(job)
-            else:
-                why = f"{MAX_TRIES} times the process of the workers ended: {how}"
-                self._backlog.finish(job, failed(self.name, why))
+            if worker.job is not None:
+                self._undone(worker, how)
         if not template.proved:
-            self._failed(how)
+            self._failed(how, told=bool(trouble))
 
     def _due(self, worker: Worker) -> float:
         """When something must be done about a worker that is not idle."""

@@ -3,7 +3,7 @@
 What takes microseconds and cannot hang is graded at once in the calling thread. Everything else
 goes to worker processes that are forked from one warm process; any number of threads and event
 loops may ask at the same time. Trouble is an unknown verdict (`timeout`, `error`), never a
-silent 0.
+silent 0. A process that is killed changes no verdict: another one grades its item.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class VerifierPool:
             (there is no deadline then); None: 0 for those, else 2. Up to three times as many
             while some of them are at items that take long.
         deadline: seconds of one item before its worker is killed; its verdict is `timeout`.
-            None: the verifier's own, else 10.
+            None: the verifier's own, else 10. Another worker gets the item of one that ends by
+            itself or is killed by others, with a deadline of its own, three workers in all: no
+            item is with them for longer than three deadlines.
         memory_mb: address space of a worker beyond what its imports took, in MiB (Linux).
         cache: verdicts kept by (grader, what of the item they depend on), least recently used
             first to go; 0: none.
@@ -193,16 +195,18 @@ class VerifierPool:
     def stats(self) -> dict[str, float]:
         """Since the start, by name.
 
-        verdicts/STATUS, cached (an equal one had been asked for), at_once: items. killed,
-        crashed: workers at the deadline and by themselves. slow: items beyond the grace, whose
-        worker was replaced meanwhile. latency_: seconds with a worker, wait_: seconds before, of
-        the latest 8192 items.
+        verdicts/STATUS, cached (an equal one had been asked for), at_once: items. killed: workers
+        at the deadline. crashed: workers that ended at an item, by it or from outside. retried:
+        times that an item was given to another one after that. slow: items beyond the grace,
+        whose worker was replaced meanwhile. latency_: seconds with the worker that was done,
+        wait_: seconds before any, of the latest 8192.
         """
         with self._counting:
             out = {name: float(count) for name, count in sorted(self._counts.items())}
         crew = self._crew
         if crew is not None:
-            out |= {name: float(getattr(crew, name)) for name in ("killed", "crashed", "slow")}
+            counted = ("killed", "crashed", "retried", "slow")
+            out |= {name: float(getattr(crew, name)) for name in counted}
             for name, seconds in (("latency", crew.service), ("wait", crew.wait)):
                 if latest := seconds.copy():
                     p50, p99, most = np.quantile(latest, [0.5, 0.99, 1.0]).tolist()

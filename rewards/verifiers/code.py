@@ -94,8 +94,8 @@ def warm(config: Config) -> None:
 
 
 def deadline(config: Config) -> float:
-    """Seconds of one answer."""
-    return config.total + START_SECONDS
+    """Seconds of one answer, with what is killed and run again."""
+    return config.total + (host.TRIES - 1) * WALL * config.seconds + START_SECONDS
 
 
 def program(text: str) -> str | None:
@@ -182,6 +182,7 @@ def _tested(source: str, problem: Problem, config: Config) -> Verdict:
             left = end - time.monotonic()
             wall = min(WALL * config.seconds, left)
             ran = _run(guest, problem, test, wall) if left > 0 else None
+            end += ran.lost if ran else 0.0
             if ran is None or (ran.end == "wall" and wall == left and number > 1):
                 if why:  # that one is its own doing
                     break

@@ -35,6 +35,9 @@ GOLDS = (
     *("2\\sqrt{3}", "\\pi", "3\\sqrt{13}", "x^2+2x+1", "\\frac{\\sqrt{2}}{2}", "11\\sqrt2", "6-5i"),
 )
 HANG = "this answer hangs"
+TAKES = "this answer takes a while"
+TAKEN = 0.1
+"""Seconds."""
 CALLERS = 8
 
 
@@ -44,14 +47,20 @@ class Config(Component):
     verifier: str | dict[str, Any] = "math"
 
 
+def warm(config: Config) -> None:
+    _grader(config)
+
+
 def grade(text: str, gold: str, meta: Mapping[str, Any], config: Config) -> Verdict:
     if HANG in text:
         time.sleep(3600)
+    if TAKES in text:
+        time.sleep(TAKEN)
     return _grader(config)(text, gold, meta)
 
 
 def fast(text: str, gold: str, meta: Mapping[str, Any], config: Config) -> Verdict | None:
-    return None if HANG in text else _grader(config).at_once(text, gold, meta)
+    return None if HANG in text or TAKES in text else _grader(config).at_once(text, gold, meta)
 
 
 _loaded: dict[str, Grader] = {}
@@ -89,6 +98,7 @@ def main() -> None:
     for workers in (1, 2, 4):
         pooled(args.verifier, workers, algebra)
     starts(args.verifier)
+    kills(args.verifier)
     hanging(args.verifier, made, args.deadline)
     memory(args.verifier, golds, args.items)
 
@@ -146,6 +156,34 @@ def starts(verifier: str) -> None:
                 time.sleep(1e-4)
             gaps.append(time.perf_counter() - began)
     print(f"ready after {ready:.2f} s; a killed worker is replaced in {np.median(gaps):.4f} s")
+
+
+def kills(verifier: str) -> None:
+    """Milliseconds that an item takes longer because a process is killed in the middle of it.
+
+    Beside what had been done of it, which is done again: that is taken off.
+    """
+    spec = {"name": "tests.bench.verdicts", "verifier": verifier}
+    with VerifierPool(spec, workers=2, cache=0) as pool:
+
+        def ask(which: int | None, n: int) -> float:
+            began = time.perf_counter()
+            under_way = pool.submit([(f"{TAKES} {n} \\boxed{{5}}", "5", {})])
+            lost = 0.0
+            if which is not None:
+                time.sleep(TAKEN / 2)
+                psutil.Process(pool.pids()[which]).kill()
+                lost = time.perf_counter() - began
+            assert under_way.result()[0].correct
+            return time.perf_counter() - began - lost
+
+        plain = np.median([ask(None, n) for n in range(20)])
+        for title, which, count in (("a worker", 1, 40), ("the template", 0, 10)):
+            # the worker may have been the idle one: then nothing was lost, and less than nothing
+            costs = [ask(which, n) - plain for n in range(count)]
+            costs = [cost * 1000 for cost in costs if cost > -TAKEN / 4]
+            low, mid, high = np.quantile(costs, [0.0, 0.5, 1.0])
+            print(f"{title} killed at an item: {mid:.1f} ms more ({low:.1f} to {high:.1f})")
 
 
 def hanging(verifier: str, items: Sequence[Item], deadline: float) -> None:
