@@ -40,8 +40,8 @@ class Dispatch:
         send: (engine, jobs) -> a hashable reference to the rollouts that come of them.
         take: waits for one of these references: the reference and its columns, or None where its
             engine was lost and there is another in its place.
-        rescue: (engine, jobs that it was lost at) -> their rollouts, if they were to be made in
-            another way; None: they are sent again.
+        came: (engine, jobs, their columns) -> their rollouts; None: they are to be sent again.
+        part: jobs -> those that may be made, and rollouts that stand for the others.
     """
 
     def __init__(
@@ -50,9 +50,11 @@ class Dispatch:
         slots: int,
         send: Callable[[int, list[Job]], Any],
         take: Callable[[list[Any]], tuple[Any, Columns | None]],
-        rescue: Callable[[int, list[Job]], list[Rollout] | None] = lambda *_: None,
+        came: Callable[[int, list[Job], Columns | None], list[Rollout] | None] | None = None,
+        part: Callable[[Sequence[Job]], tuple[list[Job], list[Rollout]]] = lambda j: (list(j), []),
     ) -> None:
-        self._slots, self._send, self._take, self.rescue = slots, send, take, rescue
+        self._slots, self._send, self._take = slots, send, take
+        self.came, self.part = came or _came, part
         self.call = math.ceil(slots / PARTS)
         """Rollouts of a call, where engines get many."""
         self.speeds = [1.0] * engines
@@ -60,11 +62,12 @@ class Dispatch:
 
     def run(self, jobs: Sequence[Job]) -> list[Rollout]:
         """Rollouts in the order of their jobs."""
-        waiting, at = deque(self.chunks(jobs)), dict[Any, tuple[int, list[Job]]]()
+        wanted, none = self.part(jobs)
+        waiting, at = deque(self.chunks(wanted)), dict[Any, tuple[int, list[Job]]]()
         loads, calls = [0] * len(self.speeds), [0] * len(self.speeds)
         started = time.monotonic()
         seconds = [0.0] * len(self.speeds)
-        made: dict[tuple[int, int], Rollout] = {}
+        made = {(r.group, r.index): r for r in none}
         while waiting or at:
             while waiting and (engine := self.seat(len(waiting[0]), loads, calls)) is not None:
                 chunk = waiting.popleft()
@@ -75,7 +78,7 @@ class Dispatch:
             engine, chunk = at.pop(ref)
             loads[engine] -= len(chunk)
             calls[engine] -= 1
-            rollouts = self.rescue(engine, chunk) if packed is None else unpacked(packed, chunk)
+            rollouts = self.came(engine, chunk, packed)
             if rollouts is None:
                 waiting.appendleft(chunk)
                 continue
@@ -163,13 +166,18 @@ class Lots:
         self._waiting: deque[tuple[int, list[Job]]] = deque()
         self._at: dict[int, tuple[int, list[Job]]] = {}  # engine and jobs, by number
         self._parts: dict[int, dict[int, list[Rollout]]] = {}  # of its lot, by number
+        self._none: list[list[Rollout]] = []  # lots of which nothing is to be made
         self._numbers, self._left = count(), 0
         self._loads = [0] * len(dispatch.speeds)
         self._seconds = [0.0] * len(dispatch.speeds)
         self._started = time.monotonic()
 
     def add(self, jobs: Sequence[Job]) -> None:
-        if jobs:
+        wanted, none = self._dispatch.part(jobs)
+        if none and not wanted:
+            self._none.append(none)
+            self._left += 1
+        elif jobs:
             parts = [(next(self._numbers), part) for part in cut(jobs, self._dispatch.call)]
             lot: dict[int, list[Rollout]] = {number: [] for number, _ in parts}
             self._parts |= dict.fromkeys(lot, lot)
@@ -178,13 +186,12 @@ class Lots:
             self._send()
 
     def take(self) -> list[list[Rollout]]:
-        out: list[list[Rollout]] = []
+        out, self._none = self._none, []
         while self._at and not out:
             for number, packed in self._streams.take():
                 engine, jobs = self._at.pop(number)
                 self._loads[engine] -= len(jobs)
-                rescue = self._dispatch.rescue
-                rollouts = rescue(engine, jobs) if packed is None else unpacked(packed, jobs)
+                rollouts = self._dispatch.came(engine, jobs, packed)
                 if rollouts is None:
                     self._waiting.appendleft((number, jobs))
                     continue
@@ -241,6 +248,10 @@ def unpacked(packed: Columns, jobs: Sequence[Job]) -> list[Rollout]:
     """The rollouts of `jobs`, in their order."""
     made = {(r.group, r.index): r for r in columns.unpack(packed, jobs)}
     return [made[job.group, job.index] for job in jobs]
+
+
+def _came(engine: int, jobs: Sequence[Job], packed: Columns | None) -> list[Rollout] | None:
+    return None if packed is None else unpacked(packed, jobs)
 
 
 def inbound(jobs: Sequence[Job], packed: Columns | None) -> Sequence[Job]:

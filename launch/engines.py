@@ -6,9 +6,10 @@ holds the weights that the others hold: where lists are fixed, the same rollouts
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -19,10 +20,10 @@ from launch.dispatch import CALLS, Columns, Dispatch, Lots, outbound, unpacked
 from launch.heart import Heart
 from launch.placement import Placement
 from launch.streams import Streams
-from launch.suspects import Suspects
+from launch.suspects import Suspects, ordered
 from launch.team import Team
 from samplers.engines.base import environment
-from samplers.types import Ids, Job, Rollout
+from samplers.types import Ids, Job, Prompt, Rollout
 from trainer.config import Stage
 from trainer.faults import Fault, FaultConfig, Lost
 from trainer.types import Floats
@@ -63,11 +64,17 @@ class Engines:
         self._sent: dict[Any, tuple[int, int]] = {}  # engine and its life, by reference
         self._ended, self._flows = threading.Event(), count()
         self.suspects = Suspects(faults.kills, self._quarantined)
+        self._reviving: set[int] = set()
         self._beats: dict[int, Any] = {}
         self._hangs: dict[int, str] = {}
         self.heart = Heart(self._pulse, self._hung, faults.heartbeat)
         self.dispatch = Dispatch(
-            len(self.team), stage.rollout.engine.slots, self._send, self._take, self._rescue
+            len(self.team),
+            stage.rollout.engine.slots,
+            self._send,
+            self._take,
+            self._came,
+            self.suspects.part,
         )
 
     def __len__(self) -> int:
@@ -83,20 +90,20 @@ class Engines:
         """Whole groups by turns, one ordered list to each engine."""
         numbers = {group: i for i, group in enumerate(dict.fromkeys(j.group for j in jobs))}
         lists: list[list[Job]] = [[] for _ in range(len(self))]
-        for job in jobs:
+        wanted, none = self.suspects.part(jobs)
+        for job in wanted:
             lists[numbers[job.group] % len(self)].append(job)
         at = {self._send(e, mine): (e, mine) for e, mine in enumerate(lists) if mine}
-        made: dict[tuple[int, int], Rollout] = {}
+        made = none
         while at:
             ref, packed = self._take(list(at))
             engine, mine = at.pop(ref)
-            rollouts = self._rescue(engine, mine) if packed is None else unpacked(packed, mine)
+            rollouts = self._came(engine, mine, packed)
             if rollouts is None:
                 at[self._send(engine, mine)] = engine, mine
                 continue
-            self.suspects.cleared(mine)
-            made |= {(r.group, r.index): r for r in rollouts}
-        return [made[job.group, job.index] for job in jobs]
+            made += rollouts
+        return ordered(jobs, made)
 
     def flow(self, wake: Callable[[], None]) -> Lots:
         """Lots go to who has room, whatever the number of engines; `wake` comes before each."""
@@ -109,17 +116,39 @@ class Engines:
         self.team.every("abort", group="abort")
 
     def again(self) -> None:
-        """After an abort: what is asked for from now on is wanted."""
+        """After an abort, or after who asked was lost: from now on it is wanted again."""
+        self._ended.set()
+        for index in range(len(self)):
+            self.one(index, "abort", group="abort", weights=False)
+        self._sent.clear()
+        self.heart.forget()
         self._ended.clear()
 
-    def one(self, index: int, method: str, *args: Any) -> Any:
+    def one(
+        self, index: int, method: str, *args: Any, group: str | None = None, weights: bool = True
+    ) -> Any:
         """The answer of one; of the one in its place, where it is lost."""
         while True:
             life = self.team.lives[index]
             try:
-                return gather(self.team.ask(index, method, *args))[0]
+                with self.heart.answering([index]):
+                    return gather(self.team.ask(index, method, *args, group=group))[0]
             except Lost as lost:
-                self.revive(index, life, str(lost))
+                self.revive(index, life, str(lost), weights=weights)
+
+    def turn(self, what: str) -> None:
+        """All `sleep`, or `wake`: those too that take the place of one that was lost."""
+        with self.heart.answering(range(len(self))):
+            asked = [
+                (self.team.lives[index], self.team.ask(index, what, group="flow"))
+                for index in range(len(self))
+            ]
+            for index, (life, one) in enumerate(asked):
+                try:
+                    gather(one)
+                except Lost as lost:
+                    self.revive(index, life, str(lost))
+                    self.one(index, what, group="flow")
 
     def score(self, index: int, ids: Sequence[Ids]) -> list[Floats]:
         scores: list[Floats] = self.one(index, "score", ids)
@@ -163,30 +192,51 @@ class Engines:
             if self.team.lives[index] != life:
                 return
             began = time.monotonic()
-            for tries in range(1, TRIES + 1):
-                try:
-                    self.team.replace(index)
-                    gather(self.team.ask(index, *self._build))
-                    self.team.know()
-                    if weights:
-                        self._weights(index)
-                    break
-                except Lost as lost:
-                    if tries == TRIES or lost.role != "rollout":
-                        raise
+            with self._undisturbed(index):
+                for tries in range(1, TRIES + 1):
+                    try:
+                        self.team.replace(index)
+                        gather(self.team.ask(index, *self._build))
+                        self.team.know(index)
+                        if weights:
+                            self._weights(index)
+                        break
+                    except Lost as lost:
+                        if lost.role != "rollout":
+                            raise
+                        if tries == TRIES:
+                            raise Lost("rollout", index, f"could not be mended: {lost}") from None
             seconds, why = time.monotonic() - began, self._hangs.pop(index, why)
             self._told(Fault("rollout", index, f"{why}; it was started anew", seconds))
 
-    def sick(self) -> list[int]:
-        """Engines that are dead, or do not answer: those are ended."""
-        dead, mute = health(self.team.every("pulse", group="pulse"), PATIENCE_S)
+    @contextlib.contextmanager
+    def _undisturbed(self, index: int) -> Iterator[None]:
+        """While it starts nobody expects an engine to say anything."""
+        self._reviving.add(index)
+        self._beats.pop(index, None)
+        try:
+            yield
+        finally:
+            self._reviving.discard(index)
+
+    def sick(self, engines: Iterable[int]) -> list[int]:
+        """Those of `engines` that are dead, or do not answer: these are ended."""
+        asked: dict[Any, Who] = {}
+        for index in engines:
+            asked |= self.team.ask(index, "pulse", group="pulse")
+        dead, mute = health(asked, PATIENCE_S)
         for who in mute:
             self.team.kill(who.index)
         return sorted(who.index for who in (*dead, *mute))
 
-    def _rescue(self, engine: int, jobs: Sequence[Job]) -> list[Rollout] | None:
-        """After its engine was lost at `jobs`: their rollouts, if one of them was found guilty of
-        it; None: they may be sent again."""
+    def _came(
+        self, engine: int, jobs: Sequence[Job], packed: Columns | None
+    ) -> list[Rollout] | None:
+        """The rollouts of `jobs`. Where their engine was lost: if one of them was found guilty of
+        it, what the others came to alone; None: they may be sent again."""
+        if packed is not None:
+            self.suspects.cleared(jobs)
+            return unpacked(packed, jobs)
         if not self.suspects.lost(jobs):
             return None
         with self._mending:
@@ -199,10 +249,10 @@ class Engines:
             raise Lost("rollout", engine, "died")
         return unpacked(packed, jobs)
 
-    def _quarantined(self, prompt: str) -> None:
+    def _quarantined(self, prompt: Prompt) -> None:
         what = (
-            f"prompt '{prompt}' was with each of {self.suspects.kills} engines that died, at last "
-            "alone: it is left out of this run"
+            f"prompt '{prompt.id}' was with {self.suspects.kills} engines when they died, at last "
+            "alone: it is left out"
         )
         self._told(Fault("rollout", -1, what))
 
@@ -210,6 +260,8 @@ class Engines:
         """What the engine said since it was last asked, which is done anew."""
         import ray
 
+        if engine in self._reviving:
+            return object()
         asked = self._beats.get(engine)
         said = None
         if asked is not None and ray.wait([asked], timeout=0)[0]:
@@ -223,9 +275,10 @@ class Engines:
         return said
 
     def _hung(self, engine: int, why: str) -> None:
-        self._beats.pop(engine, None)
-        self._hangs[engine] = f"engine {engine} {why} and was killed"
-        self.team.kill(engine)
+        if engine not in self._reviving:
+            self._beats.pop(engine, None)
+            self._hangs[engine] = f"engine {engine} {why} and was killed"
+            self.team.kill(engine)
 
     def close(self) -> None:
         self.heart.close()

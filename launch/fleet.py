@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
@@ -22,7 +23,7 @@ from launch.learners import Learners
 from launch.placement import Cluster, place
 from launch.transport import Seat, choose, names
 from rewards.verdict import Verdict
-from samplers.ring import Source, SyncError
+from samplers.ring import Source, SyncError, refuse
 from samplers.types import Ids, Job, Rollout
 from trainer.config import Stage
 from trainer.faults import Fault, FaultConfig, Lost
@@ -43,7 +44,7 @@ class Fleet:
         faults: FaultConfig | None = None,
     ) -> None:
         self.stage, self.version, self._by_turns = stage, 0, deterministic
-        self._turn, self._stepped = "wake", False
+        self._turn, self._learned = "wake", 0  # steps of the learners that engines have
         self._kind: Transport | None = None
         self._sources: dict[int, Source] = {}  # of the engines that the learners are tied to
         self._syncing, self._mended = threading.RLock(), list[Fault]()
@@ -108,47 +109,57 @@ class Fleet:
             Lost: a learner died, or does not answer.
             SyncError: what was sent did not arrive, though everyone is there.
         """
-        with self._syncing, self.engines.heart.paused():
-            self.version, self._stepped = self.version + 1, False
-            if not len(self.engines):
-                return
-            self._take_turns("wake")
-            self._load(range(len(self.engines)), self.version)
+        with self._syncing:
+            self.version += 1
+            if len(self.engines):
+                self._take_turns("wake")
+                self._load(range(len(self.engines)))
 
-    def _load(self, engines: Sequence[int], version: int) -> None:
+    def _load(self, engines: Sequence[int], alone: bool = False) -> None:
         """The learners' weights, to these engines; those found lost are made anew meanwhile."""
         for tries in range(1, TRIES + 1):
             try:
-                if list(self._sources) != list(engines):
-                    self.connect(engines)
-                asked = self.learners.publish()
-                for index in engines:
-                    asked |= self.engines.team.ask(index, "receive", self._sources[index], version)
-                gather(asked, self.stage.sync.deadline)
+                with self.engines.heart.answering(engines):
+                    self._try_to_load(engines, alone)
                 return
             except (Lost, SyncError) as error:
+                mended = self._mend(engines, error)
                 self._sources = {}  # whatever they were tied by is torn
-                if tries == TRIES or not self._mend(error):
+                if tries == TRIES or not mended:
                     raise
 
-    def _mend(self, error: Exception) -> bool:
-        """Start engines anew that are dead or do not answer: whether there were any.
+    def _try_to_load(self, engines: Sequence[int], alone: bool) -> None:
+        if list(self._sources) != list(engines):
+            self.connect(engines)
+        asked, learned = self.learners.publish()
+        if not alone:
+            self._learned = learned
+        # alone, after a step, it has now what the next sync brings to all
+        version = self.version + int(learned != self._learned)
+        for index in engines:
+            asked |= self.engines.team.ask(index, "receive", self._sources[index], version)
+        gather(asked, self.stage.sync.deadline)
+
+    def _mend(self, engines: Sequence[int], error: Exception) -> bool:
+        """Start those of the engines anew that are dead or do not answer: whether there are any.
 
         Raises:
             Lost: it is a learner.
         """
+        sick = self.engines.sick(engines)
+        for index in sick:
+            if index in self._sources and self._kind == "shm":
+                refuse(self._sources[index], "died")
         self.learners.check(hung=True)
-        sick = self.engines.sick()
         for index in sick:
             life = self.engines.team.lives[index]
             self.engines.revive(index, life, str(error), weights=False)
         return bool(sick)
 
     def _bring(self, engine: int) -> None:
-        """To an engine that was made anew what the learners hold: where they have stepped since
-        the last sync, that is what the next one brings to all."""
-        with self._syncing, self.engines.heart.paused():
-            self._load([engine], self.version + int(self._stepped))
+        """To an engine that was made anew what the learners hold."""
+        with self._syncing:
+            self._load([engine], alone=True)
 
     # What is made
 
@@ -201,17 +212,24 @@ class Fleet:
 
     def step(self, batch: Batch) -> dict[str, Any]:
         self._take_turns("sleep")
-        self._stepped = True
         return self.learners.step(batch)
 
-    def restart(self) -> None:
-        """Learners as they were when the stage began; engines that are still there stay.
+    def restart(self, lost: Lost) -> None:
+        """Weights as they were when the stage began, by learners started anew; engines that are
+        still there stay.
 
-        What comes next is `load`, where there is a checkpoint, and `sync`.
+        Raises:
+            Lost: a learner again.
         """
-        self._sources, self._stepped, self.version = {}, False, 0
-        self.learners.restart()
-        self.engines.again()
+        began = time.monotonic()
+        with self._syncing:
+            self._take_turns("sleep")
+            self._sources, self.version, self._learned = {}, -1, 0
+            self.learners.restart()
+            self.engines.again()
+            self.sync()
+        what = f"{lost}; all learners were started anew"
+        self._mended.append(Fault("learner", lost.index, what, time.monotonic() - began))
 
     def _take_turns(self, what: str) -> None:
         """Engines on the learners' own GPUs `sleep`, or `wake` when the learners make room."""
@@ -220,7 +238,7 @@ class Fleet:
             return
         if what == "wake":
             self.learners.rest()
-        gather(self.engines.team.every(what, group="flow"))
+        self.engines.turn(what)
         self._turn = what
 
     def save(self, folder: Path) -> None:
@@ -238,7 +256,8 @@ class Fleet:
             for index in range(len(part.team)):
                 name = f"{part.team.role}-{index}"
                 asked |= part.team.ask(index, "profile", str(folder) if folder else None, name)
-        gather(asked)
+        with contextlib.suppress(Lost):  # it is not missed before it is needed
+            gather(asked)
 
     def close(self) -> None:
         """Learners leave their process group cleanly; then every actor is ended."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 BEATS = 4
@@ -33,8 +33,9 @@ class Heart:
         self._pulse, self._kill, self._patience = pulse, kill, patience
         self._every = min(LONGEST_S, patience / BEATS)
         self._loads, self._still = Counter[int](), Counter[int]()
+        self._answering = Counter[int]()
         self._heard: dict[int, Any] = {}
-        self._pauses, self._ended = 0, threading.Event()
+        self._ended = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -42,42 +43,53 @@ class Heart:
         """It is given something to do."""
         with self._lock:
             self._loads[engine] += 1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._listen, name="heart", daemon=True)
-                self._thread.start()
+            self._watch()
 
     def end(self, engine: int) -> None:
         """It is done with one thing, or lost."""
         with self._lock:
-            self._loads[engine] -= 1
+            self._loads[engine] = max(0, self._loads[engine] - 1)
+
+    def forget(self) -> None:
+        """Nobody waits any more for what any of them was given."""
+        with self._lock:
+            self._loads.clear()
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """While engines do what has a deadline of its own."""
+    def answering(self, engines: Iterable[int]) -> Iterator[None]:
+        """While these do what has no steps: who answers is at it, whatever it says."""
+        mine = Counter(engines)
         with self._lock:
-            self._pauses += 1
+            self._answering.update(mine)
+            self._watch()
         try:
             yield
         finally:
             with self._lock:
-                self._pauses -= 1
-                self._still.clear()
+                self._answering.subtract(mine)
+
+    def _watch(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._listen, name="heart", daemon=True)
+            self._thread.start()
 
     def _listen(self) -> None:
         while not self._ended.wait(self._every):
             for engine in self.beat():
-                self._kill(engine, f"made no progress in {self._patience:g} s")
+                if not self._ended.is_set():
+                    self._kill(engine, f"made no progress in {self._patience:g} s")
 
     def beat(self) -> list[int]:
         """Listen once: the engines that have stood still for the patience."""
         with self._lock:
-            busy = [e for e, load in self._loads.items() if load > 0] if not self._pauses else []
+            answering = {engine for engine, n in self._answering.items() if n > 0}
+            busy = {engine for engine, load in self._loads.items() if load > 0} | answering
             for engine in [e for e in self._still if e not in busy]:
                 del self._still[engine]
         hung = []
-        for engine in busy:
+        for engine in sorted(busy):
             said = self._pulse(engine)
-            news = said is not None and said != self._heard.get(engine)
+            news = said is not None and (engine in answering or said != self._heard.get(engine))
             self._heard[engine] = said if said is not None else self._heard.get(engine)
             self._still[engine] = 0 if news else self._still[engine] + 1
             if self._still[engine] * self._every >= self._patience:
@@ -87,3 +99,5 @@ class Heart:
 
     def close(self) -> None:
         self._ended.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(LONGEST_S)

@@ -30,9 +30,10 @@ class Learners:
     """
 
     def __init__(self, stage: Stage, model: str, placement: Placement, seed: int) -> None:
-        self.stage, self._order = stage, threading.Lock()
+        self.stage, self._order = stage, threading.RLock()
         self._about = (stage, model), (placement.device, seed)
         self.team = Team("learner", LearnerActor, placement)
+        self._updates = 0  # steps that were asked for
 
     def build(self) -> dict[Any, Who]:
         (stage, model), (device, seed) = self._about
@@ -44,6 +45,7 @@ class Learners:
         for rank in range(len(self.team)):
             self.team.replace(rank)
         gather(self.build())
+        self.team.know()
 
     def meeting(self) -> tuple[str, int]:
         """Host and a free port of rank 0."""
@@ -56,8 +58,10 @@ class Learners:
         source: Source = self._all(lambda _: ("connect", kind, names, port, host))[0]
         return source
 
-    def publish(self) -> dict[Any, Who]:
-        return self._each(lambda _: ("publish",))
+    def publish(self) -> tuple[dict[Any, Who], int]:
+        """Send the weights; and how many steps were asked for before, whose outcome they are."""
+        with self._order:
+            return self._each(lambda _: ("publish",)), self._updates
 
     def rest(self) -> None:
         self._all(lambda _: ("rest",))
@@ -82,7 +86,10 @@ class Learners:
 
     def step(self, batch: Batch) -> dict[str, Any]:
         epochs = self.stage.epochs
-        results = self._all(lambda rank: ("step", batch.share(rank), epochs))
+        with self._order:
+            self._updates += 1
+            asked = self._each(lambda rank: ("step", batch.share(rank), epochs))
+        results = self._answers(asked)
         metrics: dict[str, Any] = dict(results[0])
         metrics["time/learner"] = max(r["seconds"] for r in results)
         metrics["memory/learner_mb"] = max(r["peak_memory_mb"] for r in results)
@@ -108,7 +115,9 @@ class Learners:
             return out
 
     def _all(self, call: Callable[[int], tuple[Any, ...]]) -> list[Any]:
-        asked = self._each(call)
+        return self._answers(self._each(call))
+
+    def _answers(self, asked: dict[Any, Who]) -> list[Any]:
         try:
             return gather(asked)
         except Lost:

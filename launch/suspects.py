@@ -7,41 +7,51 @@ in the engine, half of them and then the other, down to the one that it dies of.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from samplers.types import Answer, Job, Rollout, Tokens
+from samplers.types import Answer, Job, Prompt, Rollout, Tokens
 from trainer.faults import Lost
 
 Make = Callable[[Sequence[Job]], list[Rollout]]
 
 
 class Suspects:
-    """Kept by who sends jobs to engines.
+    """Kept by who sends jobs to engines. Threads may call it at once.
 
     Args:
         kills: engines that a prompt may take down.
-        told: called with each prompt's id that is found out.
+        told: called with each prompt that is found out.
     """
 
-    def __init__(self, kills: int, told: Callable[[str], None]) -> None:
+    def __init__(self, kills: int, told: Callable[[Prompt], None]) -> None:
         self.kills, self._told = kills, told
-        self._seen: Counter[int] = Counter()
-        self.guilty: set[int] = set()
-        """Indices of prompts that engines die of."""
+        self._lock = threading.Lock()
+        self._seen: Counter[Hashable] = Counter()
+        self._guilty: set[Hashable] = set()
+
+    def part(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Rollout]]:
+        """What may be made of these, and what stands for the others: their prompts are guilty."""
+        if not self._guilty:
+            return list(jobs), []
+        bad = [job for job in jobs if _name(job.prompt) in self._guilty]
+        return [job for job in jobs if _name(job.prompt) not in self._guilty], [*map(unmade, bad)]
 
     def lost(self, jobs: Sequence[Job]) -> bool:
         """An engine died of `jobs`, or at them: whether one of them is to be found out now."""
-        prompts = {job.prompt.index for job in jobs}
-        self._seen.update(prompts)
-        return any(self._seen[prompt] >= self.kills for prompt in prompts)
+        names = {_name(job.prompt) for job in jobs}
+        with self._lock:
+            self._seen.update(names)
+            return any(self._seen[name] >= self.kills for name in names)
 
     def cleared(self, jobs: Sequence[Job]) -> None:
         """They were made."""
-        for job in jobs if self._seen else ():
-            self._seen.pop(job.prompt.index, None)
+        for name in {_name(job.prompt) for job in jobs} if self._seen else ():
+            with self._lock:
+                self._seen.pop(name, None)
 
     def tried(self, jobs: Sequence[Job], make: Make) -> list[Rollout]:
         """Rollouts of all, made in ever smaller lists; none of what is of a guilty prompt.
@@ -50,34 +60,43 @@ class Suspects:
             make: by an engine that is at nothing else; raises Lost where it dies, and works again
                 when it is next called.
         """
-        prompts = list(dict.fromkeys(job.prompt.index for job in jobs))
         try:
             made = make(jobs)
         except Lost:
-            self._seen.update(prompts)
-            if len(prompts) == 1 and self._seen[prompts[0]] >= self.kills:
-                self.guilty.add(prompts[0])
-                self._told(jobs[0].prompt.id)
-                return [unmade(job) for job in jobs]
-            first = set(prompts[: max(1, len(prompts) // 2)])
-            halves = [
-                [job for job in jobs if (job.prompt.index in first) == which]
-                for which in (True, False)
-            ]
-            return _ordered(jobs, [r for half in halves if half for r in self.tried(half, make)])
-        self.cleared(jobs)
-        return made
+            found = self.lost(jobs)
+        else:
+            self.cleared(jobs)
+            return made
+        names = list(dict.fromkeys(_name(job.prompt) for job in jobs))
+        if len(names) == 1 and not found:
+            return self.tried(jobs, make)
+        if len(names) == 1:
+            if names[0] not in self._guilty:
+                self._guilty.add(names[0])
+                self._told(jobs[0].prompt)
+            return [unmade(job) for job in jobs]
+        first = set(names[: len(names) // 2])
+        halves = [
+            [job for job in jobs if (_name(job.prompt) in first) == which]
+            for which in (True, False)
+        ]
+        return ordered(jobs, [r for half in halves for r in self.tried(half, make)])
 
 
-def _ordered(jobs: Sequence[Job], made: Sequence[Rollout]) -> list[Rollout]:
+def ordered(jobs: Sequence[Job], made: Sequence[Rollout]) -> list[Rollout]:
     by_key = {(rollout.group, rollout.index): rollout for rollout in made}
     return [by_key[job.group, job.index] for job in jobs]
+
+
+def _name(prompt: Prompt) -> Hashable:
+    """Indices, and some ids, are those of a dataset: training and test prompts may share them."""
+    return prompt.id, prompt.text, *(message["content"] for message in prompt.messages)
 
 
 def unmade(job: Job) -> Rollout:
     """What stands for a rollout that no engine survives: nothing of it was made."""
     none = Tokens(np.empty(0, np.int32), np.empty(0, np.float32), "abort")
-    cuts = max(1, len(job.plan.cuts))
+    cuts = ((Answer(0, none, None),) * job.plan.answers_per_cut,) * max(1, len(job.plan.cuts))
     return Rollout(
         prompt=job.prompt.index,
         group=job.group,
@@ -87,5 +106,5 @@ def unmade(job: Job) -> Rollout:
         prompt_ids_T=none.ids_T,
         thought=none,
         closed=False,
-        answers=((Answer(0, none, None),),) * cuts,
+        answers=cuts,
     )

@@ -100,12 +100,12 @@ class Team:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
 
-    def know(self) -> None:
-        """Ask all who are built which process they are."""
-        unknown = [index for index in range(len(self)) if index not in self._processes]
-        asked = [self.ask(index, "process") for index in unknown]
+    def know(self, index: int | None = None) -> None:
+        """Ask one that is built, or all, which process it is."""
+        mine = range(len(self)) if index is None else [index]
+        asked = [self.ask(index, "process") for index in mine]
         answers = gather({ref: who for one in asked for ref, who in one.items()})
-        self._processes |= dict(zip(unknown, answers, strict=True))
+        self._processes |= dict(zip(mine, answers, strict=True))
 
     def replace(self, index: int) -> None:
         """Start another where one was lost; it has yet to be built."""

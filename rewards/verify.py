@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rewards.grader import Item
 from rewards.verdict import Verdict
-from samplers.types import Answer, Group, Prompt
+from samplers.types import Answer, Group, Prompt, Rollout
 
 Grade = Callable[[Sequence[Item]], Sequence[Verdict]]
 
@@ -17,7 +17,7 @@ def verify(groups: Sequence[Group], grade: Grade) -> list[Group]:
 
     Only the answer part is sent (rule 4). `meta` carries the row's own fields, as `prompt` the chat
     messages or the text, and as `verifier` the one that the row names. A probe is not sent: its
-    probability is its score.
+    probability is its score. Nor is what was never made: nothing is known of it.
     """
     items = [
         (answer.text, group.prompt.answer, meta)
@@ -26,7 +26,7 @@ def verify(groups: Sequence[Group], grade: Grade) -> list[Group]:
         for rollout in group.rollouts
         for cut in rollout.answers
         for answer in cut
-        if answer.probability is None
+        if answer.probability is None and not rollout.unmade
     ]
     verdicts = grade(items)
     assert len(verdicts) == len(items)
@@ -35,7 +35,10 @@ def verify(groups: Sequence[Group], grade: Grade) -> list[Group]:
         replace(
             group,
             verdicts=tuple(
-                tuple(tuple(_probed(a) or next(rest) for a in cut) for cut in rollout.answers)
+                tuple(
+                    tuple(_unasked(rollout, a) or next(rest) for a in cut)
+                    for cut in rollout.answers
+                )
                 for rollout in group.rollouts
             ),
         )
@@ -43,8 +46,10 @@ def verify(groups: Sequence[Group], grade: Grade) -> list[Group]:
     ]
 
 
-def _probed(answer: Answer) -> Verdict | None:
+def _unasked(rollout: Rollout, answer: Answer) -> Verdict | None:
     """Of a probe: right where the model would rather give the gold answer than any other."""
+    if rollout.unmade:
+        return Verdict(False, 0.0, "error", detail="no engine survived its prompt")
     p = answer.probability
     if p is None:
         return None

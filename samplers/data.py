@@ -138,7 +138,7 @@ def rows(config: DataConfig, split: Split) -> list[Row]:
 
 @dataclass(slots=True)
 class PromptStream:
-    """Draws prompts, each draw with its serial number. All its state is two numbers and a list.
+    """Draws prompts, each draw with its serial number. All its state is a number and two lists.
 
     A dataset is shuffled anew in every epoch; the order is a function of (seed, epoch), so nothing
     needs to be stored. Unlimited tasks count up.
@@ -151,16 +151,34 @@ class PromptStream:
     """Serial number of the next fresh draw."""
     returned: list[tuple[int, int]] = field(default_factory=list)
     """(draw, index) put back, ascending: these come first."""
+    excluded: set[int] = field(default_factory=set)
+    """Indices of prompts that are drawn no more; the serial numbers of their draws are not used."""
     _epoch: tuple[int, Any] = (-1, None)
 
     def next(self) -> tuple[int, Prompt]:
-        """(serial number of the draw, prompt)."""
-        if self.returned:
+        """(serial number of the draw, prompt).
+
+        Raises:
+            ValueError: every prompt is excluded.
+        """
+        while self.returned:
             draw, index = self.returned.pop(0)
-        else:
+            if index not in self.excluded:
+                return draw, self.dataset[index]
+        if self.dataset.size is not None and len(self.excluded) >= self.dataset.size:
+            raise ValueError(
+                f"data: all {self.dataset.size} prompts took engines down and were left out; see "
+                "faults.jsonl for what happened"
+            )
+        while True:
             draw, index = self.drawn, self._index(self.drawn)
             self.drawn += 1
-        return draw, self.dataset[index]
+            if index not in self.excluded:
+                return draw, self.dataset[index]
+
+    def exclude(self, index: int) -> None:
+        """Never draw this prompt again; the order of all others stays."""
+        self.excluded.add(index)
 
     def put_back(self, draw: int, prompt: Prompt) -> None:
         """Return a draw that was not used: draws put back come first, oldest first."""
@@ -181,6 +199,7 @@ class PromptStream:
             "shuffle": self.shuffle,
             "drawn": self.drawn,
             "returned": [list(entry) for entry in self.returned],
+            "excluded": sorted(self.excluded),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -198,6 +217,7 @@ class PromptStream:
                 )
         self.drawn = int(state["drawn"])
         self.returned = [(int(draw), int(index)) for draw, index in state["returned"]]
+        self.excluded = {int(index) for index in state.get("excluded", ())}
 
     def _index(self, draw: int) -> int:
         if self.dataset.size is None:

@@ -341,6 +341,17 @@ def read(source: Source) -> Iterator[Iterator[tuple[str, Tensor]]]:
         yield reader.weights()
 
 
+def refuse(source: Source, why: str) -> None:
+    """In the place of a reader that will not come: its writer need not wait for it."""
+    with socket.socket(socket.AF_UNIX) as peer, contextlib.suppress(OSError):
+        peer.settimeout(HELLO_S)
+        peer.connect(source.address)
+        socket.recv_fds(peer, 1, 1)
+        with Connection(os.dup(peer.fileno())) as connection:
+            connection.send(source.reader)
+            connection.send(why)
+
+
 def _ours(peer: socket.socket) -> bool:
     """Whether the same user is at the other end: whoever knows the name can connect."""
     size = struct.calcsize("3i")

@@ -361,4 +361,5 @@ class Group:
 
     @property
     def oldest_version(self) -> int:
-        return min(r.oldest_version for r in self.rollouts)
+        """Of what was made."""
+        return min((r.oldest_version for r in self.rollouts if not r.unmade), default=0)

@@ -24,6 +24,7 @@ from samplers.rollout import RolloutWorker
 from samplers.types import Completion, Group, Job, Rollout
 from tests.scripted import RENDERER, ScriptedEngine
 from trainer.config import Stage, resolve
+from trainer.faults import Fault
 from trainer.stage import StageRun
 from trainer.tracking import Tracker, TrackingConfig
 from trainer.types import Batch, Floats
@@ -144,6 +145,9 @@ class Aging:
 
     def grading(self) -> dict[str, float]:
         return {}
+
+    def faults(self) -> list[Fault]:
+        return []
 
     def grade(self, items: Sequence[Any]) -> list[Verdict]:
         self.wait(20)

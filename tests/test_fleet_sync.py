@@ -98,7 +98,8 @@ def test_faults_of_either_side_are_named(tmp_path: Path) -> None:
         assert same_weights(world)
         with stopped(pid(learner)), pytest.raises(Lost, match="learner rank 0 did not answer"):
             world.sync()
-        world.restart()
+        world.restart(Lost("learner", 0, "hung"))
+        assert [(f.role, f.index) for f in world.faults()] == [("learner", 0)]
         healthy()
         psutil.Process(pid(first)).kill()
         world.sync()

@@ -35,6 +35,10 @@ class Lost(RuntimeError):  # noqa: N818 - what happened, as people say it
         self.role, self.index = role, index
 
 
+class Unmended(RuntimeError):  # noqa: N818 - what people are to know of it
+    """A run cannot go on by itself: one line that says why, and how it can."""
+
+
 class Stopped(Exception):  # noqa: N818 - not an error
     """The run was asked to stop, and what was under way was given up."""
 

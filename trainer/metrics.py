@@ -1,7 +1,7 @@
 """What a step amounts to: figures of its groups, of its optimiser steps, and of its time.
 
-Keys that start with `time/` or `memory/` depend on the machine; all others are a function of
-recipe and seed. Shape suffixes as in samplers/types.py.
+Keys that start with `time/`, `memory/` or `faults/` depend on the machine, all others on
+recipe and seed alone. Shape suffixes as in samplers/types.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from samplers.allocation.base import mixed, units
 from samplers.types import Group, Rollout
 from trainer.rows import trainable
 
-MACHINE = ("time/", "memory/")
+MACHINE = ("time/", "memory/", "faults/")
 """Prefixes of the metrics that differ between two runs of one recipe and seed."""
 LEVELS = 16
 """Difficulties that are told apart at most."""
@@ -113,14 +114,26 @@ def summarise(
     out: dict[str, Number] = {}
     every = [*groups, *discarded]
     if every:
-        rollouts = [r for group in every for r in group.rollouts]
         out |= _outcomes(every) | _gradient(groups, every, apart) | _rewards(groups)
-        out |= _lengths(rollouts) | _finishes(rollouts) | _apart(every)
-        out |= _spent(groups, every) | _given(every) | _suspicious(every)
+        out |= _spent(groups, every) | _given(every)
+        if there := _made(every):
+            rollouts = [r for group in there for r in group.rollouts]
+            out |= _lengths(rollouts) | _finishes(rollouts) | _apart(there) | _suspicious(there)
     out |= dict(batch or {})
     if timings:
         out |= _times(timings, out)
         out |= _memory()
+    return out
+
+
+def _made(groups: Sequence[Group]) -> list[Group]:
+    """Without rollouts that no engine survived: they have no length, and did not end."""
+    out = []
+    for group in groups:
+        pairs = zip(group.rollouts, group.verdicts, strict=True)
+        if made := [pair for pair in pairs if not pair[0].unmade]:
+            rollouts, verdicts = zip(*made, strict=True)
+            out.append(replace(group, rollouts=rollouts, verdicts=verdicts))
     return out
 
 
@@ -348,11 +361,9 @@ def _finishes(rollouts: Sequence[Rollout]) -> dict[str, Number]:
     last = [r.final.tokens if len(r.final.tokens) else r.thought for r in rollouts]
     counts: Counter[str] = Counter(tokens.finish for tokens in last)
     shares: dict[str, Number] = {f"finish/{f}": counts[f] / len(rollouts) for f in FINISHES}
-    truncated = sum(r.truncated for r in rollouts) / len(rollouts)
-    return shares | {
-        "truncated": truncated,
-        "closed": sum(r.closed for r in rollouts) / len(rollouts),
-    }
+    for name in ("truncated", "closed"):
+        shares[name] = sum(getattr(r, name) for r in rollouts) / len(rollouts)
+    return shares
 
 
 def _times(timings: Mapping[str, float], figures: Mapping[str, Number]) -> dict[str, Number]:

@@ -81,6 +81,9 @@ class Sampling:
             last=step == self.stage.steps - 1,
         )
         with self._drawing:
+            for group in (*groups, *discarded, *unfinished):
+                if any(rollout.unmade for rollout in group.rollouts):
+                    self.stream.exclude(group.prompt.index)
             self.carried, self.made = unfinished, self._still_back(made)
             seen = [*groups, *discarded]
             self.allocation.observe(seen)

@@ -8,12 +8,12 @@ elsewhere. The engines' side is `Engine.receive(source, version)`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from samplers.ring import Source, Writer
+from samplers.ring import Source, SyncError, Writer
 from samplers.seam import Component
 
 if TYPE_CHECKING:
@@ -101,15 +101,33 @@ class Publisher:
             raise
 
     def _through_the_ring(self) -> None:
+        import torch
+
         writer = self._writer
         if writer is None:
             for _ in self.learner.buckets(self.bucket_bytes):
                 pass
             return
-        writer.begin()
-        for _ in self.learner.buckets(self.bucket_bytes, writer.room):
-            writer.send()
-        writer.end()
+        failed: list[SyncError] = []
+
+        def tried(do: Callable[..., Any], *args: Any) -> Any:
+            """Other ranks are in the middle of it: this one goes along to the end all the same."""
+            try:
+                return None if failed else do(*args)
+            except SyncError as error:
+                failed.append(error)
+                return None
+
+        def room(name: str, shape: Sequence[int], dtype: Any) -> Any:
+            slot = tried(writer.room, name, shape, dtype)
+            return slot if slot is not None else torch.empty(tuple(shape), dtype=dtype)
+
+        tried(writer.begin)
+        for _ in self.learner.buckets(self.bucket_bytes, room):
+            tried(writer.send)
+        tried(writer.end)
+        if failed:
+            raise failed[0]
 
     def _through_vllm(self) -> None:
         from trainer import vllm_transfer

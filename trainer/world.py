@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 from rewards.verdict import Verdict
 from samplers.types import Ids, Job, Rollout
+from trainer.faults import Fault
 from trainer.types import Batch, Floats, MicroBatch
 
 Item = tuple[str | None, str, Mapping[str, Any]]
@@ -50,6 +51,10 @@ class Flow(Protocol):
 class World(Protocol):
     """Engines, graders and learners. Every call returns when it is done, or raises.
 
+    What is lost is mended, and what it was at done again, by whichever call needs it. A learner
+    cannot be: every call may raise `trainer.faults.Lost`, and then goes on from a checkpoint who
+    called.
+
     One thread may call `rollout`, `grade`, `score`, `norms` or `probe` while another calls
     anything.
     """
@@ -80,6 +85,10 @@ class World(Protocol):
         ...
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
+
+    def faults(self) -> list[Fault]:
+        """What was lost and mended since this was last asked."""
+        ...
 
     def score(self, batch: Batch, which: str) -> list[Floats]:
         """Logprobs of the scored tokens of every micro-batch, updates then ranks then
