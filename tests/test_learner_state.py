@@ -310,6 +310,8 @@ def test_what_does_not_fit_is_refused_before_anything_changes(folder: Path, tmp_
         "no index": "no index/rank00000-000.safetensors is damaged",
         "gap": "exp_avg of model.norm.weight: element 0 of 0..32 is nowhere",
     }
+    kinds = {file.suffix for file in (tmp_path / "good").iterdir()}
+    assert kinds == {".json", ".safetensors"}
     assert told.keys() == expected.keys()
     for what, words in expected.items():
         assert words in told[what], f"{what}: {told[what]}"
