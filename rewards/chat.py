@@ -112,13 +112,14 @@ class Chat:
         self.url = urllib.parse.urlunsplit(parts._replace(path=path))
         self.model, self.timeout, self.record = model, timeout, record
         self.pauses = [min(LONGEST_WAIT, backoff * 2**i) for i in range(retries)]
-        self._headers = {"Content-Type": "application/json"}
+        self._headers, self._key = {"Content-Type": "application/json"}, b""
         if api_key_env:
             if not os.environ.get(api_key_env):
                 raise ValueError(
                     f"api_key_env: the environment variable {api_key_env} is not set; export it "
                     "where graders run"
                 )
+            self._key = os.environ[api_key_env].encode()
             self._headers["Authorization"] = f"Bearer {os.environ[api_key_env]}"
         self._opener = urllib.request.build_opener(_Stay)
 
@@ -177,7 +178,7 @@ class Chat:
                         raise ChatError(f"the reply is longer than {MAX_REPLY} bytes")
                     if time.monotonic() > late:
                         raise TimeoutError
-                return out
+                return self._hidden(out)
         except urllib.error.HTTPError as error:
             raise self._refused(error) from None
         except TimeoutError:
@@ -187,11 +188,15 @@ class Chat:
             why = getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
             raise ChatError(f"no reply from {self.url} ({why})", late_, passing=True) from None
 
+    def _hidden(self, body: bytes) -> bytes:
+        """Some servers repeat what they were sent, and what they say is recorded and shown."""
+        return body.replace(self._key, b"***") if self._key else body
+
     def _refused(self, error: urllib.error.HTTPError) -> ChatError:
         """What an HTTP status means, with the beginning of what the server says."""
         said = ""
         with contextlib.suppress(OSError, http.client.HTTPException):
-            said = " ".join(error.read(500).decode(errors="replace").split())
+            said = " ".join(self._hidden(error.read(500)).decode(errors="replace").split())
         pause = 0.0
         with contextlib.suppress(TypeError, ValueError):
             pause = max(0.0, float(error.headers.get("Retry-After", 0)))
