@@ -121,7 +121,7 @@ def test_an_outage_at_the_start(tmp_path: Path, fake: Fake, how: str) -> None:
 def test_a_finish_that_hangs_is_left_behind(tmp_path: Path, fake: Fake) -> None:
     screen, stream = console()
     fake.wrong(finish=True)
-    config = TrackingConfig(wandb="online", wandb_patience=1.5)
+    config = TrackingConfig(wandb="online", wandb_patience=0.7)
     with Tracker(tmp_path, config, console=screen) as tracker:
         tracker.log(1, {"x": 1})
         until(fake.steps)
@@ -129,7 +129,7 @@ def test_a_finish_that_hangs_is_left_behind(tmp_path: Path, fake: Fake) -> None:
     assert gone(process)
     where = fake.folder / "run"
     assert said(stream) == [
-        f"W&B: not finished within 1.5 s; the rest is in {where}: send it with `wandb sync`"
+        f"W&B: not finished within 0.7 s; the rest is in {where}: send it with `wandb sync`"
     ]
 
 
@@ -229,6 +229,7 @@ def test_its_core_killed_or_stopped_in_the_middle(tmp_path: Path, how: signal.Si
     assert len(tracking.read(tmp_path)) == 4
 
 
+@pytest.mark.slow
 def test_its_disk_full_and_its_record_made_anew(tmp_path: Path) -> None:
     screen, stream = console()
     with disks.small(tmp_path, "1m") as (folder, fill):
