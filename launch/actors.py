@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.cluster import leavings
 from launch.dispatch import Columns, inbound
 from launch.transport import Seat
 from rewards.verdict import Verdict
@@ -143,13 +144,14 @@ class RolloutActor(Actor):
         _environment(device, threads=stage.rollout.engine.threads)
         from samplers.rollout import RolloutWorker
 
-        self.worker = RolloutWorker.from_pretrained(
-            model,
-            stage.rollout.engine,
-            stage.markers,
-            dtype=stage.model.dtype,
-            trust_remote_code=stage.model.trust_remote_code,
-        )
+        with leavings():
+            self.worker = RolloutWorker.from_pretrained(
+                model,
+                stage.rollout.engine,
+                stage.markers,
+                dtype=stage.model.dtype,
+                trust_remote_code=stage.model.trust_remote_code,
+            )
         gc.collect()  # what stays for good is not gone through again: 200 ms a full collection
         gc.freeze()
         self.flows: dict[int, Flow] = {}

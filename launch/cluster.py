@@ -29,7 +29,7 @@ PREFIX = "laconic-ray-"
 MARK = "LACONIC_RAY"
 """In the environment of every process of a Ray of ours: its folder."""
 NOTES = "shared-{pid}"
-"""Files in the folder that list shared memory: see `note_shared`."""
+"""Files in the folder that list shared memory: see `leavings`."""
 SHARED = re.compile(r"(\d+)\s+(/dev/shm/(?:vllm_|torch_|psm_|nccl-)[^/]*)$")
 """What libraries make there by themselves; people keep models there too."""
 HEARD_MS = 200
@@ -196,22 +196,30 @@ def sweep() -> None:
                 os.close(lock)
 
 
-def note_shared() -> None:
-    """Keep a list, for who clears up, of the shared memory with a name that this process maps.
+@contextlib.contextmanager
+def leavings() -> Iterator[None]:
+    """In an actor, around what makes files that nobody removes when it is killed.
 
-    To be called in an actor when it has made what it needs: who is killed leaves it there.
+    Temporary ones come to lie in the folder, which is cleared. Of shared memory with a name there
+    is a list there.
     """
     folder = os.environ.get(MARK)
-    if not folder or not os.path.isdir(folder):
+    if not folder or not os.path.isdir(folder):  # a Ray that is not ours
+        yield
         return
-    found = set()
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
-                if match := SHARED.search(line):
-                    found.add(f"{match[1]} {match[2]}\n")
-    if found:
-        Path(folder, NOTES.format(pid=os.getpid())).write_text("".join(sorted(found)))
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        found = set()
+        for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
+                    if match := SHARED.search(line):
+                        found.add(f"{match[1]} {match[2]}\n")
+        if found:
+            Path(folder, NOTES.format(pid=os.getpid())).write_text("".join(sorted(found)))
 
 
 def _clear(folder: Path, processes: list[psutil.Process]) -> None:

@@ -1,6 +1,7 @@
 """`laconic sweep`: arms x seeds in parallel one-core processes, then one table and a report.
 
-Resumable: a cell that finished with the same configuration is never run again.
+Resumable: a cell that finished with the same configuration is never run again, and one that was
+stopped goes on from its checkpoint. Signals are handed on: runs stop as they would alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.processes import interrupt_trees
+from launch.signals import Terminated
 from trainer import preflight, runfolder
 from trainer.config import Recipe, load
 from trainer.tracking import METRICS
@@ -135,7 +137,11 @@ def plan_cells(arms: Sequence[str], seeds: Sequence[int], settings: Sequence[str
 
 
 def run(cells: Sequence[Cell], jobs: int, show: Lines) -> Iterator[Ended]:
-    """Run cells in child processes, at most `jobs` at once; Ctrl-C ends them as trees."""
+    """Run cells in child processes, at most `jobs` at once.
+
+    Ctrl-C: each finishes its step and makes a checkpoint; again: they leave at once. SIGTERM: they
+    make theirs within their own grace.
+    """
     waiting = deque(cells)
     running: dict[subprocess.Popen[bytes], tuple[Cell, float]] = {}
     try:
@@ -152,8 +158,15 @@ def run(cells: Sequence[Cell], jobs: int, show: Lines) -> Iterator[Ended]:
                     show.ended(end)
                     yield end
             time.sleep(0.2)
-    finally:
-        interrupt_trees([child.pid for child in running])
+    except Terminated as asked:
+        interrupt_trees([child.pid for child in running], grace=None, number=asked.number)
+        raise
+    except KeyboardInterrupt:
+        show.say(f"{len(running)} runs finish their steps; Ctrl-C again leaves at once")
+        interrupt_trees([child.pid for child in running], grace=None)
+        raise
+    finally:  # whatever else went wrong
+        interrupt_trees([child.pid for child in running if child.poll() is None])
 
 
 def _step(cell: Cell) -> int:

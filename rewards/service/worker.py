@@ -77,7 +77,11 @@ def loaded(fd: int, spec: Any) -> Grader | None:
 
 
 def hush() -> None:
-    """Standard input is empty, and standard output goes where the errors go."""
+    """Standard input is empty, and standard output goes where the errors go.
+
+    And signals are heard: a run's own processes block those that would end them too early.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGHUP})
     quiet = os.open(os.devnull, os.O_RDONLY)
     os.dup2(quiet, 0)
     os.close(quiet)
