@@ -271,6 +271,20 @@ def test_nothing_of_it_stays_behind_when_we_are_killed(tmp_path: Path) -> None:
     assert records(tmp_path / "run") == {0: {"x": 1}}
 
 
+@pytest.mark.slow
+def test_what_both_left_when_both_were_killed_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_sink.tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"{wandb_sink.PREFIX}dead").mkdir()
+    with Tracker(tmp_path / "one", OFFLINE, console=console()[0]):
+        (held,) = tmp_path.glob(f"{wandb_sink.PREFIX}*")
+        with Tracker(tmp_path / "two", OFFLINE, console=console()[0]):
+            assert held.is_dir(), "another run's"
+            assert len(list(tmp_path.glob(f"{wandb_sink.PREFIX}*"))) == 2
+    assert not list(tmp_path.glob(f"*{wandb_sink.PREFIX}*"))
+
+
 def test_a_process_that_cannot_be_started_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

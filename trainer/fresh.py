@@ -34,7 +34,9 @@ def with_weights(folder: Path, made: Path, seed: int) -> Path:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        )
     shutil.copytree(folder, made, dirs_exist_ok=True)
     model.save_pretrained(made)
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = "import sys; sys.path[:] = sys.argv[1:]; from trainer.wandb_process import main; main()"
+PREFIX = "laconic-wandb-"
+"""Of temporary folders."""
 ALONE = "metrics.jsonl goes on without it"
 
 
@@ -44,7 +47,7 @@ class Sink:
         self._said = b""
         self._started, self._sign = False, time.monotonic()
         # its sockets and what else it leaves behind when it is killed; W&B's own is nobody's here
-        self._temporary = tempfile.mkdtemp(prefix="laconic-wandb-")
+        self._temporary, self._lock = _temporary()
         environment = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}
         self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
             [sys.executable, "-c", COMMAND, *sys.path],
@@ -52,6 +55,7 @@ class Sink:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment | {"TMPDIR": self._temporary},
+            pass_fds=(self._lock,),  # it may live on for a moment
             start_new_session=True,  # Ctrl-C is ours
         )
         for stream in (self._process.stdin, self._process.stdout):
@@ -175,4 +179,26 @@ class Sink:
                 if stream is not None:
                     stream.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
+        os.close(self._lock)
         self._pending.clear()
+
+
+def _temporary() -> tuple[str, int]:
+    """A folder with its lock: one that nobody holds was left by processes that were killed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            os.close(_locked(path))
+            shutil.rmtree(path, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))
+    lock = _locked(new)
+    return str(new.rename(new.with_name(new.name[1:]))), lock  # locked before it is seen
+
+
+def _locked(folder: Path) -> int:
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock

@@ -26,6 +26,7 @@ from trainer.eval.rows import Row as Row
 from trainer.eval.rows import rows_of, shown, table_of
 from trainer.eval.statistics import Estimate, Prior
 from trainer.eval.table import UNCUT as UNCUT
+from trainer.journal import atomic
 from trainer.world import Item
 
 NOT_LOGGED = ("answer_tokens/sd", "unparseable", "repetition")
@@ -119,6 +120,9 @@ class EvalResult:
         """Write step-N.jsonl (rows), step-N.json (metrics with intervals), shown-N.jsonl.
 
         Where something was asked for, asked-N.jsonl too.
+
+        Raises:
+            OSError: the disk refuses one of them.
         """
         folder.mkdir(parents=True, exist_ok=True)
         summary = {
@@ -126,11 +130,11 @@ class EvalResult:
             **self.settings,
             "metrics": {name: _finite(asdict(e)) for name, e in self.metrics.items()},
         }
-        (folder / f"step-{self.step}.jsonl").write_text(_lines(self.rows))
-        (folder / f"shown-{self.step}.jsonl").write_text(_lines(self.shown))
+        atomic(folder / f"step-{self.step}.jsonl", _lines(self.rows))
+        atomic(folder / f"shown-{self.step}.jsonl", _lines(self.shown))
         if self.asked:
-            (folder / f"asked-{self.step}.jsonl").write_text(_lines(self.asked))
-        (folder / f"step-{self.step}.json").write_text(json.dumps(summary, indent=1) + "\n")
+            atomic(folder / f"asked-{self.step}.jsonl", _lines(self.asked))
+        atomic(folder / f"step-{self.step}.json", json.dumps(summary, indent=1) + "\n")
 
 
 def evaluate(

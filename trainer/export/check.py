@@ -321,7 +321,7 @@ def _transformers(out: Path, renderer: Renderer, said: Mapping[str, Any]) -> str
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    model = AutoModelForCausalLM.from_pretrained(out, dtype="auto", trust_remote_code=False)
     name, arguments, _ = list(ways(said))[-1]
     ids = torch.tensor(_told_ids(renderer, arguments, TALKS[0])[None], dtype=torch.long)
     with torch.no_grad():
