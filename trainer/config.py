@@ -31,6 +31,7 @@ from samplers.render import ThinkingConfig
 from samplers.seam import Component
 from trainer import compatibility, components, secrets, staleness
 from trainer.alarms import AlarmConfig
+from trainer.checkpoint import CheckpointConfig
 from trainer.components import explain
 from trainer.eval.budgets import EvalConfig
 from trainer.faults import FaultConfig
@@ -111,13 +112,6 @@ class GraderConfig(Component):
     what the verifier's own settings come to, else 10."""
     memory_mb: int = Field(default=2048, ge=1)
     """Memory that one answer may take beyond what the verifier's imports took, in MiB."""
-
-
-class CheckpointConfig(Component):
-    every: int = Field(default=0, ge=0)
-    """Steps between checkpoints; 0: only at the end of a stage."""
-    keep: int = Field(default=2, ge=1)
-    """How many of the newest to keep."""
 
 
 class GuardConfig(Component):

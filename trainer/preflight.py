@@ -22,6 +22,7 @@ from samplers.facts import MARKERS
 from samplers.render import ThinkingConfig
 from samplers.types import Prompt
 from trainer import golds, lora, rehearsal, supervised
+from trainer.checkpoint import unmeasured
 from trainer.config import Recipe, Stage
 from trainer.modelfolder import ModelFolder, facts, locate
 
@@ -48,6 +49,8 @@ def check_all(recipe: Recipe, *, thorough: bool = True, here: bool = True, first
             raise ValueError(f"stages.{i}: {error}") from error
     if not first:
         _new_rows(recipe)
+    if missed := unmeasured(recipe.checkpoint, recipe.stages):
+        warnings.warn(missed, stacklevel=2)
     if here:
         crowded(recipe)
 

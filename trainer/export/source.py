@@ -67,6 +67,11 @@ def find(name: str) -> Source:
                 f"'{path}' is a checkpoint that was not written to its end; give an earlier one, "
                 "or the run's folder for its newest complete one"
             )
+        if wrong := checkpoint.damage(path, "model/"):
+            raise ValueError(
+                f"'{path}' is damaged: {wrong[0]}; give another checkpoint of the run, or restore "
+                "the file from a copy"
+            )
         path = path / "model"
     model = _resolved(path) if path.is_dir() else fetch(name)
     _complete(model)
@@ -78,7 +83,7 @@ def find(name: str) -> Source:
 
 
 def _newest(run: Path) -> Path:
-    newest = checkpoint.newest(run / "checkpoints")
+    newest = checkpoint.intact(run / "checkpoints", "model/")
     if newest is None:
         raise ValueError(f"run '{run}' has no complete checkpoint yet; let it finish")
     return newest
