@@ -35,17 +35,24 @@ def resume(run: str | Path, *settings: str, address: str | None = None) -> Path:
     folder = find(Path(run))
     started = changes.recorded(folder)[1]
     with _where_it_began(started), runfolder.claim(folder, "run"):
-        newest = checkpoint.newest(folder / "checkpoints")
+        done = (folder / runfolder.DONE).is_file()
+        if done and not settings:
+            return _finished(folder)
+        newest = checkpoint.intact(folder / "checkpoints", "driver")
         state = checkpoint.driver_state(newest) if newest else FRESH
-        before = runfolder.stored(folder)
-        recipe = changed(before, settings, state["stage"]) if settings else before
-        if (folder / runfolder.DONE).is_file() and not (newest and _left(recipe, state)):
-            if settings:
-                warnings.warn(f"{', '.join(settings)}: no effect on what is done", stacklevel=2)
-            print(f"{folder} is finished")
-            return folder
+        recipe = runfolder.stored(folder)
+        if settings:
+            recipe = changed(recipe, settings, state["stage"])
+        if done and not (newest and _left(recipe, state)):
+            warnings.warn(f"{', '.join(settings)}: no effect on what is done", stacklevel=2)
+            return _finished(folder)
         preflight.check_all(recipe, first=state["stage"])
         return go(recipe, address)
+
+
+def _finished(folder: Path) -> Path:
+    print(f"{folder} is finished")
+    return folder
 
 
 def changed(recipe: Recipe, settings: Sequence[str], stage: int) -> Recipe:

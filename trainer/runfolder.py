@@ -18,10 +18,14 @@ import yaml
 
 from trainer import changes, checkpoint
 from trainer.changes import At, Change
+from trainer.checkpoint import Keeper
 from trainer.config import Recipe, resolve
 from trainer.journal import atomic
+from trainer.tracking import Tracker
 
 CONFIG, DONE, LOCK, RESUMES = "config.yaml", "DONE", ".lock", "resumes.jsonl"
+KEPT_CONFIG = "recipe.yaml"
+"""The same in a checkpoint; a folder with config.yaml is a run's."""
 
 
 def resolved(recipe: Recipe) -> str:
@@ -49,6 +53,18 @@ def stored(folder: Path) -> Recipe:
     )
 
 
+def keeper(recipe: Recipe, folder: Path, tracker: Tracker) -> Keeper:
+    """What makes the checkpoints of the run, each with its recipe and the facts of its start."""
+    return Keeper(
+        folder / "checkpoints",
+        recipe.checkpoint,
+        tracker.say,
+        about={"facts": changes.recorded(folder)[0]},
+        texts={KEPT_CONFIG: resolved(recipe)},
+        steps=tracker.steps,
+    )
+
+
 def finished(recipe: Recipe) -> bool:
     """Whether this very run is already done.
 
@@ -67,7 +83,7 @@ def same(recipe: Recipe) -> None:
             fields that move no number).
     """
     folder = recipe.folder
-    newest = checkpoint.newest(folder / "checkpoints")
+    newest = checkpoint.intact(folder / "checkpoints", "driver")  # all of it before it is loaded
     if not (folder / DONE).is_file() and newest is None:
         return
     choose = "choose another output=... or name=..., or remove the folder"
@@ -117,7 +133,8 @@ def settle(
     now = changes.facts(recipe, state["stage"])
     if newest:
         step = state["first"] + state["step"]
-        was = {**changes.recorded(folder)[0], **changes.of_state(state)}
+        known = checkpoint.manifest(newest).get("facts") or changes.recorded(folder)[0]
+        was = {**known, **changes.of_state(state)}
         are = {**changes.versions(), **now}
         found = changes.compare(stored(folder), recipe, At.of(state), was, are)
         changes.weigh(found, folder, recipe)
