@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from samplers.served.wire import Wire
 from trainer import config, secrets
 
 FOUND: list[tuple[str, Any]] = [
@@ -79,3 +83,33 @@ def test_recipes_are_looked_at_before_anything_else_says_a_word(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
     for name in config.shipped():
         config.load(name)
+
+
+def test_a_server_of_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A password in its address is not repeated, nor a key by a server that does."""
+    with pytest.raises(ValueError, match=r"^base_url: holds a user or password") as caught:
+        Wire("http://me:canary@127.0.0.1:1")
+    assert "canary" not in str(caught.value)
+
+    class Echo(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"error": self.headers["Authorization"]}).encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("OPENAI_API_KEY", "canary")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    wire = Wire(f"http://127.0.0.1:{server.server_port}")
+    try:
+        with pytest.raises(ValueError, match=r"401: Bearer \*\*\*"):
+            wire.get("/v1/models")
+    finally:
+        wire.close()
+        server.shutdown()
+        server.server_close()

@@ -60,6 +60,11 @@ class Wire:
     ) -> None:
         import httpx
 
+        if "@" in base_url.rpartition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "base_url: holds a user or password, which errors would show; write it without, "
+                "and a key into the environment variable OPENAI_API_KEY"
+            )
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url: '{base_url}' is no address; write http://127.0.0.1:8000")
         self.url = base_url.rstrip("/").removesuffix("/v1")
@@ -67,6 +72,7 @@ class Wire:
         here = loopback(self.url)
         if key is None and (here or self.url.startswith("https://")):
             key = os.environ.get("OPENAI_API_KEY")
+        self._key = key
         self._http = httpx.AsyncClient(
             base_url=self.url,
             timeout=httpx.Timeout(timeout, connect=10.0, pool=None),
@@ -117,6 +123,8 @@ class Wire:
                 said = f"{type(error).__name__} {error}".strip()
                 continue
             said = f"{reply.status_code}: {words(reply.text)}"
+            if self._key:  # some servers repeat what they were sent
+                said = said.replace(self._key, "***")
             if reply.status_code not in AGAIN:
                 raise ValueError(f"server {self.url} refuses{_at(body)}: {said}{_fix(said)}")
         times = f" ({self.retries + 1} times)" if self.retries else ""
