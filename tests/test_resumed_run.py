@@ -99,3 +99,7 @@ def test_killed_moved_and_resumed_from_elsewhere(tmp_path: Path) -> None:
     steps = metrics(other)
     assert [s["step"] for s in steps] == [1, 2, 3, 4]
     assert steps[-1]["lr"] == 1e-5
+    newest = checkpoint.newest(other / "checkpoints")
+    assert newest is not None
+    facts = checkpoint.manifest(newest)["facts"]
+    assert {"torch", "code", "model.tokenizer", "stages.0.dataset.train"} <= set(facts)
