@@ -45,7 +45,7 @@ def result(ref: Any, who: Who) -> Any:
             raise cause from error
         raise error from None
     except ray.exceptions.RayActorError as error:
-        first = str(error).strip().splitlines()[0]
+        first = str(error).strip().splitlines()[0].rstrip(".")
         raise Lost(who.role, who.index, f"died: {first}") from None
 
 

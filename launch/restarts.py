@@ -66,8 +66,8 @@ class Restarts:
             self._since, self._count = newest, 0
         if self._count == self._most:
             raise self._end(
-                f"{lost}; the run began again {self._count} times without a new checkpoint in "
-                f"between, which is all that faults.restarts={self._most} allows"
+                f"{lost}; without a new checkpoint in between learners were started anew "
+                f"{self._count} times, and faults.restarts={self._most} allows no more"
             ) from lost
         self._count += 1
 

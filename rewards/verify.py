@@ -9,6 +9,8 @@ from rewards.grader import Item
 from rewards.verdict import Verdict
 from samplers.types import Answer, Group, Prompt, Rollout
 
+UNMADE = Verdict(False, 0.0, "error", detail="no engine survived its prompt")
+"""Of what was never made nothing is known."""
 Grade = Callable[[Sequence[Item]], Sequence[Verdict]]
 
 
@@ -49,7 +51,7 @@ def verify(groups: Sequence[Group], grade: Grade) -> list[Group]:
 def _unasked(rollout: Rollout, answer: Answer) -> Verdict | None:
     """Of a probe: right where the model would rather give the gold answer than any other."""
     if rollout.unmade:
-        return Verdict(False, 0.0, "error", detail="no engine survived its prompt")
+        return UNMADE
     p = answer.probability
     if p is None:
         return None

@@ -45,7 +45,7 @@ def with_asked(
         jobs = jobs_of(prompts, config, nested(plan, (), config.answer_tokens))
         rollouts = workers.rollout(jobs)
         taken = [answers_of(rollout, 0) for rollout in rollouts]
-        verdicts = grade(workers, jobs, taken)
+        verdicts = grade(workers, jobs, rollouts, taken)
         for job, rollout, [answer], [verdict] in zip(jobs, rollouts, taken, verdicts, strict=True):
             row = told(job, rollout, answer, verdict) | {"tokens": rollout.sampled_tokens}
             rows.append({"asked": name, "target": job.plan.target, **row})

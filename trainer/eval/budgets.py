@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field, field_validator
 
 from rewards.verdict import Verdict
-from rewards.verify import context
+from rewards.verify import UNMADE, context
 from samplers import seeds
 from samplers.seam import Component
 from samplers.types import Answer, Job, Plan, Prompt, Rollout
@@ -162,7 +162,7 @@ def evaluate(
     jobs = jobs_of(prompts, config, nested(plan, grid, config.answer_tokens))
     rollouts = workers.rollout(jobs)
     taken = [answers_of(rollout, len(grid)) for rollout in rollouts]
-    verdicts = grade(workers, jobs, taken)
+    verdicts = grade(workers, jobs, rollouts, taken)
     rows = [
         row
         for job, rollout, answers, judged in zip(jobs, rollouts, taken, verdicts, strict=True)
@@ -259,19 +259,25 @@ def answers_of(rollout: Rollout, budgets: int) -> list[Answer | None]:
 
 
 def grade(
-    workers: Workers, jobs: Sequence[Job], taken: Sequence[Sequence[Answer | None]]
+    workers: Workers,
+    jobs: Sequence[Job],
+    rollouts: Sequence[Rollout],
+    taken: Sequence[Sequence[Answer | None]],
 ) -> list[list[Verdict]]:
     """Verdicts [rollout][budget]; an answer that several budgets share is graded once."""
     wanted: dict[tuple[int, str | None], Item] = {}
-    for job, answers in zip(jobs, taken, strict=True):
+    for job, rollout, answers in zip(jobs, rollouts, taken, strict=True):
         prompt = job.prompt
-        for answer in answers:
+        for answer in answers if not rollout.unmade else ():
             text = answer.text if answer else None
             wanted.setdefault((job.group, text), (text, prompt.answer, context(prompt)))
     found = dict(zip(wanted, workers.grade(list(wanted.values())), strict=True))
     return [
-        [found[job.group, answer.text if answer else None] for answer in answers]
-        for job, answers in zip(jobs, taken, strict=True)
+        [
+            UNMADE if rollout.unmade else found[job.group, answer.text if answer else None]
+            for answer in answers
+        ]
+        for job, rollout, answers in zip(jobs, rollouts, taken, strict=True)
     ]
 
 

@@ -76,15 +76,17 @@ def lengths(table: Table) -> Metrics:
 def health(table: Table) -> Metrics:
     """Shares of samples, uncut; unknown: of verdicts, at all budgets."""
     status_MS = table.status_MSJ[..., -1]
-    unknown = np.isnan(table.correct_MSJ).mean(axis=-1)
+    unknown_MS = np.isnan(table.correct_MSJ).mean(axis=-1)
     shares = {
         "truncated": table.finish_MS == FINISHES.index("length"),
         "no_answer": status_MS == STATUSES.index("no_answer"),
         "unparseable": status_MS == STATUSES.index("unparseable"),
-        "unknown": unknown,
+        "unknown": unknown_MS,
         "repetition": table.finish_MS == FINISHES.index("repetition"),
     }
-    return {name: metric.from_samples(table.known(share), SHARE) for name, share in shares.items()}
+    each = {name: table.known(share) for name, share in shares.items()}
+    each["unknown"] = np.where(table.present_MS, unknown_MS, np.nan)  # of what was not made too
+    return {name: metric.from_samples(share_MS, SHARE) for name, share_MS in each.items()}
 
 
 def difficulties(table: Table) -> Metrics:

@@ -77,8 +77,9 @@ class Table:
         return (*map(str, self.budgets), UNCUT)
 
     def known(self, values_MS: NDArray[Any]) -> Floats:
-        """[M, S] as numbers, NaN where there is no sample."""
-        return np.where(self.present_MS, values_MS.astype(np.float64), np.nan)
+        """[M, S] as numbers, NaN where there is no sample, or no engine survived making it."""
+        made_MS = self.present_MS & (self.finish_MS != FINISHES.index("abort"))
+        return np.where(made_MS, values_MS.astype(np.float64), np.nan)
 
     def of(self, ids: Sequence[str]) -> Table:
         """The same for these problems, in this order."""
