@@ -34,6 +34,9 @@ SHARED = re.compile(r"(\d+)\s+(/dev/shm/(?:vllm_|torch_|psm_|nccl-)[^/]*)$")
 """What libraries make there by themselves; people keep models there too."""
 HEARD_MS = 200
 """How often a call that waits inside Ray looks for signals; 1000 by default."""
+ALONE_S = 10
+"""How long processes wait for a Ray server of ours that is gone, and then end; 60 by default, which
+suits one across a network."""
 _SIGNALS = {signal.SIGTERM, signal.SIGHUP}
 _mine: list[Path] = []
 """Folders of this process, innermost last."""
@@ -48,6 +51,8 @@ def cluster(cpus: int, address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_get_check_signal_interval_milliseconds", str(HEARD_MS))
+    if not address:
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(ALONE_S))
     import ray
 
     if ray.is_initialized():  # a notebook's own
