@@ -165,8 +165,22 @@ def test_examples_are_counted_or_made_once() -> None:
     assert own.stages[0].kind == "sft"
     for setting, verdict in (("stages.0.data.limit=99", "told"), ("stages.0.kind=rl", "refused")):
         assert found(own, changed(own, [setting], 0))[0].verdict == verdict
-    told = facts(own, stages__0__dataset__train="new")
-    assert set(told.values()) == {"told"}
+    assert facts(own, stages__0__dataset__train="new") == {"stages.0.dataset.train": "told"}
+    assert facts(own, stages__0__examples="new") == {"stages.0.examples": "refused"}
+
+
+def test_examples_that_a_stage_made_are_known_by_their_file(tmp_path: Path) -> None:
+    own = recipe(f"output={tmp_path}", name="shortest/find")
+    assert "stages.0.examples" not in changes.facts(own), "they are not made yet"
+    made = own.folder / "traces-0"
+    made.mkdir(parents=True)
+    row = {"id": "a", "prompt_ids": [1], "response_ids": [2]}
+    (made / "examples.jsonl").write_text(json.dumps(row) + "\n")
+    print_of = changes.facts(own)["stages.0.examples"]
+    state = {"stage": 0, "step": 1, "stream": {"stream": {"fingerprint": print_of}}}
+    assert changes.of_state(state) == {"stages.0.examples": print_of}
+    (made / "examples.jsonl").write_text(json.dumps(row | {"response_ids": [3]}) + "\n")
+    assert changes.facts(own)["stages.0.examples"] != print_of
 
 
 def test_rollouts_that_go_on_must_not_become_too_old() -> None:

@@ -16,7 +16,7 @@ from trainer.settings import NAMED
 LEFT_OUT = "(default)"
 """Stands for a setting of a component that its recipe does not write out."""
 _SPECS = (*NAMED, "engine", "traces")
-_VERSIONS = {one.field for one in FACTS if "." not in one.field} - {"grader"}
+_VERSIONS = {one.field for one in FACTS if "." not in one.field} - {"grader", "examples"}
 """Facts that are looked for together: one that is missing was not installed."""
 _SHOWN = 60
 

@@ -24,6 +24,7 @@ from samplers.data import digest
 from trainer import golds, supervised
 from trainer.config import Recipe, Stage
 from trainer.modelfolder import CONFIG, TOKENIZER, WEIGHTS, fetch, fingerprint
+from trainer.traces import base as traces
 
 STACK = ("laconic", "torch", "transformers", "deepspeed", "ray", "peft", "vllm", "numpy")
 SOURCE = ("samplers", "rewards", "trainer", "launch")
@@ -48,14 +49,21 @@ def facts(recipe: Recipe, first: int = 0) -> dict[str, str]:
     for index, stage in enumerate(recipe.stages):
         if index >= first:
             told = _of_stage(stage, recipe.seed, index)
+            made = recipe.folder / f"traces-{index}"
+            if made.is_dir():
+                told["examples"] = traces.read(made).fingerprint
             found |= {f"stages.{index}.{name}": text for name, text in told.items()}
     return found
 
 
 def of_state(state: Mapping[str, Any]) -> dict[str, str]:
     """Those that a checkpoint's driver state has by itself."""
-    found = state.get("stream", {}).get("fingerprint")  # of rollouts; examples have their own
-    return {f"stages.{state['stage']}.dataset.train": found} if found else {}
+    stream, stage = state.get("stream", {}), f"stages.{state['stage']}"
+    found = {
+        f"{stage}.dataset.train": stream.get("fingerprint"),
+        f"{stage}.examples": stream.get("stream", {}).get("fingerprint"),
+    }
+    return {name: text for name, text in found.items() if text}
 
 
 def _of_stage(stage: Stage, seed: int, index: int) -> dict[str, str]:

@@ -246,6 +246,7 @@ FACTS = (
         "dataset.train", "told", "its examples are made already", "examples of its own", bits=False
     ),
     Rule("dataset.train", "refused", "other training data: prompts would be skipped or repeated"),
+    Rule("examples", "refused", "those that the stage made: some would be skipped or repeated"),
     Rule(
         "dataset.test", "told", "curves before and after are not of the same problems", bits=False
     ),
