@@ -115,7 +115,7 @@ def watched(output: Path, *settings: str) -> tuple[int, str, list[str], set[str]
         ports |= open_ports(run)
         leaked += leaks(temporary)
         listening |= any(temporary.glob("laconic-ray-*"))
-        time.sleep(0.3)
+        time.sleep(1)  # reading all of it is work
     reading.join()
     shutil.rmtree(temporary)
     assert listening, f"Ray's files were not looked at: {''.join(said)}"

@@ -81,8 +81,6 @@ def test_recipes_are_looked_at_before_anything_else_says_a_word(tmp_path: Path) 
         config.load("grpo/find", settings)
     assert "canary" not in str(caught.value)
     assert not list(tmp_path.iterdir())
-    for name in config.shipped():
-        config.load(name)
 
 
 def test_a_server_of_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
