@@ -16,6 +16,7 @@ import glob
 import json
 import marshal
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -28,7 +29,6 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from rewards.sandbox import scratch, walls, wire
@@ -133,7 +133,11 @@ class Launcher:
 
     @property
     def alive(self) -> bool:
-        return self.close.alive and self.process.poll() is None
+        if not self.close.alive or self.process.poll() is not None:
+            return False
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)  # it says nothing more: closed by its end
+        return not poll.poll(0)
 
     def connect(self) -> socket.socket:
         """A socket to a new guest."""
@@ -272,12 +276,7 @@ class Guest:
     def __enter__(self) -> Guest:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
