@@ -1,0 +1,113 @@
+"""Many small steps of one driver with a fault every ten: nothing is lost, and nothing piles up.
+
+LACONIC_SOAK=300 takes 300 steps instead of 100. The figures are printed (pytest -s).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests import killing
+from tests.killing import Kill, Running
+
+STEPS = int(os.environ.get("LACONIC_SOAK", "100"))
+EVERY = 10
+"""Steps between faults."""
+TINY = (
+    f"steps={STEPS}",
+    "rollouts_per_prompt=2",
+    "rollout.max_tokens=16",
+    "evaluation=null",
+    f"checkpoint.every={EVERY}",
+    "tracking.samples=0",
+    "guard.truncated=1.0",
+    "faults.heartbeat=2",
+)
+FAULTS = (
+    ("verifier", signal.SIGKILL),
+    ("engine", signal.SIGKILL),
+    ("grader", signal.SIGKILL),
+    ("engine", signal.SIGSTOP),
+    ("learner", signal.SIGKILL),
+)
+BOUNDS = {"driver MiB": 12, "driver files": 6, "driver threads": 6, "gcs MiB": 30, "raylet MiB": 30,
+          "gcs files": 12, "raylet files": 12, "/dev/shm": 4}  # fmt: skip
+"""What the median of the last third may be above that of the second tenth to third."""
+MIB = 2**20
+
+
+def figures(run: Running) -> dict[str, float]:
+    """Of the processes that live as long as the run."""
+    out: dict[str, float] = {"/dev/shm": len(os.listdir("/dev/shm"))}
+    for role in ("driver", "gcs", "raylet"):
+        (process,) = run.of(role)
+        out[f"{role} MiB"] = psutil.Process(process.pid).memory_full_info().uss / MIB
+        out[f"{role} files"] = process.num_fds()
+        out[f"{role} threads"] = process.num_threads()
+    return out
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """For temporary files: a path that Ray's sockets fit into."""
+    with tempfile.TemporaryDirectory(prefix="lac-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_faults_leave_no_trace(
+    tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(short))
+    chance, seen = random.Random(STEPS), dict[int, dict[str, float]]()
+    settings = killing.words("plain", tmp_path, *TINY)
+    run, began = Running(["train", *settings], tmp_path / "run-seed0"), time.monotonic()
+    try:
+        for number, at in enumerate(range(EVERY, STEPS, EVERY)):
+            role, signum = FAULTS[number % len(FAULTS)]
+            kill = Kill(role, "step", at + chance.randrange(EVERY // 2), chance.uniform(0, 0.3))
+            assert run.kill(kill, chance, signum), run.text()[-2000:]
+            run.wait(lambda at=at: run.reached("step", at + EVERY - 2))
+            seen[at] = figures(run)
+        assert run.end() == 0, run.text()[-2000:]
+        seconds = time.monotonic() - began
+    finally:
+        killing.stop(run.process)
+    _tell(seen, seconds, run.folder)
+    assert killing.steps(run.folder) == list(range(1, STEPS + 1))
+    assert sorted(killing.seen(run.folder)["draws"]) == list(range(2 * STEPS))
+    assert {fault["role"] for fault in killing.faults(run.folder)} == {
+        "learner", "rollout", "grader",
+    }  # fmt: skip
+    assert list(short.iterdir()) == []
+    found = list(seen.values())
+    early, late = found[len(found) // 10 : len(found) // 3 + 1], found[-(len(found) // 3) :]
+    for name, most in BOUNDS.items():
+        grown = _median(late, name) - _median(early, name)
+        assert grown <= most, f"{name}: {grown:.1f} more"
+
+
+def _median(found: list[dict[str, float]], name: str) -> float:
+    return statistics.median(one[name] for one in found)
+
+
+def _tell(seen: dict[int, dict[str, float]], seconds: float, folder: Path) -> None:
+    first, last = min(seen), max(seen)
+    print(f"\n{STEPS} steps, {len(seen)} faults, {seconds:.0f} s")
+    for name in seen[first]:
+        slope = (seen[last][name] - seen[first][name]) / max(1, last - first) * 100
+        values = f"{seen[first][name]:.1f} to {seen[last][name]:.1f}"
+        print(f"  {name}: {values}; {slope:+.2f} per 100 steps")
+    for fault in killing.faults(folder):
+        print(f"  step {fault['step']}: {fault['what']} ({fault['seconds']:.1f} s)")
