@@ -157,7 +157,7 @@ class Backlog:
                 return self._forget(job)
             job.taken, job.asked = False, time.monotonic()
             self._waiting += 1
-            for batch in {id(batch): batch for batch, _ in job.waiters}.values():
+            for batch in dict.fromkeys(batch for batch, _ in job.waiters):
                 self._line_up(batch, job)
         return None
 

@@ -198,8 +198,8 @@ class VerifierPool:
         verdicts/STATUS, cached (an equal one had been asked for), at_once: items. killed: workers
         at the deadline. crashed: workers that ended at an item, by it or from outside. retried:
         times that an item was given to another one after that. slow: items beyond the grace,
-        whose worker was replaced meanwhile. latency_: seconds with the worker that was done,
-        wait_: seconds before any, of the latest 8192.
+        whose worker was replaced meanwhile. latency_: seconds with the worker that graded it,
+        wait_: seconds before a worker had it, of the latest 8192.
         """
         with self._counting:
             out = {name: float(count) for name, count in sorted(self._counts.items())}
