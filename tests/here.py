@@ -15,6 +15,7 @@ from samplers.rollout import RolloutWorker
 from samplers.types import Ids
 from trainer import preflight
 from trainer.config import Recipe, Stage
+from trainer.faults import Fault
 from trainer.fresh import start_model
 from trainer.learner import Learner
 from trainer.loop import LOOPS
@@ -76,6 +77,9 @@ class Here(Workers):
 
     def abort(self) -> None:
         self.worker.abort()
+
+    def faults(self) -> list[Fault]:
+        return []
 
     def probe(self, ids: Sequence[Ids]) -> list[Floats]:
         return self.worker.score(ids, self.stage.rollout.temperature)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import resource
-import subprocess
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+
+from tests import disks
 
 RECIPE = "recipe.yaml"
 KINDS = (
@@ -34,55 +38,55 @@ def state(step: int) -> dict[str, Any]:
 
 
 class Disk:
-    """A folder on a disk of few bytes. Where nothing may be mounted: files of few bytes."""
+    """A disk of few bytes. Where nothing may be mounted: files of few bytes."""
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self.folder, self.size = folder, size
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        self.mounted = not subprocess.run(command, capture_output=True).returncode
-        self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.mounted = folder, folder.is_mount()
+        self._processes = [os.getpid()]
 
-    def crowd(self, free: int) -> None:
-        """Leave about `free` bytes."""
+    def crowd(self, free: int, process: int | None = None) -> None:
+        """Leave about `free` bytes, for `process` and its descendants."""
         if self.mounted:
-            (self.folder / "ballast").write_bytes(bytes(self.size - self.used() - free))
-        else:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (free // 4, self._limits[1]))
-
-    def used(self) -> int:
-        files = (path for path in self.folder.rglob("*") if path.is_file())
-        return sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
+            room = shutil.disk_usage(self.folder).free
+            (self.folder / "ballast").write_bytes(bytes(room - free))
+            return
+        if process is not None:
+            below = psutil.Process(process).children(recursive=True)
+            self._processes = [process, *(one.pid for one in below)]
+        self._limit(free // 4)
 
     def relieve(self) -> None:
         (self.folder / "ballast").unlink(missing_ok=True)
-        resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+        self._limit(None)
 
     @contextmanager
     def read_only(self) -> Iterator[None]:
         """Where nothing may be mounted: too full for anything."""
-        remount = ["mount", "-o", "remount,{}", str(self.folder)]
         if self.mounted:
-            subprocess.run([word.format("ro") for word in remount], check=True)
+            disks.read_only(self.folder, True)
         else:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (0, self._limits[1]))
+            self._limit(0)
         try:
             yield
         finally:
             if self.mounted:
-                subprocess.run([word.format("rw") for word in remount], check=True)
+                disks.read_only(self.folder, False)
             self.relieve()
 
-    def close(self) -> None:
-        self.relieve()
-        if self.mounted:
-            subprocess.run(["umount", "-l", str(self.folder)], check=True)
+    def _limit(self, size: int | None) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for process in self._processes:
+            with suppress(ProcessLookupError):
+                limits = hard if size is None else size, hard
+                resource.prlimit(process, resource.RLIMIT_FSIZE, limits)
 
 
 @contextmanager
 def disk(folder: Path, size: int) -> Iterator[Disk]:
-    made = Disk(folder, size)
-    try:
-        yield made
-    finally:
-        made.close()
+    folder.mkdir()
+    with disks.small(folder, str(size)):
+        made = Disk(folder)
+        try:
+            yield made
+        finally:
+            made.relieve()

@@ -13,6 +13,7 @@ from samplers.flow import Flow
 from samplers.rollout import RolloutWorker
 from samplers.types import Ids
 from trainer.config import Recipe, Stage
+from trainer.faults import Fault
 from trainer.learner import Learner
 from trainer.loop import LOOPS
 from trainer.modelfolder import fetch
@@ -73,6 +74,9 @@ class Reused(Workers):
 
     def abort(self) -> None:
         self.worker.abort()
+
+    def faults(self) -> list[Fault]:
+        return []
 
     def probe(self, ids: Sequence[Ids]) -> list[Floats]:
         return self.worker.score(ids, self.stage.rollout.temperature)

@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.checkpoint import disk, files, keeping
 from trainer.checkpoint.config import CheckpointConfig
+from trainer.metrics import MACHINE
 
 PAUSE_S = 3.0
 """Between two attempts at the checkpoint that ends a stage."""
@@ -67,7 +68,7 @@ class Keeper:
         """
         own = figures(metrics) if metrics.get("step") == step else {}
         told = {**self._about, "metrics": own}
-        until = time.monotonic() + self.config.patience
+        until, waiting = time.monotonic() + self.config.patience, False
         while True:
             try:
                 files.clean(self.root)
@@ -81,7 +82,10 @@ class Keeper:
                 ending = enough()
                 again = last and not ending and time.monotonic() < until
                 must = not again and not ending and (last or self.config.on_error == "stop")
-                self._refused(step, refused, None if ending else due, again, must, last)
+                what = self._refused(step, refused, None if ending else due, again, must, last)
+                if not (again and waiting):
+                    self._say(what)
+                self._failing, waiting = True, again
             if not again:
                 return None
             time.sleep(PAUSE_S)
@@ -98,8 +102,8 @@ class Keeper:
 
     def _refused(
         self, step: int, error: OSError, due: int | None, again: bool, must: bool, last: bool
-    ) -> None:
-        """Say that there is no checkpoint; raise it where there `must` be one."""
+    ) -> str:
+        """What to say of there being no checkpoint; raised where there `must` be one."""
         newest = files.newest(self.root)
         kept = f"the last checkpoint is step {files.step_of(newest)}" if newest else "there is none"
         what = f"step {step}: the checkpoint could not be written ({disk.why(error, self.root)})"
@@ -115,9 +119,7 @@ class Keeper:
             how = kept
         else:
             how = f"training goes on from memory, {kept}; {remedy} before step {due}"
-        if not (again and self._failing):
-            self._say(f"{what}; {how}")
-        self._failing = True
+        return f"{what}; {how}"
 
     def _prune(self, step: int, metrics: Mapping[str, Any]) -> None:
         if self.config.best is not None and metrics and self.config.best not in metrics:
@@ -144,9 +146,11 @@ class Keeper:
 
 
 def figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """The numbers among a step's metrics; what is no finite number is null."""
+    """The numbers among a step's metrics, but the machine's; what is not finite is null."""
     found: dict[str, float | None] = {}
     for name, value in metrics.items():
+        if name.startswith(MACHINE):
+            continue
         value = getattr(value, "item", lambda value=value: value)()
         if isinstance(value, int | float) and not isinstance(value, bool):
             found[name] = value if math.isfinite(value) else None
