@@ -114,7 +114,8 @@ class _Obeying:
         self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
         self._due: list[tuple[float, Callable[[], object]]] = []
         self._errands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._serve, name="signals", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="signals", daemon=True)
+        self._thread.start()
 
     @property
     def code(self) -> int:
@@ -174,7 +175,11 @@ class _Obeying:
         )
 
     def _say(self, text: str) -> None:
-        self._errands.put(lambda: print(f"laconic: {text}", file=sys.stderr, flush=True))
+        def say() -> None:
+            if not self._leaving:
+                print(f"laconic: {text}", file=sys.stderr, flush=True)
+
+        self._errands.put(say)
 
     def _after(self, seconds: float, do: Callable[[], object]) -> None:
         self._due.append((time.monotonic() + seconds, do))
@@ -199,6 +204,7 @@ class _Obeying:
 
     def close(self) -> None:
         self._errands.put(None)
+        self._thread.join(1.0)  # it may be writing to a terminal that stands still
 
 
 def _redirect(fds: Iterable[int]) -> None:

@@ -202,7 +202,7 @@ def test_ctrl_c_ends_children_and_grandchildren(tmp_path: Path, number: int) -> 
         "from tests.test_sweep import cells\n"
         "from launch.cli import main\n"
         f"s.plan_cells = lambda *_: cells(pathlib.Path({str(tmp_path)!r}), {child!r}, 2)\n"
-        "real = p.interrupt_trees; s.interrupt_trees = lambda pids: real(pids, grace=1.0)\n"
+        "real = p.interrupt_trees; s.interrupt_trees = lambda pids, **_: real(pids, grace=1.0)\n"
         "sys.exit(main(['sweep', 'grpo/find', '--seeds', '0-1', '--jobs', '2']))"
     )
     process = subprocess.Popen(
