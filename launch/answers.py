@@ -10,7 +10,7 @@ from typing import Any
 
 from launch.mistakes import told_remotely
 from samplers.ring import SyncError
-from trainer.faults import NAMES, Lost, Role
+from trainer.faults import NAMES, Lost, Role, Unmended
 
 POLL_S = 5.0
 
@@ -54,6 +54,9 @@ def gather(asked: Mapping[Any, Who], deadline: float = math.inf) -> list[Any]:
 
     Args:
         deadline: seconds after which those that did not answer are a SyncError.
+
+    Raises:
+        Unmended: nobody can answer any more.
     """
     import ray
 
@@ -64,6 +67,11 @@ def gather(asked: Mapping[Any, Who], deadline: float = math.inf) -> list[Any]:
             silent = ", ".join(str(asked[ref]) for ref in pending)
             raise SyncError(f"weight sync: {silent} did not answer within {deadline:g} s")
         done, pending = ray.wait(pending, num_returns=1, timeout=min(POLL_S, left))
+        if not done and not any(node["Alive"] for node in ray.nodes()):
+            raise Unmended(
+                "Ray's own process (raylet) died, and all others with it; did memory run out? "
+                "`laconic resume` with the run's folder goes on from the newest checkpoint"
+            )
         for ref in done:
             answers[ref] = result(ref, asked[ref])
     return [answers[ref] for ref in asked]
