@@ -4,13 +4,14 @@ with learners started anew, or an end that says how to go on."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from launch.fleet import Fleet
 from trainer import checkpoint
 from trainer.config import Recipe
-from trainer.faults import Lost, Unmended
+from trainer.faults import Fault, Lost, Unmended
 from trainer.tracking import Tracker
 
 T = TypeVar("T")
@@ -37,6 +38,8 @@ class Restarts:
                 return start()
             except Lost as lost:
                 self._again(lost)
+                fault = Fault(lost.role, lost.index, f"{lost} while it started; started anew")
+                self._tracker.fault(max(self._tracker.last, 0), asdict(fault))
 
     def back(
         self, lost: Lost, fleet: Fleet, index: int, first: int
