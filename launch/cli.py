@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -239,6 +239,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `laconic plan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except RuntimeError as error:
+        from trainer.faults import Unmended
+
+        if not isinstance(error, Unmended):
+            raise
+        print(f"laconic: {error}", file=sys.stderr)
+        return 1
     except ValueError as error:
         from launch import mistakes
 
@@ -251,7 +258,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Console entry point: `python -m launch.cli` and `laconic`."""
-    sys.exit(main())
+    code = main()
+    if code > 128:  # everything is closed; Ray crashes at times if it is freed half started
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 @contextmanager
