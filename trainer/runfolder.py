@@ -59,7 +59,7 @@ def keeper(recipe: Recipe, folder: Path, tracker: Tracker) -> Keeper:
         folder / "checkpoints",
         recipe.checkpoint,
         tracker.say,
-        about={"facts": changes.recorded(folder)[0]},
+        about={"facts": dict(sorted(changes.recorded(folder)[0].items()))},
         texts={KEPT_CONFIG: resolved(recipe)},
         steps=tracker.steps,
     )
