@@ -179,7 +179,7 @@ class Running:
 
 MOMENTS = ("begun", "step", "checkpoint", "loading", "loaded")
 """The command has begun; a line of step N is in metrics.jsonl; checkpoint N is being written; the
-weights of version N (step N - 1's) are on their way to an engine, or are there: it evaluates next,
+weights of version N (step N's) are on their way to an engine, or are there: it evaluates next,
 where that is due."""
 
 
@@ -371,13 +371,13 @@ def drawn(seed: int, count: int) -> Iterator[tuple[str, list[Kill]]]:
 
 def _one(chance: random.Random, role: str) -> Kill:
     what = chance.choice(("begun", "step", "step", "checkpoint", "loading", "loaded"))
-    step = chance.randrange(STEPS)
+    step = chance.randrange(STEPS - 1)
     which = {
         "begun": 0,
         "step": step,
-        "checkpoint": chance.choice((2, 4, 6)),
-        "loading": 2 + step,
-        "loaded": chance.choice((4, 4, 2 + step)),  # 4: the evaluation of step 3
+        "checkpoint": chance.choice((2, 4)),
+        "loading": 1 + step,
+        "loaded": chance.choice((3, 3, 1 + step)),  # 3: its evaluation
     }[what]
     longest = {"begun": 12.0, "step": 0.5, "checkpoint": 0.1, "loading": 0.1, "loaded": 0.3}[what]
     return Kill(role, what, which, chance.uniform(0, longest))

@@ -20,12 +20,12 @@ FIXED = (
     # one run, four moments: engines and reward workers do not go back to a checkpoint
     [
         Kill("verifier", "step", 0, 0.05),
-        Kill("engine", "loading", 3, 0.02),
-        Kill("engine", "loaded", 4, 0.05),
+        Kill("engine", "loading", 2, 0.02),
+        Kill("engine", "loaded", 3, 0.05),
         Kill("grader", "step", 4, 0.02),
     ],
-    [Kill("learner", "loading", 4, 0.02), Kill("learner", "checkpoint", 4, 0.0)],
-    [Kill("driver", "checkpoint", 4, 0.0), Kill("driver", "loaded", 7, 0.05)],
+    [Kill("learner", "loading", 3, 0.02), Kill("learner", "checkpoint", 4, 0.0)],
+    [Kill("driver", "checkpoint", 4, 0.0), Kill("driver", "loaded", 6, 0.05)],
 )
 COUNT = int(os.environ.get("LACONIC_KILLS", "0"))
 MORE = list(killing.drawn(killing.seed(), max(0, COUNT - sum(map(len, FIXED)))))
@@ -72,7 +72,7 @@ def test_killed_at_random_moments(number: int, undisturbed: Undisturbed, tmp_pat
 
 def test_overlapped_run_trains_every_draw_once(tmp_path: Path) -> None:
     """Load decides here: no bits are promised, but nothing is lost and nothing is done twice."""
-    kills = [Kill("engine", "step", 1, 0.1), Kill("driver", "loaded", 6, 0.02)]
+    kills = [Kill("engine", "step", 1, 0.1), Kill("driver", "loaded", 5, 0.02)]
     told = killing.disturbed(
         "plain", tmp_path, kills, "deterministic=false", "max_staleness=1", "evaluation=null"
     )
