@@ -198,9 +198,10 @@ class RolloutActor(Actor):
     def abort(self) -> None:
         self.worker.abort()
 
-    def pulse(self) -> int:
-        """Counts what the engine gets done: it stands still where the engine hangs."""
-        return self.worker.beats
+    def pulse(self) -> int | None:
+        """Counts what the engine gets done: it stands still where the engine hangs. None: it has
+        nothing to do, or nothing any more; what is done may wait for long until it is fetched."""
+        return self.worker.beats if self.worker.busy else None
 
     def sleep(self) -> None:
         self.worker.between(self.worker.engine.sleep, drained=True)

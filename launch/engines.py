@@ -266,9 +266,10 @@ class Engines:
         said = None
         if asked is not None and ray.wait([asked], timeout=0)[0]:
             try:
-                said = self.team.lives[engine], ray.get(asked)
+                beats = ray.get(asked)
             except ray.exceptions.RayError:
-                return time.monotonic()  # it is dead, which others are about to notice
+                return object()  # it is dead, which others are about to notice
+            said = (self.team.lives[engine], beats) if beats is not None else object()
             asked = None
         if asked is None:
             (self._beats[engine],) = self.team.ask(engine, "pulse", group="pulse")

@@ -46,7 +46,8 @@ class Fleet:
         self.stage, self.version, self._by_turns = stage, 0, deterministic
         self._turn, self._learned = "wake", 0  # steps of the learners that engines have
         self._kind: Transport | None = None
-        self._sources: dict[int, Source] = {}  # of the engines that the learners are tied to
+        self._sources: dict[int, Source] = {}
+        self._tied: list[tuple[int, int]] = []  # engines whose sources these are, and their lives
         self._syncing, self._mended = threading.RLock(), list[Fault]()
         self._parts: list[Any] = []
         self.opened: bool | None = None
@@ -101,6 +102,7 @@ class Fleet:
         source = self.learners.connect(self._kind, names(theirs, mine))
         firsts = accumulate((seat.readers for seat in theirs), initial=0)
         self._sources = {i: source.of(first) for i, first in zip(mine, firsts, strict=False)}
+        self._tied = [(index, team.lives[index]) for index in mine]
 
     def sync(self) -> None:
         """Every rank takes part in publishing; every engine loads the same buckets.
@@ -124,12 +126,12 @@ class Fleet:
                 return
             except (Lost, SyncError) as error:
                 mended = self._mend(engines, error)
-                self._sources = {}  # whatever they were tied by is torn
+                self._tied = []  # whatever they were tied by is torn
                 if tries == TRIES or not mended:
                     raise
 
     def _try_to_load(self, engines: Sequence[int], alone: bool) -> None:
-        if list(self._sources) != list(engines):
+        if self._tied != [(index, self.engines.team.lives[index]) for index in engines]:
             self.connect(engines)
         asked, learned = self.learners.publish()
         if not alone:
@@ -224,7 +226,7 @@ class Fleet:
         began = time.monotonic()
         with self._syncing:
             self._take_turns("sleep")
-            self._sources, self.version, self._learned = {}, -1, 0
+            self._tied, self.version, self._learned = [], -1, 0
             self.learners.restart()
             self.engines.again()
             self.sync()

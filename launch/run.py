@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from launch.cluster import cluster
 from launch.fleet import Fleet
 from launch.placement import place
 from launch.plan import thinking
+from launch.restarts import Restarts
 from launch.signals import obeyed
 from trainer import checkpoint, preflight, runfolder
 from trainer.bound import Adviser, Machine
 from trainer.config import Recipe, load
+from trainer.faults import Lost
 from trainer.fresh import start_model
 from trainer.loop import LOOPS
 from trainer.modelfolder import fetch
@@ -27,7 +30,7 @@ from trainer.stop import Stop
 from trainer.traces import base as traces
 from trainer.tracking import Tracker
 
-FRESH = {"stage": 0, "first": 0, "step": -1}
+FRESH: dict[str, Any] = {"stage": 0, "first": 0, "step": -1}
 """State of a run that has not begun: not even step 0, its first evaluation, is logged."""
 
 
@@ -73,10 +76,14 @@ def go(recipe: Recipe, address: str | None = None, profile: int = 0) -> Path:
     state = checkpoint.driver_state(newest) if newest else FRESH
     cpus = max(place(stage, 0).totals["CPU"] for stage in recipe.stages)
     with (
-        obeyed(recipe.folder, getattr(recipe.checkpoint, "grace", 30.0)) as stop,
+        obeyed(recipe.folder, recipe.checkpoint.grace) as stop,
         cluster(int(cpus), address),
         Tracker(
-            folder, recipe.tracking, recipe, first_step=state["first"] + state["step"]
+            folder,
+            recipe.tracking,
+            recipe,
+            first_step=state["first"] + state["step"],
+            wandb_id=state.get("wandb_id"),
         ) as tracker,
         Profile(folder, profile) as profiled,
     ):
@@ -97,36 +104,58 @@ def stages(
     """Run what is left of the recipe, from the checkpoint `newest` and its driver's `state` on."""
     folder, first = recipe.folder.absolute(), state["first"]
     before: Sampling | None = None
+    restarts = Restarts(recipe, tracker)
     for index in range(state["stage"], len(recipe.stages)):
         stage, path = recipe.stages[index], str(begin(recipe, index).absolute())
-        with (
-            Fleet(stage, path, recipe.seed, recipe.deterministic, recipe.faults) as fleet,
-            StageRun(recipe, index, first, path, fleet, tracker, folder, stop) as run,
-        ):
+        kept = (newest, state) if newest and index == state["stage"] else None
+        start = partial(Fleet, stage, path, recipe.seed, recipe.deterministic, recipe.faults)
+        with restarts.tried(start) as fleet:
             if fleet.opened is not None:
                 tracker.say(thinking(stage, fleet.opened))
-            traces.supply(run, path)
-            if newest and index == state["stage"]:
-                run.restore(newest, state)
-            elif before is not None and stage.kind == "rl":
-                run.follow(before)
-            tracker.console.advise(Adviser(recipe, index, machine))
-            profiled.watch(run)
-            LOOPS[stage.kind](run)
+            done = False
+            while not done:
+                try:
+                    with StageRun(recipe, index, first, path, fleet, tracker, folder, stop) as run:
+                        _through(run, path, kept, before, Adviser(recipe, index, machine), profiled)
+                    done = True
+                except Lost as lost:
+                    kept = restarts.back(lost, fleet, index, first)
             before = run.sampling if stage.kind == "rl" else None
         first += stage.steps
-        _point(folder / "model", checkpoint.complete(folder / "checkpoints")[-1] / "model")
+        last = checkpoint.newest(folder / "checkpoints")
+        assert last is not None, "a stage ends with a checkpoint"
+        checkpoint.point(folder / "model", last / "model")
+
+
+def _through(
+    run: StageRun,
+    path: str,
+    kept: tuple[Path, Mapping[str, Any]] | None,
+    before: Sampling | None,
+    adviser: Adviser,
+    profiled: Profile,
+) -> None:
+    """A stage to its end: from a checkpoint, or its start with what an earlier one has learned."""
+    traces.supply(run, path)
+    if kept:
+        run.restore(*kept)
+    elif before is not None and run.stage.kind == "rl":
+        run.follow(before)
+    run.tracker.console.advise(adviser)
+    profiled.watch(run)
+    LOOPS[run.stage.kind](run)
 
 
 def _open(recipe: Recipe) -> Path | None:
     """Begin the folder, or find where an unfinished run of the same recipe left off."""
     folder = recipe.folder
-    newest = checkpoint.newest(folder / "checkpoints")
+    newest = checkpoint.intact(folder / "checkpoints")
     if newest is None:  # an attempt that got nowhere leaves nothing behind
         made = (path for name in ("start-*", "traces-*") for path in folder.glob(name))
         for leftover in (folder / "eval", folder / "rollouts", *made):
             shutil.rmtree(leftover, ignore_errors=True)
     runfolder.settle(recipe, newest, checkpoint.driver_state(newest) if newest else FRESH, print)
+    checkpoint.abandon(folder / "checkpoints", newest)
     return newest
 
 
@@ -157,9 +186,3 @@ def _machine(address: str | None) -> Machine:
     cores = int(have.get("CPU", 0)) if address else preflight.cpus()
     vllm = find_spec("vllm") is not None
     return Machine(cores, int(have.get("GPU", 0)), booked=address is not None, vllm=vllm)
-
-
-def _point(link: Path, target: Path) -> None:
-    """`run/model` is the newest model, whatever step it was made at."""
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.relative_to(link.parent))

@@ -354,6 +354,11 @@ class RolloutWorker:
             runs.append(Watched(job, ids, self.renderer, self._requests, call.canonical, ramps))
         return runs
 
+    @property
+    def busy(self) -> bool:
+        """Somebody waits for something."""
+        return bool(self._led or self._line or self._calls)
+
     def stats(self) -> dict[str, float]:
         """Since the start: rollouts, tokens by kind, seconds at work, and the engine's counters."""
         return {**self._stats, "seconds": self._seconds, **self.engine.counters}

@@ -1,4 +1,4 @@
-"""The torch engine, of which the first that starts takes long over every step."""
+"""The torch engine, of which the first that starts, or each, takes long over every step."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from samplers.engines import base
 
 
 class Config(base.Config):
-    folder: str
-    """The one that is first to write its process id here is slow."""
+    folder: str = ""
+    """The one that is first to write its process id here is slow; empty: all are."""
     seconds: float = 0.1
     """Rest after each of its steps."""
 
@@ -25,6 +25,8 @@ def start(model: Any, config: Config, trust_remote_code: bool = False) -> Any:
             time.sleep(config.seconds)
             return super().step()
 
+    if not config.folder:
+        return Slow(model, config, trust_remote_code)
     try:
         with (Path(config.folder) / "slow").open("x") as file:
             file.write(str(os.getpid()))

@@ -40,6 +40,7 @@ def test_a_run_that_loses_learners_again_and_again_ends_with_a_line_and_can_go_o
     tmp_path: Path,
 ) -> None:
     limits = ("checkpoint.every=1", "faults.restarts=1", "evaluation=null", "steps=3")
+    limits += ("learner.ranks=1", "rollout.workers=1")
     words = killing.words("plain", tmp_path, *limits)
     run = Running(["train", *words], tmp_path / "run-seed0")
     pick = random.Random(0)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from samplers.seam import Component
+
+if TYPE_CHECKING:
+    from trainer.tracking import Tracker
+    from trainer.world import World
 
 Role = Literal["learner", "rollout", "grader"]
 
@@ -53,6 +58,26 @@ class Fault:
     """A line for people: what happened, and what was done."""
     seconds: float = 0.0
     """That mending took."""
+
+
+class Mended:
+    """What a stage tells of the losses that its World has mended."""
+
+    def __init__(self, world: World, tracker: Tracker) -> None:
+        self._world, self._tracker = world, tracker
+        self._untold = Counter[str]()  # by role: no step's figures have them yet
+
+    def tell(self, step: int) -> None:
+        """Write down, and say, what there is since the last time."""
+        for fault in self._world.faults():
+            self._tracker.fault(step, asdict(fault))
+            self._untold[fault.role] += 1
+
+    def figures(self, step: int) -> dict[str, int]:
+        """faults/ROLE of those that no step has told; nothing where there were none."""
+        self.tell(step)
+        told, self._untold = self._untold, Counter()
+        return {f"faults/{role}": count for role, count in told.items()}
 
 
 NAMES: dict[Role, str] = {

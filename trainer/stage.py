@@ -7,7 +7,6 @@ own nothing that cannot be rebuilt.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,24 +16,15 @@ from rewards.verify import verify
 from samplers import seam, seeds
 from samplers.data import PromptStream
 from samplers.types import Group, Job, Prompt, Rollout
-from trainer import (
-    alarms,
-    checkpoint,
-    golds,
-    guard,
-    measure,
-    scoring,
-    staleness,
-    supervised,
-    tracking,
-)
+from trainer import alarms, golds, guard, measure, runfolder, scoring, staleness, supervised
 from trainer.ahead import Ahead
 from trainer.batching import pack, without_idle
+from trainer.checkpoint import CheckpointConfig
 from trainer.collect import Making, Rounds, Timed
-from trainer.config import CheckpointConfig, Recipe, Stage
+from trainer.config import Recipe, Stage
 from trainer.eval.asked import with_asked
 from trainer.eval.budgets import EvalConfig, evaluate
-from trainer.faults import Stopped
+from trainer.faults import Mended, Stopped
 from trainer.metrics import Clock, summarise, verification
 from trainer.rows import weighted
 from trainer.sampling import Sampled, Sampling
@@ -70,6 +60,7 @@ class StageRun:
         self.stage: Stage = recipe.stages[index]
         self.tracker, self.folder, self.clock = tracker, folder, Clock()
         self.stop = stop or Stop()
+        self.keeper = runfolder.keeper(recipe, folder, tracker)
         self.step = 0
         stage = self.stage
         # a later stage draws other prompts, and other random numbers, than the one before
@@ -93,6 +84,7 @@ class StageRun:
         self._begun = False  # a step has trained groups: with chunks the first ones may have none
         self._sampled = Sampled([], [], {})
         self._owed: dict[str, Any] | None = None  # figures of a step that lacks its evaluation
+        self._mended = Mended(world, tracker)
         self._rows: list[TrainSequence] = []
         self._ages: dict[str, float] = {}
         self.ahead: Ahead[Sampled] | None = None
@@ -120,9 +112,12 @@ class StageRun:
 
     def begin(self) -> None:
         """Measure what the stage starts from, or what the run that was stopped still owes."""
+        self._mended.tell(self.at)
         if self._owed is not None:
             owed, self._owed = self._owed, None
             self._conclude(owed["first"], owed["trouble"], owed["metrics"] | self._evaluate())
+            if self._due(self.recipe.checkpoint):  # made before, without these figures
+                self._checkpoint()
         elif self.step == 0 and self.held_out:
             evaluated = self._evaluate()
             self.tracker.log(self.at, evaluated | summarise([], {}, self.clock.lap()))
@@ -251,6 +246,7 @@ class StageRun:
         apart = getattr(self.sampling.allocation, "apart", False)
         metrics = summarise(groups, figures, self.clock.lap(), discarded, apart)
         metrics |= self._sampled.figures
+        metrics |= self._mended.figures(self.at)
         if self.stage.kind == "rl":
             metrics |= verification(self.world.grading())
         if groups:
@@ -262,7 +258,8 @@ class StageRun:
         self._conclude(first, alarms.trouble(groups), metrics | evaluated)
         if self._due(self.recipe.checkpoint):
             self._checkpoint()
-        if self.stop.asked and (self.unfinished or self.recipe.stages[self.index + 1 :]):
+        over = not self.unfinished and not self.recipe.stages[self.index + 1 :]
+        if self.stop.asked and not (over and self.keeper.kept(self.at)):
             self._end()
         self.stop.working = self.unfinished
 
@@ -282,17 +279,12 @@ class StageRun:
 
     def _end(self) -> NoReturn:
         """Keep what is done, unless it is kept, and end the run."""
-        if self.step and not self._kept():
+        if self.step and not self.keeper.kept(self.at):
             try:
                 self._checkpoint()
             except Exception as error:
                 self.tracker.say(f"step {self.at}: no checkpoint: {error}")
-        self.stop.end(self.at, self._kept())
-
-    def _kept(self) -> Path | None:
-        """The checkpoint of this very step."""
-        newest = checkpoint.newest(self.folder / "checkpoints")
-        return newest if newest and newest.name == f"step-{self.at:06d}" else None
+        self.stop.end(self.at, self.keeper.kept(self.at))
 
     def _watch(self, metrics: dict[str, Any]) -> dict[str, str]:
         """Add the step's alarms to its figures: those that people are to be told now."""
@@ -326,15 +318,9 @@ class StageRun:
             if name in figures:
                 figures[name.replace("engine_gap", "policy_drift")] = figures.pop(name)
         figures |= self._ages
-        probe = staleness.probe(self._rows)
-        if probe:
-            with self.clock.phase("probe"), ThreadPoolExecutor(1) as beside:
-                theirs = beside.submit(self.world.probe, [row.ids_T for row in probe])
-                if self.ahead is None:  # they may share their GPUs
-                    wait([theirs])
-                figures |= staleness.gap(
-                    probe, self.scoring.logprobs(probe, "policy"), theirs.result()
-                )
+        beside = self.ahead is not None  # else they may share their GPUs
+        with self.clock.phase("probe"):
+            figures |= staleness.probed(self._rows, self.scoring.logprobs, self.world.probe, beside)
         return figures
 
     def state_dict(self) -> dict[str, Any]:
@@ -346,6 +332,7 @@ class StageRun:
             **self.sampling.state_dict(self.step),
             "shaping": self.shaping.state_dict(),
             "owed": self._owed,
+            "wandb_id": self.tracker.wandb_id,
         }
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
@@ -354,7 +341,7 @@ class StageRun:
         self._begun = self.step > 0
         self.sampling.load_state_dict(state)
         self.shaping.load_state_dict(state["shaping"])
-        steps = (s for s in tracking.read(self.folder) if self.first <= s["step"] <= self.at)
+        steps = (s for s in self.tracker.steps() if self.first <= s["step"] <= self.at)
         self.history = [alarms.kept(step, self.first) for step in steps]
         self.world.load(folder)
         self.world.version = state["weight_version"] - 1  # the sync below makes it this again
@@ -376,23 +363,28 @@ class StageRun:
                 result = evaluate(world, prompts, config, plan, self.at, thinking=thinking)
                 if config.asked and (asked := self.sampling.asked()):
                     result = with_asked(result, world, prompts, config, asked)
-            result.save(self.folder / "eval")
+            with self.tracker.best_effort("eval/ results"):
+                result.save(self.folder / "eval")
         return result.flat() | {"eval/problems": len(self.held_out)}
 
     def _checkpoint(self) -> None:
         with self.clock.phase("checkpoint"):
-            checkpoint.save(
-                self.folder / "checkpoints",
+            next_one = self.recipe.checkpoint.after(self.step, self.stage.steps)
+            self.keeper.save(
                 self.at,
                 self.world.save,
                 self.state_dict(),
-                self.recipe.checkpoint.keep,
+                self.tracker.newest,
+                due=self.first + next_one if self.unfinished else None,
+                last=not self.unfinished,
+                enough=lambda: self.stop.asked,
             )
 
     def close(self) -> None:
         """End what goes on beside the loop."""
         if self.ahead is not None:
             self.ahead.close()
+        self._mended.tell(self.at)
 
     def __enter__(self) -> StageRun:
         return self

@@ -7,13 +7,15 @@ the engine when it was sampled.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
 from samplers import seam
+from samplers.types import Ids
 from trainer import compatibility
 from trainer.types import Floats, TrainSequence
 
@@ -97,6 +99,23 @@ def probe(rows: Sequence[TrainSequence]) -> list[TrainSequence]:
     chosen = np.linspace(0, len(trained) - 1, min(PROBED, len(trained))).round()
     branches = [_branch(trained[int(i)]) for i in chosen]
     return [row for row in branches if row.mask_T.any()]
+
+
+def probed(
+    rows: Sequence[TrainSequence],
+    ours: Callable[[Sequence[TrainSequence], str], Sequence[Floats]],
+    theirs: Callable[[Sequence[Ids]], Sequence[Floats]],
+    beside: bool,
+) -> dict[str, float]:
+    """`gap` over a few rows, scored by learner and engine, at once if `beside`; {} for no rows."""
+    chosen = probe(rows)
+    if not chosen:
+        return {}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(theirs, [row.ids_T for row in chosen])
+        if not beside:
+            wait([asked])
+        return gap(chosen, ours(chosen, "policy"), asked.result())
 
 
 def _branch(row: TrainSequence) -> TrainSequence:
