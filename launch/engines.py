@@ -128,13 +128,16 @@ class Engines:
         self, index: int, method: str, *args: Any, group: str | None = None, weights: bool = True
     ) -> Any:
         """The answer of one; of the one in its place, where it is lost."""
-        while True:
+        for tries in range(1, TRIES + 1):
             life = self.team.lives[index]
             try:
                 with self.heart.answering([index]):
                     return gather(self.team.ask(index, method, *args, group=group))[0]
             except Lost as lost:
+                if tries == TRIES:
+                    raise
                 self.revive(index, life, str(lost), weights=weights)
+        raise AssertionError("the last try returns or raises")
 
     def turn(self, what: str) -> None:
         """All `sleep`, or `wake`: those too that take the place of one that was lost."""
