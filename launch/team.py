@@ -27,6 +27,7 @@ class Team:
     """
 
     def __init__(self, role: Role, made: type, placement: Placement, **options: Any) -> None:
+        import ray
         from ray.util.placement_group import placement_group
 
         self.role, self.actors, self.lives = role, list[Any](), list[int]()
@@ -35,7 +36,8 @@ class Team:
         self._group = None
         if not self._bundles:
             return
-        self._made, self._options = made, options
+        groups = options.pop("concurrency_groups", None)
+        self._made, self._options = ray.remote(concurrency_groups=groups)(made), options
         self._group = placement_group(list(self._bundles), strategy=placement.strategies[role])
         if not self._group.wait(SCHEDULE_S):
             raise ValueError(self._unplaced(placement))
@@ -53,22 +55,15 @@ class Team:
         )
 
     def _start(self, index: int) -> Any:
-        import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        groups = self._options.get("concurrency_groups")
-        rest = {name: v for name, v in self._options.items() if name != "concurrency_groups"}
         bundle = self._bundles[index]
-        return (
-            ray.remote(concurrency_groups=groups)(self._made)
-            .options(
-                num_cpus=bundle["CPU"],
-                num_gpus=bundle.get("GPU", 0),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
-                **rest,
-            )
-            .remote()
-        )
+        return self._made.options(
+            num_cpus=bundle["CPU"],
+            num_gpus=bundle.get("GPU", 0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
+            **self._options,
+        ).remote()
 
     def __len__(self) -> int:
         return len(self.actors)
