@@ -40,9 +40,18 @@ FAULTS = (
     ("engine", signal.SIGSTOP),
     ("learner", signal.SIGKILL),
 )
-BOUNDS = {"driver MiB": 12, "driver files": 6, "driver threads": 6, "gcs MiB": 30, "raylet MiB": 30,
-          "gcs files": 12, "raylet files": 12, "/dev/shm": 4}  # fmt: skip
-"""What the median of the last third may be above that of the second tenth to third."""
+BOUNDS = {
+    "driver MiB": 8,
+    "driver files": 4,
+    "driver threads": 4,
+    "gcs MiB": 10,
+    "gcs files": 8,
+    "raylet MiB": 10,
+    "raylet files": 8,
+    "/dev/shm": 4,
+}
+"""What the median of the last third may be above that of the second tenth to the third. Ray's
+server remembers actors that have ended."""
 MIB = 2**20
 
 
@@ -90,7 +99,8 @@ def test_faults_leave_no_trace(
     assert {fault["role"] for fault in killing.faults(run.folder)} == {
         "learner", "rollout", "grader",
     }  # fmt: skip
-    assert list(short.iterdir()) == []
+    left = [path.name for path in short.iterdir() if not path.name.startswith("torchinductor_")]
+    assert left == []
     found = list(seen.values())
     early, late = found[len(found) // 10 : len(found) // 3 + 1], found[-(len(found) // 3) :]
     for name, most in BOUNDS.items():
@@ -103,11 +113,11 @@ def _median(found: list[dict[str, float]], name: str) -> float:
 
 
 def _tell(seen: dict[int, dict[str, float]], seconds: float, folder: Path) -> None:
-    first, last = min(seen), max(seen)
     print(f"\n{STEPS} steps, {len(seen)} faults, {seconds:.0f} s")
-    for name in seen[first]:
-        slope = (seen[last][name] - seen[first][name]) / max(1, last - first) * 100
-        values = f"{seen[first][name]:.1f} to {seen[last][name]:.1f}"
-        print(f"  {name}: {values}; {slope:+.2f} per 100 steps")
+    for name in next(iter(seen.values())):
+        values = [one[name] for one in seen.values()]
+        slope = 100 * statistics.linear_regression(list(seen), values).slope
+        each = " ".join(f"{value:.1f}" for value in values)
+        print(f"  {name}: {slope:+.2f} per 100 steps; {each}")
     for fault in killing.faults(folder):
         print(f"  step {fault['step']}: {fault['what']} ({fault['seconds']:.1f} s)")
