@@ -359,7 +359,7 @@ def _parent(process: psutil.Process) -> int:
 def drawn(seed: int, count: int) -> Iterator[tuple[str, list[Kill]]]:
     """Variants and kills. Every role and every moment comes up in turn."""
     chance = random.Random(seed)
-    roles = ("driver", "learner", "engine", "grader", "verifier")
+    roles = ("driver", "learner", "engine", "grader", "verifier", "raylet", "gcs")
     variants = list(VARIANTS)
     chance.shuffle(variants)
     for i in range(count):
