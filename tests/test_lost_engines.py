@@ -21,7 +21,7 @@ from tests.test_fleet_sync import pid, same_weights
 from tests.test_flow import rest
 from trainer import checkpoint, golds, train
 from trainer.config import load
-from trainer.faults import FaultConfig
+from trainer.faults import Fault, FaultConfig
 from trainer.modelfolder import fetch
 
 FIND = Prompt(0, "p", ({"role": "user", "content": "A1+1?"},), "", "A", "exact")
@@ -119,12 +119,19 @@ def _in_a_sync(world: fleet.Fleet) -> None:
     assert "was killed" in fault.what
     assert same_weights(world)
     with ThreadPoolExecutor(1) as beside:
-        syncs = beside.submit(lambda: [world.sync() for _ in range(20)])
+        told = beside.submit(_syncs_until_told, world)
         time.sleep(0.1)
         kill(world, 1)
-        syncs.result()
-    assert [fault.index for fault in world.faults()] == [1]
+        assert [fault.index for fault in told.result()] == [1]
     assert same_weights(world)
+
+
+def _syncs_until_told(world: fleet.Fleet) -> list[Fault]:
+    until = time.monotonic() + 120
+    while not (faults := world.faults()):
+        assert time.monotonic() < until
+        world.sync()
+    return faults
 
 
 def _in_a_flow(world: fleet.Fleet) -> None:

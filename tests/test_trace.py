@@ -320,7 +320,7 @@ def test_processes_of_a_fleet_share_one_clock(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_engine_that_is_killed_is_in_the_trace(tmp_path: Path) -> None:
-    run = train(tmp_path, "steps=60", "--profile", "50")
+    run = train(tmp_path, "steps=30", "--profile", "20")
     metrics = tmp_path / "grpo-find-seed0" / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < 3:
         assert run.poll() is None, run.communicate()[1][-3000:]
@@ -329,9 +329,9 @@ def test_an_engine_that_is_killed_is_in_the_trace(tmp_path: Path) -> None:
     (engine,) = [p for p in below if "RolloutActor" in "".join(p.cmdline())]
     engine.kill()
     _, error = run.communicate(timeout=100)
-    assert run.returncode not in (0, None)
-    assert "died" in error
-    trace = Trace(tmp_path / "grpo-find-seed0" / "trace.json")
+    assert run.returncode == 0, error[-3000:]
+    assert "engine 0 died" in (metrics.parent / "faults.jsonl").read_text()
+    trace = Trace(metrics.parent / "trace.json")
     assert len(trace.rows["driver", "steps"]) >= 2
     assert len(trace.spans("rollout-0", "generate")) >= 2
     assert len(trace.spans("learner-0", "train")) >= 2
