@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,9 @@ from trainer.tracking import Tracker
 CONFIG, DONE, LOCK, RESUMES = "config.yaml", "DONE", ".lock", "resumes.jsonl"
 KEPT_CONFIG = "recipe.yaml"
 """The same in a checkpoint; a folder with config.yaml is a run's."""
+_MAKES = {"kind", "model", "thinking", "data", "dataset", "verifier", "grader", "code", "budget"}
+_MAKES |= {"rollout", "supervised"}
+"""Of a stage: what the model that it begins with, and its own examples, are made by."""
 
 
 def resolved(recipe: Recipe) -> str:
@@ -146,6 +150,10 @@ def settle(
         if not changes.same_bits(found, recipe):
             say(f"from step {step} on the run is no longer, bit for bit, that of one recipe")
     kept = changes.recorded(folder)[0]  # of stages that are over
+    for index in _stale(recipe, state, found):
+        now.pop(f"stages.{index}.examples", None)
+        for made in (folder / f"start-{index}", folder / f"traces-{index}"):
+            shutil.rmtree(made, ignore_errors=True)
     try:
         if again:
             _note(folder, step, newest, found)
@@ -157,6 +165,15 @@ def settle(
             f"{folder} cannot be written: {error.strerror}; nothing was started and nothing is "
             "lost: make room there and give the command again"
         ) from None
+
+
+def _stale(recipe: Recipe, state: Mapping[str, Any], found: list[Change]) -> list[int]:
+    """Later stages whose beginning was made of what is trained anew now, or otherwise than now."""
+    at = state["stage"]
+    anew = state["step"] < recipe.stages[at].steps
+    parts = (change.field.split(".") for change in found)
+    changed = {p[1] for p in parts if p[0] == "stages" and p[2:3] and p[2] in _MAKES}
+    return [i for i in range(at + 1, len(recipe.stages)) if anew or str(i) in changed]
 
 
 def _note(folder: Path, step: int, newest: Path | None, found: list[Change]) -> None:
