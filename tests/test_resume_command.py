@@ -156,7 +156,7 @@ def test_the_folder_where_it_was_started_is_gone(
 
 
 def test_own_modules_are_found_from_elsewhere(
-    home: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     other = home / "other"
@@ -171,6 +171,35 @@ def test_own_modules_are_found_from_elsewhere(
     save(other / recipe.folder, state(0, 2))
     sys.modules.pop("graded_by_me")
     resumes(other / recipe.folder)
+    told = f"runs code that is not Laconic's: graded_by_me:fn ({other / 'graded_by_me.py'})\n"
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("inside", ["evil.py", "evil/__init__.py"])
+def test_code_that_came_with_a_run_is_not_run(home: Path, tmp_path: Path, capsys: Captured,
+                                              monkeypatch: pytest.MonkeyPatch,
+                                              inside: str) -> None:  # fmt: skip
+    """A stranger's folder says what to import, and from where."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder, sign = run_of(home), tmp_path / "sign"
+    code = folder / inside
+    code.parent.mkdir(exist_ok=True)
+    code.write_text(f"import os; os.mkdir({str(sign)!r})\ndef fn(text, gold, meta): return True\n")
+    (code.parent / "part.py").write_text("")
+    environment = folder / "environment.json"
+    environment.write_text(
+        json.dumps(json.loads(environment.read_text()) | {"started": {"cwd": str(folder)}})
+    )
+    text = (folder / "config.yaml").read_text()
+    name = "evil:fn" if inside == "evil.py" else "evil.part"
+    changed = text.replace("verifier: task", f"verifier: {name}")
+    if changed == text:
+        changed = text.replace("algorithm: grpo", f"algorithm: {name}")
+    assert changed != text
+    (folder / "config.yaml").write_text(changed)
+    (line,) = refused(capsys, folder)
+    assert f"names {name}, which lies in the run's own folder ({code})" in line
+    assert not sign.exists()
 
 
 def test_settings_are_told_and_kept(home: Path, capsys: Captured) -> None:
@@ -288,6 +317,35 @@ def test_settings_of_stages(home: Path, model: Path, capsys: Captured,
     save(recipe.folder, state(2, 1, 5))
     resumes(recipe.folder, "optim.lr=0.25")
     assert runfolder.stored(recipe.folder).stages[2].optim.lr == 0.25
+
+
+def test_what_a_later_stage_begins_with_is_of_what_is_trained(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model and examples stay for a run that was stopped in it, and for no other one."""
+    monkeypatch.chdir(home)
+    recipe = load(home / "mine.yaml", ["name=two", "stages=[{steps: 2}, {steps: 3}]"])
+    folder = recipe.folder.absolute()
+    made = [folder / "start-1", folder / "traces-1"]
+
+    def left(*settings: str) -> list[bool]:
+        for path in made:
+            path.mkdir(exist_ok=True)
+            (path / "examples.jsonl").write_text("")
+        resumes(folder, *settings)
+        return [path.exists() for path in made]
+
+    folder.mkdir(parents=True)
+    runfolder.settle(recipe, None, FRESH, print)
+    save(folder, state(0, 2))
+    assert left() == [True, True]
+    assert left("stages.1.optim.lr=0.5") == [True, True], "which does not make them"
+    assert left("stages.1.rollout.max_tokens=16") == [False, False]
+    (folder / "checkpoints" / "step-000002" / "COMPLETE").unlink()
+    save(folder, state(0, 1))
+    assert left() == [False, False], "stage 0 is trained again"
+    save(folder, state(1, 1, 2))
+    assert left() == [True, True], "of the stage under way"
 
 
 def test_what_is_no_run(home: Path, tmp_path: Path, capsys: Captured) -> None:
