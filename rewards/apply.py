@@ -105,7 +105,13 @@ class Shaping:
         groups = [replace(group, rewards={CORRECT: scores(group)}) for group in groups]
         for one in self.shapers:
             given = {name: self.given[name] for name in one.wants}
+            begun = self.states.get(one.name) is not None
             parts, self.states[one.name] = one.shape(groups, self.states.get(one.name), **given)
+            if not begun and (where := _lost(self.states[one.name], one.name)):
+                raise ValueError(
+                    f"shaping: the state of {where}, which no checkpoint gives back as it is; keep "
+                    "texts, numbers, lists, dicts with texts as keys, and arrays as their values"
+                )
             if len(parts) != len(groups):
                 raise ValueError(
                     f"{one.name}: returned {len(parts)} arrays for {len(groups)} groups"
@@ -118,6 +124,21 @@ class Shaping:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.states = dict(state)
+
+
+def _lost(state: Any, at: str) -> str:
+    """What of a state would not come back from JSON (and arrays beside it); '': it all would."""
+    if isinstance(state, Mapping):
+        keys = [key for key in state if not isinstance(key, str)]
+        inner = (_lost(value, f"{at}.{key}") for key, value in state.items())
+        return f"{at} has the key {keys[0]!r}" if keys else next(filter(None, inner), "")
+    if isinstance(state, list):
+        found = next(filter(None, (_lost(value, at) for value in state)), "")
+        array = any(isinstance(value, np.ndarray) for value in state)
+        return f"{at} has arrays in a list" if array else found
+    array = isinstance(state, np.ndarray) and not state.dtype.hasobject
+    plain = state is None or array or isinstance(state, bool | int | float | str)
+    return "" if plain else f"{at} has a {type(state).__name__}"
 
 
 def _add(group: Group, name: str, part: NDArray[np.float64]) -> Group:

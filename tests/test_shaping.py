@@ -246,3 +246,28 @@ def test_what_a_shaper_returns_is_checked(bad: np.ndarray, monkeypatch: pytest.M
     monkeypatch.setattr(arora_zanette, "shape", lambda groups, config, state: ([bad], state))
     with pytest.raises(ValueError, match="arora_zanette: returned"):
         total([group([3, 4], [True, True])], "arora_zanette")
+
+
+@pytest.mark.parametrize(
+    ("state", "where"),
+    [
+        ({"seen": {"a": [1, 2.5, None, True, "x"], "of": np.zeros(3)}}, ""),
+        ({3: 1}, " has the key 3"),
+        ({"a": (1, 2)}, r"\.a has a tuple"),
+        ({"a": [{"b": {1}}]}, r"\.a\.b has a set"),
+        ({"a": np.float32(1)}, r"\.a has a float32"),
+        ({"a": [np.zeros(1)]}, r"\.a has arrays in a list"),
+        ({"a": np.array([{}])}, r"\.a has a ndarray"),
+    ],
+)
+def test_a_state_that_no_checkpoint_holds_is_told_at_once(
+    state: Any, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first checkpoint fails, with all that was trained."""
+    part = np.zeros((1, 1, 1))
+    monkeypatch.setattr(arora_zanette, "shape", lambda groups, config, old: ([part], state))
+    if where:
+        with pytest.raises(ValueError, match=f"shaping: the state of arora_zanette{where}"):
+            total([group([3], [True])], "arora_zanette")
+    else:
+        total([group([3], [True])], "arora_zanette")
