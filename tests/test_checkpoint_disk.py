@@ -14,6 +14,7 @@ import pytest
 from tests.kept import Disk, disk, fill, state
 from trainer import checkpoint
 from trainer.checkpoint import CheckpointConfig, Keeper, keeper
+from trainer.together import disk_error
 
 SIZE = 400_000
 FULL = r"(No space left on device|File too large): .*"
@@ -161,6 +162,10 @@ def test_what_learners_raise_through_ray_is_understood(tmp_path: Path) -> None:
     for error in (full, TaskError(full), nested, TaskError(nested)):
         assert run.keeper.save(1, raising(error), state(1), {}, due=2) is None
         assert "(rank 1: No space left on device: /x/rank1);" in run.said.pop()
+    quota = disk_error(Exception("I/O error: Disk quota exceeded (os error 122)"), tmp_path)
+    for error in (quota, TaskError(quota)):
+        assert run.keeper.save(1, raising(error), state(1), {}, due=2) is None
+        assert run.said.pop().endswith("there is none; free space before step 2")
     other = FileNotFoundError(errno.ENOENT, "gone", "/model/tokenizer.json")
     for mistake in (ValueError("a defect"), other, TaskError(other), OSError("no number")):
         with pytest.raises(type(mistake)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from tests import disks
 from trainer import runfolder
 from trainer.config import Recipe, load, resolve, shipped
+from trainer.tracking import Tracker
 
 
 def recipe(output: Path, *settings: str) -> Recipe:
@@ -75,3 +77,26 @@ def test_a_full_disk_is_told_before_anything_starts(tmp_path: Path) -> None:
         with runfolder.claim(made.folder):  # its lock needs no room
             pass
         fill(False)
+
+
+def test_the_disk_holds_a_step_before_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without power the checkpoint would go on from a step that metrics.jsonl lacks."""
+    made, flushed, real = recipe(tmp_path), list[str](), os.fsync
+
+    def fsync(number: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+        real(number)
+
+    made.folder.mkdir()
+    with Tracker(made.folder, made.tracking) as tracker:
+        tracker.log(1, {"x": 1})
+        monkeypatch.setattr(os, "fsync", fsync)
+        state = {"stage": 0, "step": 1}
+        folder = runfolder.keeper(made, made.folder, tracker).save(
+            1, lambda part: None, state, tracker.newest
+        )
+    assert folder is not None
+    assert flushed[0] == "metrics.jsonl"
+    assert "COMPLETE.partial" in flushed

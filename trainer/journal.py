@@ -49,6 +49,12 @@ class Journal:
         self._size = min(self._size, _whole(self.path, last)[1])
         return self._write()
 
+    def settle(self) -> None:
+        """Ask the disk to hold what was written: what is made of it later must not outlive it."""
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                os.fsync(self._file)
+
     def close(self) -> None:
         """Try once more, and tell what is lost."""
         self._write(last=True)

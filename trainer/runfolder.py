@@ -66,6 +66,7 @@ def keeper(recipe: Recipe, folder: Path, tracker: Tracker) -> Keeper:
         about={"facts": dict(sorted(changes.recorded(folder)[0].items()))},
         texts={KEPT_CONFIG: resolved(recipe)},
         steps=tracker.steps,
+        before=tracker.settle,
     )
 
 
@@ -188,8 +189,9 @@ def _note(folder: Path, step: int, newest: Path | None, found: list[Change]) -> 
         "changes": told[False],
         "facts": told[True],
     }
-    with (folder / RESUMES).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
+    path = folder / RESUMES
+    before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    atomic(path, before[: before.rfind("\n") + 1] + json.dumps(line) + "\n")  # not half a line
 
 
 @contextmanager

@@ -38,8 +38,9 @@ class TrackingConfig(Component):
 
     wandb: Literal["off", "offline", "online"] = "off"
     """Send metrics to Weights & Biases too. offline: into the run folder, for `wandb sync`; a run
-    that goes on makes this record anew. online: of a step that is trained again after a crash, W&B
-    keeps the first values, metrics.jsonl the last."""
+    that goes on makes this record anew. online: steps that W&B lacks at its end, because it or the
+    run was killed before they were sent, are sent when the run goes on; of a step that it has and
+    that is trained again after a crash it keeps the first values, metrics.jsonl the last."""
     project: str = "laconic"
     """W&B project."""
     samples: int = Field(default=4, ge=0)
@@ -139,6 +140,10 @@ class Tracker:
         steps = self.steps()
         self._newest = steps[-1] if steps else {"step": -1}
         self.console.rewind(max(self.last, 0))
+
+    def settle(self) -> None:
+        """Have the disk hold the steps so far, before a checkpoint of the last one does."""
+        self._metrics.settle()
 
     def steps(self) -> list[dict[str, Any]]:
         """The steps of the run so far, whether they could be written or not."""

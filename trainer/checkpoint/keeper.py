@@ -26,6 +26,7 @@ class Keeper:
         about: facts that every manifest holds.
         texts: files that every checkpoint holds, by name.
         steps: the run's figures so far, by step.
+        before: has the disk hold what a checkpoint counts on.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class Keeper:
         about: Mapping[str, Any] | None = None,
         texts: Mapping[str, str] | None = None,
         steps: Callable[[], Sequence[Mapping[str, Any]]] = list,
+        before: Callable[[], object] = list,
     ) -> None:
-        self.root, self.config, self._say = root, config, say
+        self.root, self.config, self._say, self._before = root, config, say, before
         self._about, self._texts, self._steps = dict(about or {}), dict(texts or {}), steps
         self._failing = self._told_metric = self._told_refused = False
 
@@ -68,6 +70,7 @@ class Keeper:
         """
         own = figures(metrics) if metrics.get("step") == step else {}
         told = {**self._about, "metrics": own}
+        self._before()
         until, waiting = time.monotonic() + self.config.patience, False
         while True:
             try:
