@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import shutil
@@ -62,6 +63,7 @@ def evaluation(
 @functools.lru_cache(maxsize=8)
 def _made(kind: str, problems: int, samples: int) -> Path:
     out = Path(tempfile.mkdtemp(prefix="laconic-evaluated-"))
+    atexit.register(shutil.rmtree, out, ignore_errors=True)
     evaluation(kind, out, problems, samples)
     return out
 

@@ -173,7 +173,8 @@ class Sink:
                 with contextlib.suppress(psutil.Error):
                     child.kill()
         process.kill()
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)  # one that waits for a hung disk dies when that answers
         for stream in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
                 if stream is not None:
