@@ -58,6 +58,7 @@ class Fleet:
             mending = (self._bring, self._mended.append, self._syncing)
             faults = faults or FaultConfig()
             self.engines = self._part(Engines(stage, model, self.placement, faults, *mending))
+            self.left_out = self.engines.suspects.guilty
             self.graders = self._part(Graders(stage, self.placement, self._mended.append))
             self._build()
             self.connect()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -30,15 +30,16 @@ class Suspects:
     def __init__(self, kills: int, told: Callable[[Prompt], None]) -> None:
         self.kills, self._told = kills, told
         self._lock = threading.Lock()
-        self._seen: Counter[Hashable] = Counter()
-        self._guilty: set[Hashable] = set()
+        self._seen: Counter[tuple[str, ...]] = Counter()
+        self.guilty = set[tuple[str, ...]]()
+        """By what they ask: a run that goes on brings those that it knew."""
 
     def part(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Rollout]]:
         """What may be made of these, and what stands for the others: their prompts are guilty."""
-        if not self._guilty:
+        if not self.guilty:
             return list(jobs), []
-        bad = [job for job in jobs if _name(job.prompt) in self._guilty]
-        return [job for job in jobs if _name(job.prompt) not in self._guilty], [*map(unmade, bad)]
+        bad = [job for job in jobs if _name(job.prompt) in self.guilty]
+        return [job for job in jobs if _name(job.prompt) not in self.guilty], [*map(unmade, bad)]
 
     def lost(self, jobs: Sequence[Job]) -> bool:
         """An engine died of `jobs`, or at them: whether one of them is to be found out now."""
@@ -71,8 +72,8 @@ class Suspects:
         if len(names) == 1 and not found:
             return self.tried(jobs, make)
         if len(names) == 1:
-            if names[0] not in self._guilty:
-                self._guilty.add(names[0])
+            if names[0] not in self.guilty:
+                self.guilty.add(names[0])
                 self._told(jobs[0].prompt)
             return [unmade(job) for job in jobs]
         first = set(names[: len(names) // 2])
@@ -88,7 +89,7 @@ def ordered(jobs: Sequence[Job], made: Sequence[Rollout]) -> list[Rollout]:
     return [by_key[job.group, job.index] for job in jobs]
 
 
-def _name(prompt: Prompt) -> Hashable:
+def _name(prompt: Prompt) -> tuple[str, ...]:
     """Indices, and some ids, are those of a dataset: training and test prompts may share them."""
     return prompt.id, prompt.text, *(message["content"] for message in prompt.messages)
 

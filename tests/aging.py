@@ -109,6 +109,7 @@ class Aging:
         self, stage: Stage, seed: int, engines: int = 2, pace: float = 2e-4, learning: float = 200
     ) -> None:
         self.stage, self.version, self.pace, self.learning = stage, 0, pace, learning
+        self.left_out = set[tuple[str, ...]]()
         self.random = random.Random(seed)
         self.workers = [
             RolloutWorker(AgingEngine(lambda: self.wait(1)), RENDERER) for _ in range(engines)

@@ -38,6 +38,7 @@ class Here(Workers):
         super().__init__(worker, VerifierPool(stage.verifier, workers=stage.grader.processes))
         self.watches = Watches()
         self.learning = threading.Lock()
+        self.left_out = set[tuple[str, ...]]()
         self.learner = Learner(
             model,
             stage.learner,

@@ -31,7 +31,7 @@ class Reused(Workers):
     """
 
     def __init__(self, stage: Stage) -> None:
-        self.stage, self.version = stage, 0
+        self.stage, self.version, self.left_out = stage, 0, set[tuple[str, ...]]()
         self.model = str(fetch(stage.model.path))
         worker = RolloutWorker.from_pretrained(self.model, stage.rollout.engine, stage.markers)
         super().__init__(worker, VerifierPool(stage.verifier, workers=0))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from rewards.verify import verify
 from samplers.allocation import base
 from samplers.data import Dataset, PromptStream
 from samplers.types import Group, Job, Plan, Prompt, Rollout
-from tests import made
+from tests import here, made
+from tests.test_alarms import trained
 from tests.test_eval_budgets import PLAN, Scripted, prompts
 from tests.test_shaping_properties import DEFAULT, spec
 from trainer import carried, rows
+from trainer.config import load
 from trainer.eval.budgets import EvalConfig, evaluate
 from trainer.metrics import summarise
 
@@ -173,3 +176,17 @@ def test_a_dataset_of_which_nothing_is_left_is_told() -> None:
         one.exclude(index)
     with pytest.raises(ValueError, match="all 3 prompts took engines down"):
         one.next()
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of an evaluation too, which no stream of prompts leaves out."""
+    settings = ("steps=2", "prompts_per_step=2", "rollouts_per_prompt=2", "rollout.max_tokens=32")
+    more = ("evaluation=null", "guard.truncated=1", "checkpoint.every=1", f"output={tmp_path}")
+    recipe = load("grpo/find", (*settings, *more))
+    with monkeypatch.context() as dying:
+        dying.setattr(here.Here, "faults", lambda self: self.left_out.add(("p", "what?")) or [])
+        with trained(recipe, tmp_path / "run"):
+            pass
+    with trained(recipe, tmp_path / "run", since=1) as run:
+        assert run.world.left_out == {("p", "what?")}

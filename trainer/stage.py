@@ -332,6 +332,7 @@ class StageRun:
             **self.sampling.state_dict(self.step),
             "shaping": self.shaping.state_dict(),
             "owed": self._owed,
+            "left_out": sorted(map(list, list(self.world.left_out))),
             "wandb_id": self.tracker.wandb_id,
         }
 
@@ -343,6 +344,7 @@ class StageRun:
         self.shaping.load_state_dict(state["shaping"])
         steps = (s for s in self.tracker.steps() if self.first <= s["step"] <= self.at)
         self.history = [alarms.kept(step, self.first) for step in steps]
+        self.world.left_out |= {tuple(words) for words in state.get("left_out", ())}
         self.world.load(folder)
         self.world.version = state["weight_version"] - 1  # the sync below makes it this again
         self.world.sync()

@@ -61,6 +61,8 @@ class World(Protocol):
 
     version: int
     """Weight version that the engines hold: 0 before the first update."""
+    left_out: set[tuple[str, ...]]
+    """Prompts that no engine survives, of training and of evaluations, in its own words."""
 
     def rollout(self, jobs: Sequence[Job]) -> list[Rollout]:
         """Rollouts in the order of their jobs; unfinished ones where a plan comes in chunks."""
