@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import chdir, contextmanager, suppress
-from importlib.machinery import PathFinder
-from importlib.util import find_spec
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launch.run import FRESH, go
-from trainer import changes, checkpoint, config, preflight, runfolder
+from trainer import changes, checkpoint, config, foreign, preflight, runfolder
 from trainer.config import Recipe
 from trainer.report.evaluation import is_evaluation
 from trainer.settings import override
-
-_MODULE = re.compile(r"[A-Za-z_]\w*(\.\w+)*(:\w+)?")
-"""What may be an import path, if it has a dot or a colon."""
 
 
 def resume(run: str | Path, *settings: str, address: str | None = None) -> Path:
@@ -48,8 +40,8 @@ def resume(run: str | Path, *settings: str, address: str | None = None) -> Path:
             return _finished(folder)
         newest = checkpoint.intact(folder / "checkpoints", "driver")
         state = checkpoint.driver_state(newest) if newest else FRESH
-        if told := _code(folder):
-            print(f"{folder} runs code that is not Laconic's: {', '.join(told)}")
+        if told := foreign.code(folder):
+            print(told)
         recipe = runfolder.stored(folder)
         if settings:
             recipe = changed(recipe, settings, state["stage"])
@@ -58,64 +50,6 @@ def resume(run: str | Path, *settings: str, address: str | None = None) -> Path:
             return _finished(folder)
         preflight.check_all(recipe, first=state["stage"])
         return go(recipe, address)
-
-
-def _code(folder: Path) -> list[str]:
-    """Code that the run's configuration, maybe a stranger's, names; nothing of it is run here.
-
-    Raises:
-        ValueError: some of it lies in the run's folder.
-    """
-    try:
-        tree = yaml.safe_load((folder / runfolder.CONFIG).read_text())
-    except (OSError, ValueError, yaml.YAMLError):  # told by who reads it as a recipe
-        return []
-    told = {}
-    for field, value in _leaves(tree):
-        if field == "trust_remote_code" and value is True:
-            told[field] = "that of the model's folder (model.trust_remote_code)"
-        places = _places(value) if isinstance(value, str) else []
-        for place in places:
-            if folder in (*place.parents, *place.resolve().parents):
-                raise ValueError(
-                    f"{folder / runfolder.CONFIG} names {value}, which lies in the run's own "
-                    f"folder ({place}) and may have come with it; if you trust it, move it "
-                    "elsewhere and put that place on PYTHONPATH"
-                )
-        if places:
-            told[str(value)] = f"{value} ({places[-1]})"
-    return list(told.values())
-
-
-def _leaves(tree: Any, field: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _leaves(value, str(key))
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _leaves(value, field)
-    else:
-        yield field, tree
-
-
-def _places(text: str) -> list[Path]:
-    """The files that importing `my_pkg.my_file:fn` would run; none if it is no module, or ours."""
-    if not {".", ":"} & set(text) or not _MODULE.fullmatch(text):
-        return []
-    head, *rest = text.partition(":")[0].split(".")
-    if head in changes.SOURCE:
-        return []
-    with suppress(ImportError, ValueError):
-        specs = [find_spec(head)]
-        for part in rest:
-            if specs[-1] is None or specs[-1].submodule_search_locations is None:
-                return []
-            inside = specs[-1].submodule_search_locations
-            specs.append(PathFinder.find_spec(f"{specs[-1].name}.{part}", list(inside)))
-        if specs[-1] is not None:
-            files = (spec.origin for spec in specs if spec is not None and spec.has_location)
-            return [Path(os.path.abspath(file)) for file in files if file]
-    return []
 
 
 def _finished(folder: Path) -> Path:

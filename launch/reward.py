@@ -27,7 +27,7 @@ from rewards.verify import context
 from samplers import responses, seam
 from samplers.render import ThinkingConfig
 from samplers.responses import Dump, Response, ResponseColumns, Thinking
-from trainer import components
+from trainer import components, foreign
 
 if TYPE_CHECKING:
     from rewards.audit import Audit, Finding, Kind
@@ -155,6 +155,8 @@ def verifier(args: argparse.Namespace) -> str | dict[str, Any]:
     """That of --verifier, else of the run whose folder is graded, else math."""
     config = args.file / "config.yaml" if args.file else None
     if args.verifier is None and config and config.is_file():
+        if told := foreign.code(args.file):
+            warnings.warn(told, stacklevel=2)
         stages = yaml.safe_load(config.read_text(encoding="utf-8")).get("stages") or [{}]
         spec: str | dict[str, Any] = stages[-1].get("verifier", DEFAULT)
         components.check("verifier", "rewards.verifiers", spec)

@@ -175,17 +175,18 @@ def test_own_modules_are_found_from_elsewhere(
     assert told in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("inside", ["evil.py", "evil/__init__.py"])
+@pytest.mark.parametrize("inside", ["evil.py", "evil/__init__.py", "evil/__init__.py:"])
 def test_code_that_came_with_a_run_is_not_run(home: Path, tmp_path: Path, capsys: Captured,
                                               monkeypatch: pytest.MonkeyPatch,
                                               inside: str) -> None:  # fmt: skip
     """A stranger's folder says what to import, and from where."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     folder, sign = run_of(home), tmp_path / "sign"
-    code = folder / inside
+    code = folder / inside.rstrip(":")
     code.parent.mkdir(exist_ok=True)
     code.write_text(f"import os; os.mkdir({str(sign)!r})\ndef fn(text, gold, meta): return True\n")
-    (code.parent / "part.py").write_text("")
+    if not inside.endswith(":"):  # else what is named is not there, and its package is
+        (code.parent / "part.py").write_text("")
     environment = folder / "environment.json"
     environment.write_text(
         json.dumps(json.loads(environment.read_text()) | {"started": {"cwd": str(folder)}})

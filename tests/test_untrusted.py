@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -240,8 +241,10 @@ def test_a_run_folder_that_is_reported(
     """Its configuration names code that lies beside it, its figures and texts hold scripts."""
     import yaml
 
+    from launch.reward import verifier
     from trainer import report, runfolder
     from trainer.config import load
+    from trainer.export import source
 
     script = "<script>alert(1)</script>"
     folder = tmp_path / "run"
@@ -257,3 +260,10 @@ def test_a_run_folder_that_is_reported(
     (folder / "environment.json").write_text(json.dumps({script: script}))
     page = report.write([folder], tmp_path / "report.html")
     assert script not in Path(page).read_text()
+    (folder / "checkpoints" / "step-000002" / "model").mkdir(parents=True)
+    for read in (
+        lambda: source.stage_of(folder / "checkpoints" / "step-000002" / "model"),
+        lambda: verifier(Namespace(file=folder, verifier=None)),
+    ):
+        with pytest.raises(ValueError, match=r"names evil\S*, which lies in the run's own folder"):
+            read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from samplers.render import ThinkingConfig
-from trainer import checkpoint
+from trainer import checkpoint, foreign
 from trainer.config import Stage, resolve
 from trainer.lora import ADAPTER
 from trainer.modelfolder import ModelFolder, fetch
@@ -128,6 +129,8 @@ def _run_of(model: Path) -> Path | None:
 def _stage(run: Path, model: Path) -> tuple[Stage, int | None, str]:
     """The stage that made the model, its step and the run's name."""
     config = run / CONFIG
+    if told := foreign.code(run):
+        warnings.warn(told, stacklevel=2)
     try:
         recipe = resolve(yaml.safe_load(config.read_text()))
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
