@@ -6,7 +6,10 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from tests import disks
 
@@ -45,17 +48,11 @@ def first_step(run: subprocess.Popen[str]) -> None:
     assert run.stderr.readline() == "made 0\n"
 
 
-def test_a_reader_that_leaves() -> None:
-    ours, theirs = os.pipe()
-    run = shows(theirs)
-    os.close(theirs)
-    first_step(run)
-    os.close(ours)
-    goes_on(run)
-
-
-def test_a_terminal_that_is_gone() -> None:
-    ours, theirs = pty.openpty()
+@pytest.mark.parametrize("connected", [os.pipe, pty.openpty])
+def test_a_reader_that_leaves_or_a_terminal_that_is_gone(
+    connected: Callable[[], tuple[int, int]],
+) -> None:
+    ours, theirs = connected()
     run = shows(theirs)
     os.close(theirs)
     first_step(run)

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import pytest
 
 from tests import disks
+from tests.screens import console, said
 from trainer import journal, tracking
-from trainer.console import Console
 from trainer.journal import Journal
 from trainer.tracking import Tracker, TrackingConfig
 
 PLAIN = TrackingConfig()
-
-
-def console() -> tuple[Console, io.StringIO]:
-    from rich.console import Console as Terminal
-
-    stream = io.StringIO()
-    return Console(0, "run", terminal=Terminal(file=stream, width=200)), stream
-
-
-def said(stream: io.StringIO) -> list[str]:
-    lines = [line.removeprefix("run  ") for line in stream.getvalue().splitlines()]
-    return [line for line in lines if not line.startswith("step ")]
 
 
 def steps(path: Path) -> list[int]:

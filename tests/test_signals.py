@@ -20,7 +20,7 @@ import pytest
 from tests.test_run import SMALL, _gone, _until, command, metrics, train, weights
 
 pytestmark = pytest.mark.slow
-EVAL = "evaluation={every: 3, problems: 8, budgets: [8], answer_tokens: 4}"
+EVAL = "evaluation={every: 2, problems: 8, budgets: [40], answer_tokens: 4}"
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def shared(process: psutil.Process) -> set[str]:
 
 
 def test_a_run_stopped_in_every_phase_equals_one_never_stopped(place: Path) -> None:
-    own = settings(place, "steps=4", EVAL, "checkpoint.every=100")
+    own = settings(place, "steps=3", EVAL, "checkpoint.every=100")
     hold, slow = place / "hold", place / "slow"
     hold.touch()
     run = Told(place, *own)
@@ -115,28 +115,20 @@ def test_a_run_stopped_in_every_phase_equals_one_never_stopped(place: Path) -> N
     slow.unlink()
     hold.touch()
     run = Told(place, *own)
-    run.until(file="held")  # learning, as far as the driver knows
-    run.tell(signal.SIGINT)
-    _until(lambda: "finishing the step" in run.errors.read_text(), run.process, 10)
-    hold.unlink()
-    assert "stopped at step 2 (checkpointed)" in run.ends(130)
-
-    hold.touch()
-    run = Told(place, *own)
     run.until(file="held")
     slow.touch()
     hold.unlink()
-    run.until(file="generating")  # the evaluation of step 3, which is given up and made again
+    run.until(file="generating")  # the evaluation of step 2, which is given up and made again
     run.tell(signal.SIGTERM)
-    assert "stopped at step 3 (checkpointed)" in run.ends(143)
-    assert [s["step"] for s in metrics(run.folder)] == [0, 1, 2]
+    assert "stopped at step 2 (checkpointed)" in run.ends(143)
+    assert [s["step"] for s in metrics(run.folder)] == [0, 1]
 
     slow.unlink()
     run = Told(place, *own)
-    _until(lambda: any(run.folder.glob("checkpoints/step-000004.partial")), run.process)
-    run.tell(signal.SIGINT)
-    run.process.wait(60)
-    assert run.kept[-1] == "step-000004", "a checkpoint that was begun is completed"
+    _until(lambda: any(run.folder.glob("checkpoints/step-000003*")), run.process)
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.process.wait(60) in (0, 130)  # 0: it was over
+    assert run.kept[-1] == "step-000003", "a checkpoint that was begun is completed"
 
     assert train(run.output, *own) == run.folder
     never = train(place / "never", *own)
@@ -164,11 +156,6 @@ def test_a_run_that_samples_ahead_loses_and_repeats_nothing(place: Path) -> None
     run.tell(signal.SIGHUP)
     (place / "hold").unlink()
     assert f"stopped at step {first + 1} (checkpointed)" in run.ends(129)
-
-    run = Told(place, *own)
-    run.until(file="generating")
-    run.tell(signal.SIGTERM)
-    assert f"stopped at step {first + 1} (checkpointed)" in run.ends(143), "there already"
 
     (place / "slow").unlink()
     steps = metrics(train(run.output, *own))
@@ -205,11 +192,9 @@ def test_who_cannot_wait_leaves_at_once_and_the_last_checkpoint_stays(place: Pat
     assert "stopped in the first step; there is no checkpoint yet" in run.ends(143)
 
 
-@pytest.mark.parametrize("engine", ["torch", "vllm"])
-def test_what_a_killed_run_left_goes_with_the_next(place: Path, engine: str) -> None:
-    """But not what is another's: a run beside it goes on."""
-    if engine == "vllm" and find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed")
+def test_what_a_killed_run_left_goes_with_the_next(place: Path) -> None:
+    """But not what is another's: a run beside it goes on. vLLM leaves more than ours does."""
+    engine = "vllm" if find_spec("vllm") else "torch"
     more = (f"rollout.engine.name={engine}", "steps=500")
     beside, killed = Told(place, *more, output="beside"), Told(place, *more)
     beside.until(step=1)

@@ -10,25 +10,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from launch.signals import Terminated, obeyed, shielded, stoppable
+from tests.processes import alive, until
 from trainer.faults import Stopped
 from trainer.stop import Ended, Stop
 
 
 def tell(number: int) -> None:
     os.kill(os.getpid(), number)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not (met := condition()) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert met
 
 
 def test_what_is_given_up_is_told_again_until_it_ends() -> None:
@@ -74,7 +67,7 @@ def test_the_first_signal_is_heard_and_the_second_leaves(
         stop.working = True
         tell(signal.SIGINT)
         assert (stop.asked, stop.soon) == (True, False)
-        until(lambda: "finishing the step" in capfd.readouterr().err)
+        assert until(lambda: "finishing the step" in capfd.readouterr().err)
         tell(signal.SIGINT)
     assert left.value.code == 130
     with pytest.raises(SystemExit) as left, obeyed(tmp_path, 30) as stop:
@@ -83,7 +76,7 @@ def test_the_first_signal_is_heard_and_the_second_leaves(
         with pytest.raises(Stopped), stop.losing(lambda: told.append(1)):
             tell(signal.SIGTERM)
             tell(signal.SIGTERM)  # preemption may say so twice
-            until(lambda: len(told) > 1)
+            assert until(lambda: len(told) > 1)
         stop.end(12, tmp_path)
     assert left.value.code == 143
     assert "stopped at step 12 (checkpointed)" in capfd.readouterr().err
@@ -138,11 +131,7 @@ def test_who_has_no_patience_left_ends_everything(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 130
     assert done.stderr == "laconic: interrupted; there is no checkpoint yet\n"
-    until(lambda: not Path("/proc", done.stdout.strip()).exists() or _zombie(done.stdout.strip()))
-
-
-def _zombie(pid: str) -> bool:
-    return ") Z " in Path("/proc", pid, "stat").read_text()
+    assert until(lambda: not alive(int(done.stdout)))
 
 
 def test_what_is_said_of_the_end() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,9 @@ import pytest
 
 from tests import disks
 from tests.fake_wandb import Fake
+from tests.processes import alive, until
+from tests.screens import console, said
 from trainer import tracking, wandb_sink
-from trainer.console import Console
 from trainer.tracking import Tracker, TrackingConfig
 
 OFFLINE = TrackingConfig(wandb="offline")
@@ -31,25 +30,6 @@ def fake(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     return Fake(tmp_path_factory.mktemp("fake"), monkeypatch)
 
 
-def console() -> tuple[Console, io.StringIO]:
-    from rich.console import Console as Terminal
-
-    stream = io.StringIO()
-    return Console(0, "run", terminal=Terminal(file=stream, width=400)), stream
-
-
-def said(stream: io.StringIO) -> list[str]:
-    lines = [line.removeprefix("run  ") for line in stream.getvalue().splitlines()]
-    return [line for line in lines if not line.startswith("step ")]
-
-
-def until(what: Callable[[], Any], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def log_until(tracker: Tracker, what: Callable[[], Any]) -> int:
     """Log steps until something is so; how many there are then."""
 
@@ -57,13 +37,8 @@ def log_until(tracker: Tracker, what: Callable[[], Any]) -> int:
         tracker.log(tracker.last + 1, {"x": 1.0})
         return what()
 
-    until(one)
+    assert until(one)
     return tracker.last + 1
-
-
-def gone(process: psutil.Process) -> bool:
-    """Ended, whether whoever inherited it has noticed or not."""
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_an_error_is_said_once_and_the_run_goes_on(tmp_path: Path, fake: Fake) -> None:
@@ -85,7 +60,7 @@ def test_no_step_waits_for_a_call_that_blocks(tmp_path: Path, fake: Fake) -> Non
     config = TrackingConfig(wandb="offline", wandb_patience=0.3)
     with Tracker(tmp_path, config, console=screen) as tracker:
         tracker.log(0, {"x": 0})
-        until(fake.steps)
+        assert until(fake.steps)
         child = tracker._wandb._process  # type: ignore[union-attr]
         assert child is not None
         filling = {"x": "x" * 100_000}  # more than a pipe holds
@@ -124,9 +99,9 @@ def test_a_finish_that_hangs_is_left_behind(tmp_path: Path, fake: Fake) -> None:
     config = TrackingConfig(wandb="online", wandb_patience=0.7)
     with Tracker(tmp_path, config, console=screen) as tracker:
         tracker.log(1, {"x": 1})
-        until(fake.steps)
+        assert until(fake.steps)
         process = psutil.Process(tracker._wandb._process.pid)  # type: ignore[union-attr]
-    assert gone(process)
+    assert not alive(process.pid)
     where = fake.folder / "run"
     assert said(stream) == [
         f"W&B: not finished within 0.7 s; the rest is in {where}: send it with `wandb sync`"
@@ -143,7 +118,7 @@ def test_online_a_step_is_sent_once_and_what_w_and_b_lacks_is_sent(
     online = TrackingConfig(wandb="online")
     with Tracker(tmp_path, online, console=console()[0], wandb_id="kept1234") as tracker:
         tracker.log(5, {"x": 5})
-        until(lambda: 5 in fake.steps())
+        assert until(lambda: 5 in fake.steps())
         tracker.rewind(3)
         for step in range(4, 7):
             tracker.log(step, {"x": step})
@@ -199,7 +174,7 @@ def test_offline_record_is_that_of_metrics_whatever_happened(tmp_path: Path) -> 
         tracker.rewind(3)
         for step in range(4, 6):
             tracker.log(step, {"x": step * 10})
-        until(lambda: core(tracker))
+        assert until(lambda: core(tracker))
         tracker._wandb._process.kill()  # type: ignore[union-attr]
     with Tracker(tmp_path, OFFLINE, first_step=4, console=console()[0]) as tracker:
         tracker.log(5, {"x": 55.5})
@@ -217,15 +192,15 @@ def test_its_core_killed_or_stopped_in_the_middle(tmp_path: Path, how: signal.Si
     config = TrackingConfig(wandb="offline", wandb_patience=3)
     with Tracker(tmp_path, config, console=screen) as tracker:
         tracker.log(0, {"x": 0})
-        until(lambda: core(tracker))
-        until(lambda: list((tmp_path / "wandb").glob("offline-run-*")))
+        assert until(lambda: core(tracker))
+        assert until(lambda: list((tmp_path / "wandb").glob("offline-run-*")))
         (process,) = core(tracker)
         process.send_signal(how)
         for step in range(1, 4):
             tracker.log(step, {"x": step})
     assert len(said(stream)) == 1
     assert said(stream)[0].startswith("W&B: ")
-    assert gone(process)
+    assert not alive(process.pid)
     assert len(tracking.read(tmp_path)) == 4
 
 
@@ -235,7 +210,7 @@ def test_its_disk_full_and_its_record_made_anew(tmp_path: Path) -> None:
     with disks.small(tmp_path, "1m") as (folder, fill):
         with Tracker(folder, OFFLINE, console=screen) as tracker:
             tracker.log(0, {"x": 0})
-            until(lambda: list((folder / "wandb").glob("offline-run-*")))
+            assert until(lambda: list((folder / "wandb").glob("offline-run-*")))
             fill(True)
             for step in range(1, 50):
                 tracker.log(step, {f"x{i}": step + i for i in range(20)})
@@ -261,7 +236,7 @@ def test_nothing_of_it_stays_behind_when_we_are_killed(tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
         env=os.environ | {"TMPDIR": str(temporary)},
     )
-    until(lambda: list(tmp_path.glob("run/wandb/offline-run-*")))
+    assert until(lambda: list(tmp_path.glob("run/wandb/offline-run-*")))
     theirs = psutil.Process(run.pid).children(recursive=True)
     assert {"wandb-core"} <= {process.name() for process in theirs}
     run.kill()
