@@ -30,7 +30,9 @@ CANARIES = {
 }
 SMALL = (
     "prompts_per_step=2", "rollouts_per_prompt=4", "rollout.max_tokens=64", "evaluation=null",
-    "tokens_per_micro_batch=512", "tracking.wandb=offline", "steps=2", "deterministic=false",
+    "tokens_per_micro_batch=512", "tracking.wandb=offline", "steps=5", "deterministic=false",
+    "learner.ranks=2", "checkpoint.every=1",
+    "optim.lr=1e30", "guard.bad_steps=1", "updates_per_batch=2",
 )  # fmt: skip
 
 
@@ -123,22 +125,17 @@ def watched(output: Path, *settings: str) -> tuple[int, str, list[str], set[str]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fails", [False, True])
-def test_no_key_is_written_down_and_no_port_is_open(tmp_path: Path, fails: bool) -> None:
-    breaks = (
-        ("optim.lr=1e30", "guard.bad_steps=1", "updates_per_batch=2", "steps=5")
-        if fails
-        else ("learner.ranks=2",)
-    )
-    Judge.asked.clear()
+def test_no_key_is_written_down_and_no_port_is_open(tmp_path: Path) -> None:
+    """By a run that makes a step and a checkpoint, and then fails."""
     with judge() as url:
         asks = f"verifier={{name: judge, url: '{url}', model: j, api_key_env: JUDGE_KEY}}"
-        code, said, leaked, ports = watched(tmp_path, asks, *breaks)
-    assert (code != 0) == fails, said
+        code, said, leaked, ports = watched(tmp_path, asks)
+    assert code == 1, said
     assert set(Judge.asked) == {f"Bearer {CANARIES['JUDGE_KEY']}"}, "the key is used"
     assert not ports
     assert not leaked
     run = tmp_path / "grpo-find-seed0"
+    assert (run / "checkpoints" / "step-000001" / "COMPLETE").exists()
     assert "HTTP 400" in "".join(p.read_text() for p in (run / "rollouts").glob("*.jsonl"))
     report.write([run], run / "report.html")
     (tmp_path / "said").write_text(said)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from samplers import data
+from tests.processes import until
+from tests.test_run import metrics, weights
 from trainer import checkpoint
 from trainer.config import RECIPES
-from trainer.metrics import MACHINE
 
 SETTINGS = ("prompts_per_step=4", "rollouts_per_prompt=4", "rollout.max_tokens=64", "steps=3",
             "tokens_per_micro_batch=512", "checkpoint.every=1", "evaluation=null")  # fmt: skip
@@ -42,38 +40,24 @@ def laconic(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if not k.startswith(MACHINE)} for line in lines]
-
-
-def weights(folder: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    newest = checkpoint.newest(folder / "checkpoints")
-    assert newest is not None
-    return load_file(newest / "model" / "model.safetensors")
+def begun(cwd: Path, *settings: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", "train", "mine.yaml", *SETTINGS, *settings],
+        cwd=cwd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 @pytest.mark.slow
 def test_killed_moved_and_resumed_from_elsewhere(tmp_path: Path) -> None:
     home = real(tmp_path / "home")
-    never = laconic(home, "train", "mine.yaml", "output=never", *SETTINGS)
-    assert never.returncode == 0, never.stderr[-3000:]
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "launch.cli", "train", "mine.yaml", *SETTINGS],
-        cwd=home,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    first, until = home / "runs/mine-seed0", time.monotonic() + 100
-    while checkpoint.newest(first / "checkpoints") is None:
-        assert killed.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    first, reference = home / "runs/mine-seed0", home / "never/mine-seed0"
+    with begun(home, "output=never") as never, begun(home) as killed:
+        assert until(lambda: checkpoint.newest(first / "checkpoints") or killed.poll(), 100)
+        killed.kill()
+    assert never.returncode == 0
     folder, other = tmp_path / "renamed", tmp_path / "other"
     first.rename(folder)
     shutil.copytree(folder, other, symlinks=True)
@@ -88,9 +72,9 @@ def test_killed_moved_and_resumed_from_elsewhere(tmp_path: Path) -> None:
     done = laconic(tmp_path, "resume", "renamed")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == str(folder)
-    assert metrics(folder) == metrics(home / "never/mine-seed0")
+    assert metrics(folder) == metrics(reference)
     kept = weights(folder)
-    for name, array in weights(home / "never/mine-seed0").items():
+    for name, array in weights(reference).items():
         np.testing.assert_array_equal(array, kept[name])
 
     done = laconic(tmp_path, "resume", str(other), "optim.lr=1e-5", "steps=4")

@@ -1,6 +1,6 @@
 """Many small steps of one driver with a fault every ten: nothing is lost, and nothing piles up.
 
-LACONIC_SOAK=300 takes 300 steps instead of 100. The figures are printed (pytest -s).
+LACONIC_SOAK=300 takes 300 steps instead of 70. The figures are printed (pytest -s).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from tests import killing
 from tests.killing import Kill, Running
 
-STEPS = int(os.environ.get("LACONIC_SOAK", "100"))
+STEPS = int(os.environ.get("LACONIC_SOAK", "70"))
 EVERY = 10
 """Steps between faults."""
 TINY = (
@@ -48,6 +48,8 @@ BOUNDS = {
     "gcs files": 8,
     "raylet MiB": 10,
     "raylet files": 8,
+    "learner files": 8,
+    "engine files": 8,
     "/dev/shm": 4,
 }
 """What the median of the last third may be above that of the second tenth to the third. Ray's
@@ -56,10 +58,10 @@ MIB = 2**20
 
 
 def figures(run: Running) -> dict[str, float]:
-    """Of the processes that live as long as the run."""
+    """Of the processes that live as long as the run, and of the oldest learner and engine."""
     out: dict[str, float] = {"/dev/shm": len(os.listdir("/dev/shm"))}
-    for role in ("driver", "gcs", "raylet"):
-        (process,) = run.of(role)
+    for role in ("driver", "gcs", "raylet", "learner", "engine"):
+        process = min(run.of(role), key=lambda one: one.create_time())
         out[f"{role} MiB"] = psutil.Process(process.pid).memory_full_info().uss / MIB
         out[f"{role} files"] = process.num_fds()
         out[f"{role} threads"] = process.num_threads()
@@ -84,11 +86,11 @@ def test_faults_leave_no_trace(
     run, began = Running(["train", *settings], tmp_path / "run-seed0"), time.monotonic()
     try:
         for number, at in enumerate(range(EVERY, STEPS, EVERY)):
+            assert run.wait(lambda at=at: run.reached("step", at)), run.text()[-2000:]
+            seen[at] = figures(run)
             role, signum = FAULTS[number % len(FAULTS)]
             kill = Kill(role, "step", at + chance.randrange(EVERY // 2), chance.uniform(0, 0.3))
             assert run.kill(kill, chance, signum), run.text()[-2000:]
-            run.wait(lambda at=at: run.reached("step", at + EVERY - 2))
-            seen[at] = figures(run)
         assert run.end() == 0, run.text()[-2000:]
         seconds = time.monotonic() - began
     finally:
@@ -109,7 +111,7 @@ def test_faults_leave_no_trace(
 
 
 def _median(found: list[dict[str, float]], name: str) -> float:
-    return statistics.median(one[name] for one in found)
+    return statistics.median_low(one[name] for one in found)  # Ray's have passing peaks
 
 
 def _tell(seen: dict[int, dict[str, float]], seconds: float, folder: Path) -> None:
