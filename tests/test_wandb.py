@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +94,24 @@ def test_an_outage_at_the_start(tmp_path: Path, fake: Fake, how: str) -> None:
     assert ids == {tracker.wandb_id} == {(tmp_path / tracking.WANDB_ID).read_text().strip()}
 
 
-def test_a_finish_that_hangs_is_left_behind(tmp_path: Path, fake: Fake) -> None:
+@pytest.mark.parametrize(("patience", "interrupted", "told"), [(0.7, False, 0.7), (60, True, 0.5)])
+def test_a_finish_that_hangs_is_left_behind(
+    tmp_path: Path, fake: Fake, patience: float, interrupted: bool, told: float
+) -> None:
+    """By who leaves at once (Ctrl-C twice) at once."""
     screen, stream = console()
     fake.wrong(finish=True)
-    config = TrackingConfig(wandb="online", wandb_patience=0.7)
-    with Tracker(tmp_path, config, console=screen) as tracker:
+    config = TrackingConfig(wandb="online", wandb_patience=patience)
+    with suppress(KeyboardInterrupt), Tracker(tmp_path, config, console=screen) as tracker:
         tracker.log(1, {"x": 1})
         assert until(fake.steps)
         process = psutil.Process(tracker._wandb._process.pid)  # type: ignore[union-attr]
+        if interrupted:
+            raise KeyboardInterrupt
     assert not alive(process.pid)
     where = fake.folder / "run"
     assert said(stream) == [
-        f"W&B: not finished within 0.7 s; the rest is in {where}: send it with `wandb sync`"
+        f"W&B: not finished within {told} s; the rest is in {where}: send it with `wandb sync`"
     ]
 
 

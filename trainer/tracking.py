@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 METRICS, FAULTS, WANDB_ID = "metrics.jsonl", "faults.jsonl", "wandb-id.txt"
 ROLLOUTS, EVAL = "rollouts", "eval"
+HURRY_S = 0.5
+"""What W&B gets to finish where somebody leaves at once."""
 Decode = Callable[[Sequence[Sequence[int]]], list[str]]
 
 
@@ -203,18 +205,19 @@ class Tracker:
         """The figures of the last step that was logged."""
         return self._newest
 
-    def close(self) -> None:
+    def close(self, at_once: bool = False) -> None:
+        """`at_once`: people wait for the process to end, and W&B gets half a second."""
         self._metrics.close()
         self._faults.close()
         if self._wandb:
-            self._wandb.finish()
+            self._wandb.finish(HURRY_S if at_once else self.config.wandb_patience)
         self.console.close()
 
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(at_once=kind is not None and issubclass(kind, KeyboardInterrupt))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ class Sink:
     Args:
         known: what `wandb.init` is given: id, project, name, ...
         metrics: name of the file in `folder` that holds the steps of the run so far.
-        patience: seconds it may take to start, and to finish.
+        patience: seconds it may take to start.
     """
 
     def __init__(
@@ -134,9 +134,9 @@ class Sink:
                 self._give_up(text)
                 return
 
-    def finish(self) -> None:
-        """Wait for the upload at most `patience` seconds; the files stay for `wandb sync`."""
-        until = time.monotonic() + self._patience
+    def finish(self, patience: float) -> None:
+        """Wait for the upload at most so many seconds; the files stay for `wandb sync`."""
+        until = time.monotonic() + patience
         while self._process is not None and self._pending and time.monotonic() < until:
             self._pump()
             time.sleep(0.01)
@@ -148,7 +148,7 @@ class Sink:
             self._process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._hear()
-            late = f"not finished within {self._patience:g} s"
+            late = f"not finished within {patience:g} s"
             self._give_up(late, f"the rest is in {self._where}: send it with `wandb sync`")
             return
         self._hear()
