@@ -13,6 +13,8 @@ from samplers.ring import SyncError
 from trainer.faults import NAMES, Lost, Role, Unmended
 
 POLL_S = 5.0
+START_S = 3600.0
+"""What a process may take to start, the largest model and the slowest disk included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,14 @@ def result(ref: Any, who: Who) -> Any:
         raise Lost(who.role, who.index, f"died: {first}") from None
 
 
-def gather(asked: Mapping[Any, Who], deadline: float = math.inf) -> list[Any]:
+def gather(
+    asked: Mapping[Any, Who], deadline: float = math.inf, what: str = "weight sync"
+) -> list[Any]:
     """Answers of all, in the order of `asked`; or the first failure, as soon as it is there.
 
     Args:
         deadline: seconds after which those that did not answer are a SyncError.
+        what: they were asked to do, for people.
 
     Raises:
         Unmended: nobody can answer any more.
@@ -65,16 +70,35 @@ def gather(asked: Mapping[Any, Who], deadline: float = math.inf) -> list[Any]:
         left = until - time.monotonic()
         if left <= 0:
             silent = ", ".join(str(asked[ref]) for ref in pending)
-            raise SyncError(f"weight sync: {silent} did not answer within {deadline:g} s")
+            raise SyncError(f"{what}: {silent} did not answer within {deadline:g} s")
         done, pending = ray.wait(pending, num_returns=1, timeout=min(POLL_S, left))
-        if not done and not any(node["Alive"] for node in ray.nodes()):
-            raise Unmended(
-                "Ray's own process (raylet) died, and all others with it; did memory run out? "
-                "`laconic resume` with the run's folder goes on from the newest checkpoint"
-            )
+        if not done:
+            present()
         for ref in done:
             answers[ref] = result(ref, asked[ref])
     return [answers[ref] for ref in asked]
+
+
+def started(asked: Mapping[Any, Who]) -> list[Any]:
+    """Answers of processes that load their models.
+
+    Raises:
+        Unmended: one stands still.
+    """
+    try:
+        return gather(asked, START_S, "start")
+    except SyncError as error:
+        raise Unmended(str(error)) from None
+
+
+def present() -> None:
+    """Raise Unmended where nobody is left who could answer."""
+    import ray
+
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise Unmended(
+            "Ray's own process (raylet) died, and all others with it; did memory run out?"
+        )
 
 
 def health(asked: Mapping[Any, Who], patience: float) -> tuple[list[Who], list[Who]]:

@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any
 
 from launch.actors import RolloutActor
-from launch.answers import Who, gather, health, result
+from launch.answers import Who, gather, health, result, started
 from launch.dispatch import CALLS, Columns, Dispatch, Lots, outbound, unpacked
 from launch.heart import Heart
 from launch.placement import Placement
@@ -199,7 +199,7 @@ class Engines:
                 for tries in range(1, TRIES + 1):
                     try:
                         self.team.replace(index)
-                        gather(self.team.ask(index, *self._build))
+                        started(self.team.ask(index, *self._build))
                         self.team.know(index)
                         if weights:
                             self._weights(index)

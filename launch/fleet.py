@@ -31,6 +31,9 @@ from trainer.sync import Transport
 from trainer.types import Batch, Floats, MicroBatch
 from trainer.world import Item
 
+CLOSE_S, HURRY_S = 5.0, 0.5
+"""What learners and reward workers get to leave in order; where somebody leaves at once."""
+
 
 class Fleet:
     """A World of Ray actors for one stage."""
@@ -63,7 +66,7 @@ class Fleet:
             self._build()
             self.connect()
         except BaseException:
-            self.close()
+            self.close(0.0)  # nobody has joined anything yet
             raise
 
     def _part(self, part: Any) -> Any:
@@ -73,9 +76,10 @@ class Fleet:
     def _build(self) -> None:
         learners = self.learners.build()
         if self.placement.shared:  # vLLM measures what it finds free while it starts
-            gather(learners)
+            self.learners.begun(learners)
         engines = self.engines.build()
-        opened = gather(engines | learners | self.graders.build())[: len(engines)]
+        asked = engines | learners | self.graders.build()
+        opened = self.learners.begun(asked)[: len(engines)]
         self.opened = opened[0] if opened else None
         for part in self._parts:
             part.team.know()
@@ -262,18 +266,19 @@ class Fleet:
         with contextlib.suppress(Lost):  # it is not missed before it is needed
             gather(asked)
 
-    def close(self) -> None:
-        """Learners leave their process group cleanly; then every actor is ended."""
+    def close(self, patience: float = CLOSE_S) -> None:
+        """Learners leave their process group cleanly, in so many seconds; then every actor is
+        ended."""
         import ray
 
         if not ray.is_initialized():
             return
         leaving: list[Any] = []
         for part in self._parts:
-            if part.team.role != "rollout":
+            if patience and part.team.role != "rollout":
                 leaving += part.team.every("close")
         with contextlib.suppress(Exception):  # whatever is already dead need not say goodbye
-            ray.wait(leaving, num_returns=len(leaving), timeout=5) if leaving else None
+            ray.wait(leaving, num_returns=len(leaving), timeout=patience) if leaving else None
         for part in self._parts:
             part.close()
         self._parts.clear()
@@ -281,8 +286,9 @@ class Fleet:
     def __enter__(self) -> Fleet:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        at_once = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.close(HURRY_S if at_once else CLOSE_S)
 
 
 def _gpus() -> Cluster:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from launch.actors import GraderActor
-from launch.answers import Who, gather
+from launch.answers import Who, gather, started
 from launch.placement import Placement
 from launch.team import Team
 from rewards.verdict import Verdict
@@ -73,12 +73,22 @@ class Graders:
         return {name: max(one[name] for one in stats if name in one) for name in names}
 
     def _revive(self, index: int, life: int, why: str) -> int:
-        """Make a worker anew, once for all who saw its `life` end."""
+        """Make a worker anew, once for all who saw its `life` end.
+
+        Raises:
+            Lost: so did the new ones.
+        """
         with self._mending:
             if self.team.lives[index] == life:
                 began = time.monotonic()
-                self.team.replace(index)
-                gather(self.team.ask(index, *self._build))
+                for tries in range(1, TRIES + 1):
+                    try:
+                        self.team.replace(index)
+                        started(self.team.ask(index, *self._build))
+                        break
+                    except Lost:
+                        if tries == TRIES:
+                            raise
                 seconds = time.monotonic() - began
                 self._told(Fault("grader", index, f"{why}; it was started anew", seconds))
             return self.team.lives[index]

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from launch.actors import LearnerActor
-from launch.answers import Who, gather, health
+from launch.answers import Who, gather, health, started
 from launch.placement import Placement
 from launch.team import Team
 from samplers.ring import Source
 from trainer.config import Stage
-from trainer.faults import Lost
+from trainer.faults import Lost, Unmended
 from trainer.sync import Transport
 from trainer.types import Batch, Floats, MicroBatch
 
@@ -44,8 +44,16 @@ class Learners:
         """Ranks as new: nothing of what they had is left but what is on the disk."""
         for rank in range(len(self.team)):
             self.team.replace(rank)
-        gather(self.build())
+        self.begun(self.build())
         self.team.know()
+
+    def begun(self, asked: dict[Any, Who]) -> list[Any]:
+        """Answers of ranks that start, and of others that start beside them.
+
+        Raises:
+            Lost: a rank died.
+        """
+        return self._answers(asked, started)
 
     def meeting(self) -> tuple[str, int]:
         """Host and a free port of rank 0."""
@@ -117,10 +125,12 @@ class Learners:
     def _all(self, call: Callable[[int], tuple[Any, ...]]) -> list[Any]:
         return self._answers(self._each(call))
 
-    def _answers(self, asked: dict[Any, Who]) -> list[Any]:
+    def _answers(
+        self, asked: dict[Any, Who], wait: Callable[[dict[Any, Who]], list[Any]] = gather
+    ) -> list[Any]:
         try:
-            return gather(asked)
-        except Lost:
+            return wait(asked)
+        except (Lost, Unmended, ValueError):
             raise
         except Exception:
             self.check()  # ranks that are left fail of the one that is not

@@ -12,6 +12,7 @@ from launch.fleet import Fleet
 from trainer import checkpoint
 from trainer.config import Recipe
 from trainer.faults import Fault, Lost, Unmended
+from trainer.stop import Stop
 from trainer.tracking import Tracker
 
 T = TypeVar("T")
@@ -21,8 +22,8 @@ REASONS = "did memory run out (dmesg tells), or is a node gone?"
 class Restarts:
     """Counts how often a run began again since its newest checkpoint was made."""
 
-    def __init__(self, recipe: Recipe, tracker: Tracker) -> None:
-        self._folder, self._most = recipe.folder, recipe.faults.restarts
+    def __init__(self, recipe: Recipe, tracker: Tracker, stop: Stop) -> None:
+        self._most, self._stop = recipe.faults.restarts, stop
         self._root = recipe.folder.absolute() / "checkpoints"
         self._tracker = tracker
         self._since, self._count = checkpoint.newest(self._root), 0
@@ -49,9 +50,13 @@ class Restarts:
 
         Raises:
             Unmended: too often, or it was no learner that was lost.
+            Ended: it was asked to end, and what there is to keep is kept.
         """
         if lost.role != "learner":
-            raise self._end(f"{lost}")
+            raise Unmended(f"{lost}; {REASONS}")
+        if self._stop.asked:
+            kept = checkpoint.newest(self._root)
+            self._stop.end(checkpoint.step_of(kept) if kept else 0, kept)
         self._again(lost)
         self.tried(lambda: fleet.restart(lost))
         newest = checkpoint.intact(self._root)
@@ -68,13 +73,15 @@ class Restarts:
         if newest != self._since:
             self._since, self._count = newest, 0
         if self._count == self._most:
-            raise self._end(
+            raise Unmended(
                 f"{lost}; without a new checkpoint in between learners were started anew "
-                f"{self._count} times, and faults.restarts={self._most} allows no more"
+                f"{self._count} times, and faults.restarts={self._most} allows no more; {REASONS}"
             ) from lost
         self._count += 1
 
-    def _end(self, what: str) -> Unmended:
-        kept = checkpoint.newest(self._root)
-        on = f"goes on from {kept.name}" if kept else "begins anew, as there is no checkpoint"
-        return Unmended(f"{what}; {REASONS} `laconic resume {self._folder}` {on}")
+
+def resumable(folder: Path) -> str:
+    """What goes on with a run that ended by itself."""
+    kept = checkpoint.newest(folder / "checkpoints")
+    on = f"goes on from {kept.name}" if kept else "begins anew, as there is no checkpoint"
+    return f"`laconic resume {folder}` {on}"

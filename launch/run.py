@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +15,13 @@ from launch.cluster import cluster
 from launch.fleet import Fleet
 from launch.placement import place
 from launch.plan import thinking
-from launch.restarts import Restarts
+from launch.restarts import Restarts, resumable
 from launch.signals import obeyed
 from trainer import checkpoint, preflight, runfolder
 from trainer.bound import Adviser, Machine
+from trainer.checkpoint import disk
 from trainer.config import Recipe, load
-from trainer.faults import Lost
+from trainer.faults import Lost, Unmended
 from trainer.fresh import start_model
 from trainer.loop import LOOPS
 from trainer.modelfolder import fetch
@@ -70,7 +72,16 @@ def go(recipe: Recipe, address: str | None = None, profile: int = 0) -> Path:
 
     Raises:
         ValueError: something changed with which it would go on wrongly; nothing was started.
+        Unmended: what it lost, or the disk refuses, ends it.
     """
+    try:
+        return _go(recipe, address, profile)
+    except Unmended as error:
+        comma = "" if str(error).endswith("?") else ";"
+        raise Unmended(f"{error}{comma} {resumable(recipe.folder)}") from error
+
+
+def _go(recipe: Recipe, address: str | None, profile: int) -> Path:
     folder = recipe.folder.absolute()
     newest = _open(recipe)
     state = checkpoint.driver_state(newest) if newest else FRESH
@@ -88,7 +99,11 @@ def go(recipe: Recipe, address: str | None = None, profile: int = 0) -> Path:
         Profile(folder, profile) as profiled,
     ):
         stages(recipe, state, newest, tracker, profiled, _machine(address), stop)
-    (folder / runfolder.DONE).touch()
+    try:
+        (folder / runfolder.DONE).touch()
+    except OSError as error:
+        why = f"{folder / runfolder.DONE} cannot be written: {error.strerror}"
+        warnings.warn(f"{why}; the run is whole, but not marked as finished", stacklevel=3)
     return folder
 
 
@@ -99,14 +114,15 @@ def stages(
     tracker: Tracker,
     profiled: Profile,
     machine: Machine,
-    stop: Stop | None = None,
+    stop: Stop,
 ) -> None:
     """Run what is left of the recipe, from the checkpoint `newest` and its driver's `state` on."""
     folder, first = recipe.folder.absolute(), state["first"]
     before: Sampling | None = None
-    restarts = Restarts(recipe, tracker)
+    restarts = Restarts(recipe, tracker, stop)
     for index in range(state["stage"], len(recipe.stages)):
-        stage, path = recipe.stages[index], str(begin(recipe, index).absolute())
+        with _written(folder):
+            stage, path = recipe.stages[index], str(begin(recipe, index).absolute())
         kept = (newest, state) if newest and index == state["stage"] else None
         start = partial(Fleet, stage, path, recipe.seed, recipe.deterministic, recipe.faults)
         with restarts.tried(start) as fleet:
@@ -124,7 +140,8 @@ def stages(
         first += stage.steps
         last = checkpoint.newest(folder / "checkpoints")
         assert last is not None, "a stage ends with a checkpoint"
-        checkpoint.point(folder / "model", last / "model")
+        with _written(folder):
+            checkpoint.point(folder / "model", last / "model")
 
 
 def _through(
@@ -136,7 +153,8 @@ def _through(
     profiled: Profile,
 ) -> None:
     """A stage to its end: from a checkpoint, or its start with what an earlier one has learned."""
-    traces.supply(run, path)
+    with _written(run.folder):
+        traces.supply(run, path)
     if kept:
         run.restore(*kept)
     elif before is not None and run.stage.kind == "rl":
@@ -144,6 +162,23 @@ def _through(
     run.tracker.console.advise(adviser)
     profiled.watch(run)
     LOOPS[run.stage.kind](run)
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Around what has to be written for training to go on.
+
+    Raises:
+        Unmended: the disk refuses it.
+    """
+    try:
+        yield
+    except shutil.Error as error:  # of several files
+        raise Unmended(f"{error.args[0][0][-1]}; free space") from error
+    except OSError as error:
+        if error.errno not in disk.REFUSALS:
+            raise
+        raise Unmended(f"{disk.why(error, folder)}; {disk.remedy(error)}") from error
 
 
 def _open(recipe: Recipe) -> Path | None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from launch.answers import Who, gather
+from launch.answers import Who, gather, present
 from launch.placement import Placement
-from trainer.faults import Role
+from trainer.faults import Role, Unmended
 
-SCHEDULE_S = 30.0
+SCHEDULE_S, POLL_S = 30.0, 1.0
 
 
 class Team:
@@ -33,16 +34,28 @@ class Team:
         self.role, self.actors, self.lives = role, list[Any](), list[int]()
         self._processes: dict[int, tuple[str, int]] = {}  # node and process id
         self._bundles = placement.bundles[role]
-        self._group = None
+        self._group: Any = None
         if not self._bundles:
             return
         groups = options.pop("concurrency_groups", None)
         self._made, self._options = ray.remote(concurrency_groups=groups)(made), options
         self._group = placement_group(list(self._bundles), strategy=placement.strategies[role])
-        if not self._group.wait(SCHEDULE_S):
+        if not self._placed():
             raise ValueError(self._unplaced(placement))
         self.actors += [self._start(index) for index in range(len(self._bundles))]
         self.lives += [0] * len(self.actors)  # how often each was started anew
+
+    def _placed(self) -> bool:
+        """Whether there is a place for each, in time; signals are heard while it is waited for."""
+        until = time.monotonic() + SCHEDULE_S
+        while time.monotonic() < until:
+            try:
+                if self._group.wait(POLL_S):
+                    return True
+            except Exception:  # of no class of its own: Ray forgets groups of a driver without node
+                time.sleep(POLL_S)
+            present()
+        return False
 
     def _unplaced(self, placement: Placement) -> str:
         import ray
@@ -103,8 +116,17 @@ class Team:
         self._processes |= dict(zip(mine, answers, strict=True))
 
     def replace(self, index: int) -> None:
-        """Start another where one was lost; it has yet to be built."""
+        """Start another where one was lost; it has yet to be built.
+
+        Raises:
+            Unmended: there is no place for it any more.
+        """
         self.kill(index)
+        if not self._placed():
+            raise Unmended(
+                f"{self.who(index)}: there is no place any more for {self._bundles[index]}, and "
+                f"none came within {SCHEDULE_S:.0f} s; is a node gone?"
+            )
         self.actors[index] = self._start(index)
         self.lives[index] += 1
 

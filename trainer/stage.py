@@ -113,15 +113,18 @@ class StageRun:
     def begin(self) -> None:
         """Measure what the stage starts from, or what the run that was stopped still owes."""
         self._mended.tell(self.at)
-        if self._owed is not None:
-            owed, self._owed = self._owed, None
-            self._conclude(owed["first"], owed["trouble"], owed["metrics"] | self._evaluate())
-            if self._due(self.recipe.checkpoint):  # made before, without these figures
-                self._checkpoint()
-        elif self.step == 0 and self.held_out:
-            evaluated = self._evaluate()
-            self.tracker.log(self.at, evaluated | summarise([], {}, self.clock.lap()))
-            self.history = [alarms.kept(self.tracker.newest, self.first)]
+        try:
+            if self._owed is not None:
+                owed, self._owed = self._owed, None
+                self._conclude(owed["first"], owed["trouble"], owed["metrics"] | self._evaluate())
+                if self._due(self.recipe.checkpoint):  # made before, without these figures
+                    self._checkpoint()
+            elif self.step == 0 and self.held_out:
+                evaluated = self._evaluate()
+                self.tracker.log(self.at, evaluated | summarise([], {}, self.clock.lap()))
+                self.history = [alarms.kept(self.tracker.newest, self.first)]
+        except Stopped:
+            self._end()
 
     def sample(self) -> list[Group]:
         stage, depth = self.stage, staleness.depth(self.stage)
@@ -386,6 +389,7 @@ class StageRun:
         """End what goes on beside the loop."""
         if self.ahead is not None:
             self.ahead.close()
+            self.stop.forget(self.ahead.stop)
         self._mended.tell(self.at)
 
     def __enter__(self) -> StageRun:

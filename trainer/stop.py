@@ -43,6 +43,11 @@ class Stop:
         """`abort` ends something, in whatever thread, and may be called again and again."""
         self._aborts.append(abort)
 
+    def forget(self, abort: Callable[[], None]) -> None:
+        """What `gives_up` was told of is over."""
+        with suppress(ValueError):
+            self._aborts.remove(abort)
+
     @contextmanager
     def losing(self, abort: Callable[[], None]) -> Iterator[None]:
         """Around what is given up when the run is to end soon; `abort` as in `gives_up`.
