@@ -315,6 +315,12 @@ def test_lost_bits_are_said_where_they_were_promised() -> None:
     assert same_bits(found(loose, changed(loose, ["optim.lr=0.5"], 0)), loose), "none was promised"
 
 
+@pytest.mark.parametrize("text", ["[]", '{"facts": null}', '{"started": []}', "{", ""])
+def test_an_environment_that_cannot_be_read_is_not_known(tmp_path: Path, text: str) -> None:
+    (tmp_path / "environment.json").write_text(text)
+    assert changes.recorded(tmp_path) == ({}, "")
+
+
 def test_what_a_checkpoint_holds_a_state_of() -> None:
     state: dict[str, Any] = {"stage": 1, "step": 4, "allocation": {}, "memory": {}, "carried": {}}
     assert At.of(state | {"shaping": {"kimi": None}}) == At(1, 4)

@@ -172,5 +172,6 @@ def recorded(folder: Path) -> tuple[dict[str, str], str]:
         return {}, ""
     if not isinstance(stored, dict):
         return {}, ""
-    found, started = stored.pop(OF_THE_RUN, {}), stored.pop(STARTED, {})
-    return {**stored, **found}, started.get("cwd", "")
+    found, started = stored.pop(OF_THE_RUN, None), stored.pop(STARTED, None)
+    found, started = (one if isinstance(one, dict) else {} for one in (found, started))
+    return {**stored, **found}, str(started.get("cwd", ""))
