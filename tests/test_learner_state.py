@@ -346,6 +346,7 @@ def failing(rank: int, model: str, root: str) -> list[Any]:
     return [*told, same]
 
 
+@pytest.mark.slow
 def test_where_one_rank_fails_all_raise(folder: Path, tmp_path: Path) -> None:
     for found in on_ranks(2, failing, str(folder / "model"), str(tmp_path)):
         (number, saving), loading, exporting, same = found

@@ -87,14 +87,8 @@ def test_checkpoint_loads_in_transformers(reference: Path) -> None:
     assert tokenizer.decode(ids) == "A1+1?<think>"
 
 
-def test_same_recipe_same_metrics(reference: Path, tmp_path: Path) -> None:
-    again = train(tmp_path, "steps=4", recipe="length/find")
-    assert metrics(again) == metrics(reference)
-    for name, array in weights(reference).items():
-        np.testing.assert_array_equal(array, weights(again)[name])
-
-
 def test_killed_and_run_again_equals_never_killed(reference: Path, tmp_path: Path) -> None:
+    """Nor do two runs of one recipe differ."""
     settings = ("steps=4", "checkpoint.every=1")
     run = subprocess.Popen(
         command(tmp_path, *settings, recipe="length/find"),
@@ -190,7 +184,7 @@ def test_what_cannot_be_placed_is_told(tmp_path: Path) -> None:
     from trainer.config import load
 
     stage = load("grpo/find", (f"output={tmp_path}", "learner.ranks=3")).stages[0]
-    old, team.SCHEDULE_S = team.SCHEDULE_S, 3.0
+    old, team.SCHEDULE_S = team.SCHEDULE_S, 1.0
     try:
         with cluster(cpus=2), pytest.raises(ValueError, match=r"learner: 3 x .* free"):
             fleet.Fleet(stage, "unused")

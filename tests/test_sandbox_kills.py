@@ -37,8 +37,9 @@ def chain() -> list[psutil.Process]:
 class Killer:
     """Kills one process of the chain each time that a program runs, `times` times."""
 
-    def __init__(self, which: str, times: int) -> None:
+    def __init__(self, which: str, times: int, after: float = 0.05) -> None:
         self.kills, self.which, self.times = 0, CHAIN.index(which), times
+        self.after = after
         self.ending = False
         self.thread = threading.Thread(target=self.work)
         self.thread.start()
@@ -50,7 +51,7 @@ class Killer:
                 found = chain()
                 if len(found) == len(CHAIN) and found[-1].pid not in seen:
                     seen.add(found[-1].pid)
-                    time.sleep(0.05)  # it is well under way
+                    time.sleep(self.after)  # it is well under way
                     found[self.which].kill()
                     self.kills += 1
             except psutil.NoSuchProcess:
@@ -63,15 +64,18 @@ class Killer:
         return self.kills
 
 
-@pytest.mark.parametrize("which", CHAIN)
+@pytest.mark.parametrize("which", [CHAIN[0], CHAIN[-1]])
 def test_a_program_that_is_killed_is_run_again(which: str) -> None:
     """Whichever of its processes it is: the verdict is that of the undisturbed program."""
     graded("def solve(x): return x")  # the launcher stands
     gold = json.dumps({"inputs": [[3]], "outputs": [9], "fn_name": "solve"})
-    killer = Killer(which, times=1)
-    verdict = graded(SLEEPER.format(0.3), gold)
-    assert killer.close() == 1
-    assert verdict == graded(SLEEPER.format(0.0), gold)
+    for seconds in (0.3, 3.0):  # where it was over before it was found
+        killer = Killer(which, times=1)
+        verdict = graded(SLEEPER.format(seconds), gold, seconds=60)
+        if killer.close():
+            break
+    assert killer.kills == 1
+    assert verdict == graded(SLEEPER.format(0.0), gold, seconds=60)
     assert verdict.correct
 
 
@@ -100,12 +104,11 @@ def test_a_test_that_kills_itself_is_run_so_often_among_all_tests_together() -> 
 
 @pytest.mark.slow
 def test_time_that_a_kill_took_is_given_back() -> None:
-    """Killed in its first test, the program still has all of `total` for both."""
+    """Killed twice in its first test, the program still has all of `total` for both."""
     graded("def solve(x): return x")
-    timer = threading.Timer(0.9, lambda: chain()[-1].kill())
-    timer.start()
-    assert graded(SLEEPER.format(1.0), total=2.6, seconds=3.0).status == "ok"
-    timer.join()
+    killer = Killer("child", times=2, after=0.9)
+    assert graded(SLEEPER.format(1.0), total=3.4, seconds=3.0).status == "ok"
+    assert killer.close()
 
 
 def test_the_guest_ends_with_its_owner() -> None:
