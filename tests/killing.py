@@ -143,7 +143,8 @@ class Running:
         if what == "step":
             return _lines(self.folder / "metrics.jsonl") > which
         if what == "checkpoint":
-            return (self.folder / "checkpoints" / f"step-{which:06d}.partial").exists()
+            made = self.folder / "checkpoints" / f"step-{which:06d}"  # whole: it was too quick
+            return made.with_suffix(".partial").exists() or made.exists()
         with contextlib.suppress(FileNotFoundError):
             return f"{what} {which}" in self.marks.read_text()[self.seen :].splitlines()
         return False
