@@ -46,7 +46,7 @@ def killed(work: Callable[[], Any], before: int, lights_out: bool) -> bool:
             return
         if event == "os.rename":
             source, target = (str(a) for a in arguments[:2])
-            moved = {p for p in dirty if p.startswith(source)}
+            moved = {p for p in dirty if p == source or p.startswith(f"{source}/")}
             dirty.difference_update(moved)
             dirty.update(p.replace(source, target, 1) for p in moved)
         calls += 1
