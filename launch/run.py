@@ -121,7 +121,7 @@ def stages(
     before: Sampling | None = None
     restarts = Restarts(recipe, tracker, stop)
     for index in range(state["stage"], len(recipe.stages)):
-        with _written(folder):
+        with written(folder):
             stage, path = recipe.stages[index], str(begin(recipe, index).absolute())
         kept = (newest, state) if newest and index == state["stage"] else None
         start = partial(Fleet, stage, path, recipe.seed, recipe.deterministic, recipe.faults)
@@ -140,7 +140,7 @@ def stages(
         first += stage.steps
         last = checkpoint.newest(folder / "checkpoints")
         assert last is not None, "a stage ends with a checkpoint"
-        with _written(folder):
+        with written(folder):
             checkpoint.point(folder / "model", last / "model")
 
 
@@ -153,7 +153,7 @@ def _through(
     profiled: Profile,
 ) -> None:
     """A stage to its end: from a checkpoint, or its start with what an earlier one has learned."""
-    with _written(run.folder):
+    with written(run.folder):
         traces.supply(run, path)
     if kept:
         run.restore(*kept)
@@ -165,7 +165,7 @@ def _through(
 
 
 @contextmanager
-def _written(folder: Path) -> Iterator[None]:
+def written(folder: Path) -> Iterator[None]:
     """Around what has to be written for training to go on.
 
     Raises:

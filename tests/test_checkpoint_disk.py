@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from launch.run import written
 from tests.kept import Disk, disk, fill, state
 from trainer import checkpoint
 from trainer.checkpoint import CheckpointConfig, Keeper, keeper
+from trainer.faults import Unmended
 from trainer.together import disk_error
 
 SIZE = 400_000
@@ -203,3 +205,22 @@ def test_an_old_one_that_cannot_be_removed_stops_nothing(
     monkeypatch.undo()
     run.save(4)
     whole(root, 4)
+
+
+def test_no_room_for_what_a_stage_begins_with_ends_the_run_in_one_line(
+    small: Disk, tmp_path: Path, told: Any
+) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "model" / name).write_bytes(b"x" * SIZE)
+    small.crowd(SIZE // 2)
+    part = small.folder / "start-1.part"
+    for make in (
+        lambda: shutil.copytree(tmp_path / "model", part, dirs_exist_ok=True),
+        lambda: (small.folder / "examples.jsonl").write_bytes(b"x" * SIZE),
+    ):
+        with pytest.raises(Unmended) as ended, written(small.folder):
+            make()
+        told(str(ended.value), r".*(No space left on device|File too large).*; .*")
+    with pytest.raises(FileNotFoundError), written(small.folder):  # a mistake, not the disk's
+        (tmp_path / "none").read_text()
