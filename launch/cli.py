@@ -164,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     for name, run in (("train", train), ("plan", plan)):
         one = add(name, run)
         one.add_argument("recipe", help="a recipe that ships (see `laconic recipes`), or a file")
-        one.add_argument("settings", nargs="*", metavar="a.b=c", help=SETTINGS)
+        one.add_argument("settings", nargs="*", default=[], metavar="a.b=c", help=SETTINGS)
         if name == "train":
             text = "trace the first STEPS steps (5) into RUN/trace.json, for ui.perfetto.dev"
             one.add_argument(

@@ -51,6 +51,7 @@ def cluster(cpus: int, address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_get_check_signal_interval_milliseconds", str(HEARD_MS))
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of several ranks one is told
     if not address:
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")  # a dashboard's
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(ALONE_S))

@@ -95,7 +95,9 @@ def obeyed(folder: Path, grace: float) -> Iterator[Stop]:
     except Ended:
         obeying.tell()
         raise SystemExit(obeying.code) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        if obeying.number is None and isinstance(interrupt, Terminated):  # while Ray started
+            obeying.number = interrupt.number
         if obeying.number is None:  # not ours
             raise
         obeying.tell()
@@ -187,6 +189,7 @@ class _Obeying:
 
     def _serve(self) -> None:
         """What a handler may not do: errands, what is due, and ending what is to be given up."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # all go to the main thread
         while True:
             ending = self.stop.soon and not self.stop.ended
             waits = [at - time.monotonic() for at, _ in self._due] + [AGAIN_S] * ending

@@ -175,6 +175,9 @@ def test_resuming_drops_what_will_be_made_again(tmp_path: Path) -> None:
     assert [(s["step"], s["x"]) for s in tracking.read(tmp_path)] == [
         (0, 1), (1, 1), (2, 1), (3, 1), (4, 2),
     ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "x": 1}\n{"step": 1, "x": 1}\n{"st')
+    Tracker(tmp_path, PLAIN, first_step=3, console=quiet(said := io.StringIO())).close()
+    assert "metrics.jsonl lacks steps 2 to 3" in said.getvalue()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     (tmp_path / "metrics.jsonl").write_text("\n".join(["{broken", *lines]))
     with pytest.raises(ValueError, match=r"metrics\.jsonl:1: broken JSON"):
@@ -211,10 +214,10 @@ def test_samples_show_a_right_and_a_wrong_rollout(tmp_path: Path) -> None:
     assert rows[1]["version"] == 7
 
 
-def quiet() -> Console:
+def quiet(said: io.StringIO | None = None) -> Console:
     from rich.console import Console as Terminal
 
-    return Console(0, "run", terminal=Terminal(file=io.StringIO()))
+    return Console(0, "run", terminal=Terminal(file=said or io.StringIO(), width=200))
 
 
 def shown(terminal: bool, records: list[dict[str, Any]]) -> str:

@@ -85,6 +85,11 @@ class Tracker:
         self._process = os.getpid()
         self._newest: dict[str, Any] = {}
         self._back(first_step)
+        if first_step is not None and self.last < first_step:
+            self.say(
+                f"{METRICS} lacks steps {self.last + 1} to {first_step}: they are trained, but "
+                "their figures are lost, unless you stop now and restore the file from a copy"
+            )
         self.wandb_id = None if config.wandb == "off" else self._id(wandb_id)
         """Of the run at W&B, which a later process goes on with; None without W&B."""
         self._wandb = self._sink(self.wandb_id, recipe) if self.wandb_id else None

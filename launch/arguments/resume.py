@@ -9,4 +9,4 @@ from pathlib import Path
 def add(one: argparse.ArgumentParser) -> None:
     one.add_argument("folder", type=Path, metavar="RUN", help="the folder of a run that stopped")
     text = "a.b=c: go on with another setting; what that means is said, or why it is refused"
-    one.add_argument("settings", nargs="*", metavar="a.b=c", help=text)
+    one.add_argument("settings", nargs="*", default=[], metavar="a.b=c", help=text)
