@@ -192,16 +192,16 @@ def run(made: Command, serving: Serving, log: Path | None = None) -> int:
         1 where the engine ended by itself.
     """
     with contextlib.ExitStack() as stack:
-        if log is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="laconic-")))
-            log = folder / "serve.log"
+        kept = tempfile.TemporaryDirectory(prefix="laconic-", ignore_cleanup_errors=True)
+        folder = Path(stack.enter_context(kept))  # vLLM leaves sockets there
+        log = log or folder / "serve.log"
         out = stack.enter_context(log.open("wb"))
         started, process = time.monotonic(), None
         try:
             with _uninterrupted():
                 process = subprocess.Popen(
                     made.words,
-                    env={**os.environ, **made.environment},
+                    env={**os.environ, **made.environment, "TMPDIR": str(folder)},
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,

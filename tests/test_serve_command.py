@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from launch import serve
 from launch.cli import main
 from samplers.engines import vllm
 from samplers.served import command
-from samplers.served.command import Serving
+from samplers.served.command import Command, Serving
 from tests.endpoint import BASES
 
 FIND = BASES / "find"
@@ -182,3 +183,14 @@ def test_an_interrupt_in_the_middle_of_the_start_is_heard() -> None:
     """Between fork and return: Python swallows what is raised there."""
     done = subprocess.run([sys.executable, "-c", LATE], timeout=60, capture_output=True)
     assert done.returncode == 130, done.stderr
+
+
+def test_what_an_engine_leaves_in_its_temporary_folder_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """vLLM leaves sockets."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = Command(("sh", "-c", "touch $TMPDIR/left && echo Error: $TMPDIR; exit 3"), {})
+    assert serve.run(made, Serving("m", "m", port=9)) == 1
+    assert f"said last: Error: {tmp_path}/laconic-" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
