@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,3 +17,10 @@ def start(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
     starter: Callable[..., Any] = STARTS[request.param]
     return starter
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """For temporary files of a run: a path that Ray's sockets fit into."""
+    with tempfile.TemporaryDirectory(prefix="lac-", dir="/tmp") as folder:
+        yield Path(folder)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -98,9 +96,8 @@ def open_ports(run: psutil.Process) -> set[str]:
     return found
 
 
-def watched(output: Path, *settings: str) -> tuple[int, str, list[str], set[str]]:
+def watched(output: Path, temporary: Path, *settings: str) -> tuple[int, str, list[str], set[str]]:
     """Exit code, all output, what leaked into Ray's and W&B's temporary files, open ports."""
-    temporary = Path(tempfile.mkdtemp(dir="/tmp"))  # short: Ray's sockets lie below
     run = psutil.Popen(
         [sys.executable, "-m", "launch.cli", "train", "grpo/find", f"output={output}", *SMALL,
          *settings],
@@ -119,17 +116,16 @@ def watched(output: Path, *settings: str) -> tuple[int, str, list[str], set[str]
         listening |= any(temporary.glob("laconic-ray-*"))
         time.sleep(1)  # reading all of it is work
     reading.join()
-    shutil.rmtree(temporary)
     assert listening, f"Ray's files were not looked at: {''.join(said)}"
     return run.returncode, "".join(said), leaked, ports
 
 
 @pytest.mark.slow
-def test_no_key_is_written_down_and_no_port_is_open(tmp_path: Path) -> None:
+def test_no_key_is_written_down_and_no_port_is_open(tmp_path: Path, short: Path) -> None:
     """By a run that makes a step and a checkpoint, and then fails."""
     with judge() as url:
         asks = f"verifier={{name: judge, url: '{url}', model: j, api_key_env: JUDGE_KEY}}"
-        code, said, leaked, ports = watched(tmp_path, asks)
+        code, said, leaked, ports = watched(tmp_path, short, asks)
     assert code == 1, said
     assert set(Judge.asked) == {f"Bearer {CANARIES['JUDGE_KEY']}"}, "the key is used"
     assert not ports

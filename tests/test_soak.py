@@ -9,9 +9,7 @@ import os
 import random
 import signal
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -66,13 +64,6 @@ def figures(run: Running) -> dict[str, float]:
         out[f"{role} files"] = process.num_fds()
         out[f"{role} threads"] = process.num_threads()
     return out
-
-
-@pytest.fixture
-def short() -> Iterator[Path]:
-    """For temporary files: a path that Ray's sockets fit into."""
-    with tempfile.TemporaryDirectory(prefix="lac-", dir="/tmp") as folder:
-        yield Path(folder)
 
 
 @pytest.mark.slow
