@@ -196,7 +196,8 @@ class Chat:
         """What an HTTP status means, with the beginning of what the server says."""
         said = ""
         with contextlib.suppress(OSError, http.client.HTTPException):
-            said = " ".join(self._hidden(error.read(500)).decode(errors="replace").split())
+            told = self._hidden(error.read(2**16))[:500]  # hidden first: no half key at the cut
+            said = " ".join(told.decode(errors="replace").split())
         pause = 0.0
         with contextlib.suppress(TypeError, ValueError):
             pause = max(0.0, float(error.headers.get("Retry-After", 0)))
