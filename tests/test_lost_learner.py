@@ -13,6 +13,7 @@ from tests import killing
 from tests.killing import Kill, Running
 
 TWO_STAGES = (
+    "learner.ranks=1",
     "rollout.workers=1",
     "stages.0.steps=1",
     "stages.0.model.path=base/find",
