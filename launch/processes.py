@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import time
@@ -10,6 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
+
+PR_SET_PDEATHSIG = 1
+_tie = getattr(ctypes.CDLL(None), "prctl", None)
+"""Looked up here: between fork and exec nothing may be imported."""
 
 
 def interrupt_trees(
@@ -39,6 +44,14 @@ def interrupt_trees(
                 psutil.wait_procs(roots, timeout=urgent)
     finally:
         end([*everyone, *_trees(roots)])
+
+
+def dies_with_us() -> None:
+    """In a child before it begins: hear our interrupt, though a script's background jobs inherit
+    deaf ears; and be told to end where this process is killed and cannot do it (Linux)."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if _tie is not None:
+        _tie(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def kill_tree(pid: int) -> None:

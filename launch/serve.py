@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.processes import interrupt_trees
+from launch.processes import dies_with_us, interrupt_trees
 from samplers.engines import vllm
 from samplers.render import ThinkingConfig
 from samplers.served import command
@@ -206,7 +206,7 @@ def run(made: Command, serving: Serving, log: Path | None = None) -> int:
                     stdout=out,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C is ours: we end all of it
-                    preexec_fn=_dies_with_us,
+                    preexec_fn=dies_with_us,
                 )
             if healthy(process, serving):
                 print(_ready(serving, time.monotonic() - started), flush=True)
@@ -275,13 +275,3 @@ def _death(code: int, log: Path) -> str:
     reasons = [line for line in lines[-200:] if "Error" in line or "error:" in line]
     last = reasons[-1:] or lines[-1:] or ["nothing"]
     return f"the engine ended ({how}) and said last: {last[0][:400]}; --log FILE keeps all of it"
-
-
-def _dies_with_us() -> None:
-    """In the child: hear our interrupt, though a script's background jobs inherit deaf ears; and be
-    ended where this process is killed and cannot do it (Linux)."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with contextlib.suppress(OSError, AttributeError):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)

@@ -1,7 +1,8 @@
 """`laconic sweep`: arms x seeds in parallel one-core processes, then one table and a report.
 
 Resumable: a cell that finished with the same configuration is never run again, and one that was
-stopped goes on from its checkpoint. Signals are handed on: runs stop as they would alone.
+stopped goes on from its checkpoint. Signals are handed on: runs stop as they would alone; where the
+sweep is killed they make their checkpoints, as at a preemption.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.processes import interrupt_trees
+from launch.processes import dies_with_us, interrupt_trees
 from launch.signals import Terminated
 from trainer import preflight, runfolder
 from trainer.config import Recipe, load
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from trainer.report import Options
 
 LAST_LINES = 8
+ENDING_S = 60.0
+"""What runs of a sweep that was killed get to end, before the same sweep begins again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ def sweep(
         for cell in cells:
             if cell not in waiting:
                 show.skipped(cell)
+        _free(waiting, show)
         failed = [end for end in run(waiting, jobs, show) if end.code]
     for end in failed:
         print(f"\n{end.cell.name} failed (exit code {end.code}); the end of {end.cell.log}:")
@@ -107,6 +111,23 @@ def sweep(
     if good:
         summarise(good, cells[0].recipe.folder.parent / "report.html", options)
     return int(bool(failed))
+
+
+def _free(cells: Sequence[Cell], show: Lines) -> None:
+    """Runs of a sweep that was killed are still ending: wait for them, if they are."""
+    until, said = time.monotonic() + ENDING_S, False
+    for folder in (cell.recipe.folder for cell in cells if cell.recipe.folder.is_dir()):
+        while time.monotonic() < until:
+            try:
+                with runfolder.claim(folder):
+                    break
+            except runfolder.InUse as used:
+                if not said:
+                    show.say(f"{folder} is in use by {used.owner}: waiting up to {ENDING_S:.0f} s")
+                said = True
+                time.sleep(0.2)
+            except ValueError:  # told by the run itself
+                break
 
 
 def plan_cells(arms: Sequence[str], seeds: Sequence[int], settings: Sequence[str]) -> list[Cell]:
@@ -181,7 +202,7 @@ def _start(cell: Cell) -> subprocess.Popen[bytes]:
     """One thread each: several threads gain nothing at this size and slow their neighbours."""
     one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     cell.log.parent.mkdir(parents=True, exist_ok=True)
-    with cell.log.open("wb") as log:
+    with cell.log.open("ab") as log:
         return subprocess.Popen(
             cell.command,
             stdin=subprocess.DEVNULL,
@@ -189,6 +210,7 @@ def _start(cell: Cell) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             env={**os.environ, **one},
             start_new_session=True,  # Ctrl-C reaches us alone, and we end the tree in order
+            preexec_fn=dies_with_us,
         )
 
 

@@ -74,6 +74,7 @@ def state(stage: int, step: int, first: int = 0, **more: Any) -> dict[str, Any]:
 def save(folder: Path, where: dict[str, Any]) -> None:
     def write(part: Path) -> None:
         shutil.copytree(folder.parents[1] / "model", part / "model")
+        shutil.copy(folder / runfolder.CONFIG, part / runfolder.KEPT_CONFIG)
 
     checkpoint.save(folder / "checkpoints", where["first"] + where["step"], write, where, keep=9)
 
@@ -214,7 +215,20 @@ def test_settings_are_told_and_kept(home: Path, capsys: Captured) -> None:
     assert (kept.stages[0].optim.lr, kept.checkpoint.keep) == (0.5, 7)
     assert note(folder)["changes"] == {"optim.lr": [1e-6, 0.5], "checkpoint.keep": [2, 7]}
     resumes(folder)
+    assert note(folder)["changes"]["optim.lr"] == [1e-6, 0.5], "the checkpoint is that of before"
+    save(folder, state(0, 3))
+    resumes(folder)
     assert note(folder)["changes"] == {}
+
+
+def test_an_edited_configuration_is_as_good_as_settings(home: Path, capsys: Captured) -> None:
+    config = run_of(home) / runfolder.CONFIG
+    text = config.read_text()
+    config.write_text(text.replace("lr: 1.0e-06", "lr: 0.5"))
+    resumes(run_of(home))
+    assert "optim.lr: 1e-06 -> 0.5: " in capsys.readouterr().out
+    config.write_text(text.replace("seed: 0", "seed: 4"))
+    assert refused(capsys, run_of(home))[0].startswith("seed: 0 -> 4: ")
 
 
 def test_a_refusal_leaves_everything_as_it_was(

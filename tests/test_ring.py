@@ -299,6 +299,21 @@ def test_nothing_stays_behind() -> None:
     assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
+def test_readers_of_rings_that_failed_between_two_syncs_are_let_go() -> None:
+    """What such a ring said last is never read by anybody."""
+    descriptors = []
+    for _ in range(4):
+        writer = Writer(["engine 0"], 2**16)
+        reading = threading.Thread(target=read_all, args=(writer.source(0),))
+        reading.start()
+        send(writer, MANY, 2**14)
+        reading.join()
+        writer.fail("the other engine died")
+        writer.close()
+        descriptors.append(len(os.listdir("/proc/self/fd")))
+    assert descriptors[1:] == descriptors[:1] * 3
+
+
 def test_memory_is_that_of_the_slots_and_used_again() -> None:
     """However much goes through: no page is touched for the first time after the first sync."""
     weights = [(f"w{i}", torch.randn(256, 1024)) for i in range(64)]  # 64 MiB

@@ -218,20 +218,33 @@ def test_what_a_killed_run_left_goes_with_the_next(place: Path) -> None:
 
 
 def test_sweeps_hand_signals_on(place: Path) -> None:
-    """Each of its runs finishes its step and makes a checkpoint."""
+    """Its runs make checkpoints, also where it is killed; then the same sweep waits for them. Told
+    by Ctrl-C, each finishes its step."""
     out = place / "out"
     words = ["sweep", "grpo/find", "--seeds", "0-1", "--jobs", "2", "--output", str(out)]
-    run = subprocess.Popen(
-        [sys.executable, "-m", "launch.cli", *words, *SMALL, "steps=500"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
     logs = [out / f"grpo-find-seed{seed}" / "metrics.jsonl" for seed in (0, 1)]
-    _until(lambda: all(log.exists() and log.read_text().count("\n") > 1 for log in logs), run)
-    below = psutil.Process(run.pid).children(recursive=True)
-    os.killpg(run.pid, signal.SIGINT)
-    _, error = run.communicate(timeout=60)
-    assert (run.returncode, error) == (130, "laconic: interrupted\n")
+
+    def begun(after: int) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "launch.cli", *words, *SMALL, "steps=500"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        _until(lambda: all(f.exists() and metrics(f.parent)[-1]["step"] > after for f in logs), run)
+        return run, psutil.Process(run.pid).children(recursive=True)
+
+    killed, below = begun(1)
+    killed.kill()
+    killed.communicate()
+    again, below_again = begun(max(metrics(log.parent)[-1]["step"] for log in logs) + 1)
     _gone(below)
+    os.killpg(again.pid, signal.SIGINT)
+    said, error = again.communicate(timeout=60)
+    assert (again.returncode, error) == (130, "laconic: interrupted\n")
+    assert "FAILED" not in said
+    _gone(below_again)
     for log in logs:
-        step = metrics(log.parent)[-1]["step"]
-        assert (log.parent / "checkpoints" / f"step-{step:06d}" / "COMPLETE").exists()
+        steps = [line["step"] for line in metrics(log.parent)]
+        assert steps == list(range(1, len(steps) + 1))
+        last = log.parent / "checkpoints" / f"step-{steps[-1]:06d}"
+        assert (last / "COMPLETE").exists()
+        assert json.loads((log.parent / "resumes.jsonl").read_text())["step"] >= 2

@@ -32,18 +32,31 @@ _MAKES |= {"rollout", "supervised"}
 """Of a stage: what the model that it begins with, and its own examples, are made by."""
 
 
+class InUse(ValueError):
+    """Another process, `owner`, holds the folder."""
+
+    def __init__(self, folder: Path, owner: str, other: str) -> None:
+        super().__init__(
+            f"{folder} is in use by {owner}; wait for it, stop it, or choose another {other}"
+        )
+        self.owner = owner
+
+
 def resolved(recipe: Recipe) -> str:
     """The recipe with every default filled in, as YAML: what config.yaml holds."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def stored(folder: Path) -> Recipe:
+def stored(folder: Path, kept: Path | None = None) -> Recipe:
     """The recipe of the run in `folder`, with the defaults of fields that are newer than it.
+
+    Args:
+        kept: a checkpoint of the run, if it is to be the recipe that this was made with.
 
     Raises:
         ValueError: its config.yaml is broken, or of a version that knew other fields.
     """
-    path = folder / CONFIG
+    path = kept / KEPT_CONFIG if kept and (kept / KEPT_CONFIG).is_file() else folder / CONFIG
     with warnings.catch_warnings():  # said when the run began
         warnings.simplefilter("ignore")
         try:
@@ -141,7 +154,7 @@ def settle(
         known = checkpoint.manifest(newest).get("facts") or changes.recorded(folder)[0]
         was = {**known, **changes.of_state(state)}
         are = {**changes.versions(), **now}
-        found = changes.compare(stored(folder), recipe, At.of(state), was, are)
+        found = changes.compare(_trained(folder, newest), recipe, At.of(state), was, are)
         changes.weigh(found, folder, recipe)
     if again := (folder / CONFIG).is_file():
         where = f"goes on from step {step}" if newest else "has no checkpoint yet, and begins anew"
@@ -166,6 +179,15 @@ def settle(
             f"{folder} cannot be written: {error.strerror}; nothing was started and nothing is "
             "lost: make room there and give the command again"
         ) from None
+
+
+def _trained(folder: Path, newest: Path) -> Recipe:
+    """The recipe that the checkpoint was made with: config.yaml may have been edited since. Of one
+    that this version cannot read, config.yaml has been mended."""
+    try:
+        return stored(folder, newest)
+    except ValueError:
+        return stored(folder)
 
 
 def _stale(recipe: Recipe, state: Mapping[str, Any], found: list[Change]) -> list[int]:
@@ -202,7 +224,8 @@ def claim(folder: Path, other: str = "output=... or seed=...") -> Iterator[None]
         other: what chooses another folder.
 
     Raises:
-        ValueError: another process holds it, or nothing can be written there.
+        InUse: another process holds it.
+        ValueError: nothing can be written there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,10 +238,7 @@ def claim(folder: Path, other: str = "output=... or seed=...") -> Iterator[None]
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            raise ValueError(
-                f"{folder} is in use by {owner}; wait for it, stop it, or choose another {other}"
-            ) from None
+            raise InUse(folder, lock.read().strip() or "another process", other) from None
         _owner(lock, f"process {os.getpid()} on {socket.gethostname()}\n")
         try:
             yield
