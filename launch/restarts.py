@@ -39,8 +39,7 @@ class Restarts:
                 return start()
             except Lost as lost:
                 self._again(lost)
-                fault = Fault(lost.role, lost.index, f"{lost} while it started; started anew")
-                self._tracker.fault(max(self._tracker.last, 0), asdict(fault))
+                self._tell(lost, "while it started; started anew")
 
     def back(
         self, lost: Lost, fleet: Fleet, index: int, first: int
@@ -57,8 +56,12 @@ class Restarts:
         if self._stop.asked:
             kept = checkpoint.newest(self._root)
             self._stop.end(checkpoint.step_of(kept) if kept else 0, kept)
-        self._again(lost)
-        self.tried(lambda: fleet.restart(lost))
+        try:
+            self._again(lost)
+            self.tried(lambda: fleet.restart(lost))
+        except Unmended:
+            self._tell(lost, "not mended")
+            raise
         newest = checkpoint.intact(self._root)
         checkpoint.abandon(self._root, newest)
         state = checkpoint.driver_state(newest) if newest else None
@@ -68,13 +71,17 @@ class Restarts:
         self._tracker.rewind(state["first"] + state["step"])
         return newest, state
 
+    def _tell(self, lost: Lost, what: str) -> None:
+        fault = Fault(lost.role, lost.index, f"{lost} {what}")
+        self._tracker.fault(max(self._tracker.last, 0), asdict(fault))
+
     def _again(self, lost: Lost) -> None:
         newest = checkpoint.newest(self._root)
         if newest != self._since:
             self._since, self._count = newest, 0
         if self._count == self._most:
             raise Unmended(
-                f"{lost}; without a new checkpoint in between learners were started anew "
+                f"{lost}; without a new checkpoint in between the run began again "
                 f"{self._count} times, and faults.restarts={self._most} allows no more; {REASONS}"
             ) from lost
         self._count += 1

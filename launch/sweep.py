@@ -121,7 +121,7 @@ def _free(cells: Sequence[Cell], show: Lines) -> None:
             try:
                 with runfolder.claim(folder):
                     break
-            except runfolder.InUse as used:
+            except runfolder.InUseError as used:
                 if not said:
                     show.say(f"{folder} is in use by {used.owner}: waiting up to {ENDING_S:.0f} s")
                 said = True

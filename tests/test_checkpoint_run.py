@@ -22,7 +22,7 @@ SMALL = (
 STEPS = 8
 STATE = (
     *("stage", "first", "step", "weight_version", "stream", "allocation", "memory", "made"),
-    *("carried", "shaping", "owed", "wandb_id"),
+    *("carried", "shaping", "owed", "begun", "left_out", "wandb_id"),
 )
 
 

@@ -29,7 +29,7 @@ HEARTBEAT = 3.0
 Disturb = Callable[[fleet.Fleet], None]
 
 
-def jobs(groups: int = 6, cap: int = 60) -> list[Job]:
+def jobs(groups: int = 6, cap: int = 100) -> list[Job]:
     return [Job(FIND, Plan(cap), g, i, seed=g * 100 + i) for g in range(groups) for i in range(4)]
 
 

@@ -83,6 +83,7 @@ def test_a_run_that_loses_learners_again_and_again_ends_with_a_line_and_can_go_o
     for part in ("learner rank", "faults.restarts=1", "out (dmesg", "laconic resume", "step-00000"):
         assert part in said[0]
     assert "Traceback" not in run.text()
+    assert "not mended" in killing.faults(run.folder)[-1]["what"]
     resumed = Running(["resume", str(run.folder)], run.folder)
     assert resumed.end() == 0, resumed.text()
     assert killing.steps(run.folder) == [1, 2, 3]

@@ -32,7 +32,7 @@ _MAKES |= {"rollout", "supervised"}
 """Of a stage: what the model that it begins with, and its own examples, are made by."""
 
 
-class InUse(ValueError):
+class InUseError(ValueError):
     """Another process, `owner`, holds the folder."""
 
     def __init__(self, folder: Path, owner: str, other: str) -> None:
@@ -224,7 +224,7 @@ def claim(folder: Path, other: str = "output=... or seed=...") -> Iterator[None]
         other: what chooses another folder.
 
     Raises:
-        InUse: another process holds it.
+        InUseError: another process holds it.
         ValueError: nothing can be written there.
     """
     try:
@@ -238,7 +238,7 @@ def claim(folder: Path, other: str = "output=... or seed=...") -> Iterator[None]
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise InUse(folder, lock.read().strip() or "another process", other) from None
+            raise InUseError(folder, lock.read().strip() or "another process", other) from None
         _owner(lock, f"process {os.getpid()} on {socket.gethostname()}\n")
         try:
             yield

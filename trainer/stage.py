@@ -331,6 +331,7 @@ class StageRun:
             "stage": self.index,
             "first": self.first,
             "step": self.step,
+            "begun": self._begun,
             "weight_version": self.world.version,
             **self.sampling.state_dict(self.step),
             "shaping": self.shaping.state_dict(),
@@ -341,8 +342,7 @@ class StageRun:
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of this stage: driver's state, learners, then the engines."""
-        self.step, self._owed = state["step"], state.get("owed")
-        self._begun = self.step > 0
+        self.step, self._begun, self._owed = (state[key] for key in ("step", "begun", "owed"))
         self.sampling.load_state_dict(state)
         self.shaping.load_state_dict(state["shaping"])
         steps = (s for s in self.tracker.steps() if self.first <= s["step"] <= self.at)
