@@ -216,6 +216,10 @@ FILES: dict[str, tuple[Spoil, list[str]]] = {
         lambda c, _: ((c.model / "config.json").write_text("{"), None)[1],
         ["config.json", "broken JSON"],
     ),
+    "pickled weights": (
+        lambda c, _: ((c.model / "pytorch_model.bin").write_bytes(b"cos\nsystem\n"), None)[1],
+        ["model.path", "pytorch_model*.bin", "save_pretrained"],
+    ),
     "not a causal model": (
         _config(architectures=["BertForMaskedLM"]),
         ["model.path", "BertForMaskedLM", "ForCausalLM"],

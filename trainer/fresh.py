@@ -8,8 +8,7 @@ from pathlib import Path
 
 from trainer import lora
 from trainer.config import Stage
-
-WEIGHTS = ("*.safetensors", "*.bin")
+from trainer.modelfolder import WEIGHTS
 
 
 def start_model(folder: Path, made: Path, stage: Stage, seed: int) -> Path:

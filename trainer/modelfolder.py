@@ -25,7 +25,8 @@ CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq
 GENERATION = "generation_config.json"
 WHOLE, STEP, PIECE = 1 << 26, 1 << 22, 1 << 16
 """Bytes: a file up to WHOLE is hashed whole; of a larger one the end, and PIECE of every STEP."""
-WEIGHTS = ("*.safetensors", "*.bin")
+WEIGHTS = ("*.safetensors",)
+PICKLED = "pytorch_model*.bin"
 CONFIG = ("config.json", GENERATION)
 TOKENIZER = (
     *("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"),
@@ -33,6 +34,10 @@ TOKENIZER = (
 )
 SAID_BY = (*WEIGHTS, "config.json", "tokenizer.json")
 """Files that decide what a model says."""
+CONVERT = (
+    "files of pickles are never loaded: choose another model, or convert one that you trust, once: "
+    "AutoModelForCausalLM.from_pretrained(it).save_pretrained(folder), and its tokenizer"
+)
 SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
 ALL_FILES = [*SMALL_FILES, "*.safetensors", "*.py"]
 
@@ -50,13 +55,8 @@ def fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     snapshot = Path(snapshot_download(name, allow_patterns=ALL_FILES))
-    if not any(snapshot.glob("*.safetensors")):  # an older model
-        snapshot_download(name, allow_patterns=["*.bin"])
-        if not any(snapshot.glob("*.bin")):  # a folder without weights would be drawn at random
-            raise ValueError(
-                f"model.path: '{name}' holds neither *.safetensors nor *.bin on the hub; choose a "
-                "model with weights"
-            )
+    if not any(snapshot.glob(WEIGHTS[0])):  # a folder without weights would be drawn at random
+        raise ValueError(f"model.path: '{name}' holds no *.safetensors on the hub; {CONVERT}")
     return snapshot
 
 
@@ -89,12 +89,13 @@ def locate(name: str, *, download: bool = False) -> Path | None:
     the weights) are fetched. None: a hub name of which nothing is here yet.
 
     Raises:
-        ValueError: nothing of that name, with the nearest folder that exists.
+        ValueError: nothing of that name, with the nearest folder that exists; or its weights are
+            pickled.
     """
     path = Path(name).expanduser()
     for folder in (path, SHIPPED / name):
         if folder.is_dir():
-            return _of_run(folder)
+            return _of_weights(_of_run(folder))
     org = name.split("/")[0]
     hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
     if hub and not Path(org).is_dir() and not (SHIPPED / org).is_dir():
@@ -124,6 +125,13 @@ def _of_run(folder: Path) -> Path:
             f"model.path: run '{folder}' has no complete checkpoint yet; let it finish"
         )
     return newest / "model"
+
+
+def _of_weights(folder: Path) -> Path:
+    """One with safetensors; one without any weights is begun with random ones."""
+    if any(folder.glob(PICKLED)) and not any(folder.glob(WEIGHTS[0])):
+        raise ValueError(f"model.path: '{folder}' has weights only as {PICKLED}; {CONVERT}")
+    return folder
 
 
 def _of_adapter(folder: Path) -> Path:
