@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launch.hardware import Hardware
+from launch.hardware import Hardware, ranges
 from launch.placement import Place, Placement, Role, place
 from samplers.engines import vllm
 from trainer import memory
 from trainer.config import Stage
+from trainer.faults import NAMES
 from trainer.lora import LoraConfig
 from trainer.memory import Parts, Shape
 from trainer.modelfolder import ModelFolder
@@ -79,46 +80,53 @@ def fit(stage: Stage, model: ModelFolder | None, hardware: Hardware, prompt: int
     device = placement.device
     parts = {"learner": memory.learner(stage, known, device, length)}
     cached = None
-    if placement.seats["rollout"]:
-        engine = memory.rollout(stage, known, device, prompt, hardware.gpu_bytes)
-        parts["rollout"], room = engine, engine["key/value cache"]
-        cached = memory.cached_tokens(stage, known, room)
+    sizes = {_gpu_bytes(placement, seat.node) for seat in placement.seats["rollout"]}
+    engines = {size: memory.rollout(stage, known, device, prompt, size) for size in sizes}
+    if engines:  # the smallest GPU is the one that counts
+        parts["rollout"] = engines[min(sizes, key=lambda size: size or 0.0)]
+        cached = memory.cached_tokens(stage, known, parts["rollout"]["key/value cache"])
     if device == "cpu":
         parts |= {role: {"process": memory.PROCESS["cpu"][role]} for role in ("driver", "grader")}
-    loads = _on_gpus if device == "cuda" else _on_nodes
-    return Fit(
-        placement, known, parts, tuple(loads(stage, placement, parts, hardware)), cached, length
-    )
+    if device == "cuda":
+        loads = tuple(_on_gpus(stage, placement, parts["learner"], engines))
+    else:
+        loads = tuple(_on_nodes(placement, parts))
+    return Fit(placement, known, parts, loads, cached, length)
+
+
+def _gpu_bytes(placement: Placement, node: int) -> float | None:
+    return placement.cluster.nodes[node].gpu_bytes
 
 
 def _on_gpus(
-    stage: Stage, placement: Placement, parts: Mapping[str, Parts], hardware: Hardware
+    stage: Stage, placement: Placement, learner: Parts, engines: Mapping[float | None, Parts]
 ) -> Iterator[Load]:
-    """By GPU. Engines that sleep take turns with a learner on the same one."""
+    """By GPU. Engines that sleep take turns with a learner on the same one.
+
+    Args:
+        engines: what one holds, by the memory of its GPUs.
+    """
     held: dict[Place, list[tuple[Role, int]]] = {}
     for role in ("learner", "rollout"):
         for index, seat in enumerate(placement.seats[role]):
             for gpu in seat.gpus:
                 held.setdefault((seat.node, gpu), []).append((role, index))
-    whole = {role: sum(p.values()) for role, p in parts.items()}
     sleeps = isinstance(stage.rollout.engine, vllm.Config) and stage.rollout.engine.sleep
     for (node, gpu), processes in sorted(held.items()):
-        roles = [role for role, _ in processes]
-        needs = sum(whole[role] for role in roles)
+        has, roles = _gpu_bytes(placement, node), [role for role, _ in processes]
+        engine, count = engines.get(has, {}), roles.count("rollout")
+        rank, held_by_one = sum(learner.values()), sum(engine.values())
+        needs = rank * roles.count("learner") + held_by_one * count
         if sleeps and len(set(roles)) == 2:
-            engines = roles.count("rollout")
-            training = whole["learner"] + engines * parts["rollout"]["process"]
-            resting = sum(parts["learner"].get(name, 0.0) for name in RESTING)
-            needs = max(training, resting + engines * whole["rollout"])
+            resting = sum(learner.get(name, 0.0) for name in RESTING)
+            needs = max(rank + count * engine["process"], resting + count * held_by_one)
         names = tuple(f"{role} {index}" for role, index in processes)
-        yield Load(node, gpu, names, needs, hardware.gpu_bytes)
+        yield Load(node, gpu, names, needs, has)
 
 
-def _on_nodes(
-    stage: Stage, placement: Placement, parts: Mapping[str, Parts], hardware: Hardware
-) -> Iterator[Load]:
+def _on_nodes(placement: Placement, parts: Mapping[str, Parts]) -> Iterator[Load]:
     """Without GPUs: the memory of each node; the driver is on the first."""
-    for node in range(len(hardware.cluster.gpus)):
+    for node, here in enumerate(placement.cluster.nodes):
         names = ["driver"] if node == 0 else []
         for role, seats in placement.seats.items():
             names += [f"{role} {i}" for i, seat in enumerate(seats) if seat.node == node]
@@ -126,7 +134,7 @@ def _on_nodes(
         needs = sum(sum(one.values()) for one in each)
         shared = [one.get(memory.SHARED, 0.0) for one in each]
         needs -= sum(shared) - max(shared, default=0.0)  # in all of them, and there once
-        yield Load(node, None, tuple(names), needs, hardware.host_bytes)
+        yield Load(node, None, tuple(names), needs, here.host_bytes)
 
 
 def deficits(stage: Stage, model: ModelFolder | None, hardware: Hardware, prompt: int) -> list[str]:
@@ -134,11 +142,11 @@ def deficits(stage: Stage, model: ModelFolder | None, hardware: Hardware, prompt
     now = fit(stage, model, hardware, prompt)
     out = _caches(stage, now, hardware)
     short = [load for load in now.loads if load.missing]
-    for needs in dict.fromkeys(load.needs for load in short):
-        alike = [load for load in short if load.needs == needs]
-        where, has = _where(alike), alike[0].has or 0.0
+    for needs, has in dict.fromkeys((load.needs, load.has or 0.0) for load in short):
+        alike = [load for load in short if (load.needs, load.has) == (needs, has)]
         what = f"needs {human(needs)} and has {human(has)}: {human(needs - has)} missing"
-        out.append(f"{where} {what} ({', '.join(alike[0].processes)})")
+        who = ", ".join(alike[0].processes).replace("rollout", NAMES["rollout"])
+        out.append(f"{_where(alike)} {what} ({who}{', ...' if len(alike) > 1 else ''})")
     if short:
         freed = [(f, name) for name, f in _remedies(stage, model, hardware, prompt, now)]
         told = [f"{name} {human(f)}" for f, name in sorted(freed, reverse=True)]
@@ -159,7 +167,7 @@ def _caches(stage: Stage, now: Fit, hardware: Hardware) -> list[str]:
         found += f": {human((now.length - now.cached) * each)} missing"
     if config.kv_cache_mb:
         return [f"{found}; raise rollout.engine.kv_cache_mb={config.kv_cache_mb}"]
-    if hardware.gpu_bytes is None:
+    if all(node.gpu_bytes is None for node in hardware.cluster.nodes):
         return []
     return [
         f"{found}; raise rollout.engine.gpu_memory={config.gpu_memory:g} or "
@@ -237,25 +245,14 @@ def _with(stage: Stage, changes: Mapping[str, Any]) -> Stage:
 
 
 def _where(loads: list[Load]) -> str:
-    """'node 0 GPU 0, 1; node 1 GPU 0'."""
-    nodes: dict[int, list[Load]] = {}
+    """'node 0 GPU 0, 2; node 1-3 GPU 0'."""
+    nodes: dict[int, list[int]] = {}
     for load in loads:
-        nodes.setdefault(load.node, []).append(load)
-    return "; ".join(
-        f"node {node}" + ("" if some[0].gpu is None else f" GPU {ranges([s.gpu for s in some])}")
-        for node, some in nodes.items()
-    )
-
-
-def ranges(numbers: list[Any]) -> str:
-    """0, 1, 2, 5 as '0-2, 5'."""
-    out: list[list[int]] = []
-    for number in numbers:
-        if out and number == out[-1][-1] + 1:
-            out[-1].append(number)
-        else:
-            out.append([number])
-    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in out)
+        nodes.setdefault(load.node, []).extend([] if load.gpu is None else [load.gpu])
+    alike: dict[str, list[int]] = {}
+    for node, gpus in nodes.items():
+        alike.setdefault(f" GPU {ranges(gpus)}" if gpus else "", []).append(node)
+    return "; ".join(f"node {ranges(some)}{gpus}" for gpus, some in alike.items())
 
 
 def human(size: float) -> str:

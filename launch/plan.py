@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from launch import costs, floorplan, measured, throughputs, transport
 from launch import hardware as machines
-from launch import transport
-from launch.fits import Fit, Load, deficits, fit, human, ranges
-from launch.hardware import Hardware
+from launch.costs import Estimate
+from launch.fits import Fit, Load, deficits, fit, human
+from launch.hardware import KIND, Hardware, ranges
 from launch.placement import Placement, width
+from launch.throughputs import Table
 from trainer import compatibility, memory, preflight, runfolder
 from trainer.config import Recipe, Stage, load
 from trainer.modelfolder import ModelFolder, facts, locate
@@ -43,6 +46,8 @@ class StagePlan:
     transport: str | None
     """How weights come to the engines; None: there are none."""
     deficits: tuple[str, ...]
+    cost: Estimate | None
+    """None while nothing is known of the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +60,20 @@ class Plan:
     deficits: tuple[str, ...]
     """What stands in the way of running it there, a line each; empty: it fits."""
     warnings: tuple[str, ...]
+    run: Path | None = None
+    """The folder of a run, if it is a run's plan."""
 
     def __str__(self) -> str:
         lines = ["# Resolved recipe", runfolder.resolved(self.recipe).rstrip()]
         for index, part in enumerate(self.stages):
             lines += ["", f"# Stage {index} ({part.stage.kind}, {part.stage.steps} steps)"]
             lines += _stage(part, self.hardware)
+        told = [part.cost for part in self.stages if part.cost and part.cost.run]
+        if len(told) == len(self.stages) > 1:
+            lines += ["", f"# Cost of all stages: {costs.spent(told)}"]
         lines += ["", f"# Run folder: {self.recipe.folder}"]
+        if self.run:
+            lines += measured.against(self.run, [(p.stage, p.cost) for p in self.stages])
         if self.deficits:
             lines += ["", "# Missing", *self.deficits]
         return "\n".join([*lines, "", "# Warnings", *(self.warnings or ["none"])])
@@ -70,30 +82,48 @@ class Plan:
         """The same for programs; sizes in bytes."""
         stages = [_data(part) for part in self.stages]
         recipe = yaml.safe_load(runfolder.resolved(self.recipe))
-        out = {"recipe": recipe, "stages": stages}
+        nodes = [{"gpus": n.gpus, "kind": n.kind} for n in self.hardware.cluster.nodes]
+        out = {"recipe": recipe, "nodes": nodes, "stages": stages}
         return json.dumps(out | {"missing": self.deficits, "warnings": self.warnings}, indent=1)
 
 
-def plan(name: str, assignments: Sequence[str] = (), hardware: Hardware | None = None) -> Plan:
-    """Resolve and place recipe `name`; without `hardware`, on this machine as it is.
+def plan(
+    name: str,
+    assignments: Sequence[str] = (),
+    hardware: Hardware | None = None,
+    table: Table | None = None,
+    response: float | None = None,
+) -> Plan:
+    """Resolve and place recipe `name`, or that of the run folder `name`.
+
+    Args:
+        hardware: None: this machine as it is.
+        table: measured throughputs; None: those that ship.
+        response: tokens of a response, if somebody knows.
 
     Raises:
         ValueError: a mistake in the recipe, or a cluster that its processes cannot be placed on.
     """
-    hardware = hardware or machines.this_machine()
+    hardware, table = hardware or machines.this_machine(), table or throughputs.read()
+    run = Path(name) if (Path(name) / runfolder.CONFIG).is_file() else None
     with warnings.catch_warnings(record=True) as noticed:
         warnings.simplefilter("always", UserWarning)
-        recipe = load(name, assignments)
+        recipe = load(run / runfolder.CONFIG if run else name, assignments)
+        recipe = recipe.within(run) if run else recipe
         preflight.check_all(recipe, thorough=False, here=False)
         if hardware.here:
             preflight.crowded(recipe)
-        stages = tuple(_planned(stage, recipe, hardware) for stage in recipe.stages)
+        stages = tuple(
+            _planned(stage, recipe, hardware, table, response) for stage in recipe.stages
+        )
     missing = [line for part in stages for line in part.deficits]
     told = dict.fromkeys(str(w.message) for w in noticed if w.category is UserWarning)
-    return Plan(recipe, hardware, stages, tuple(dict.fromkeys(missing)), tuple(told))
+    return Plan(recipe, hardware, stages, tuple(dict.fromkeys(missing)), tuple(told), run)
 
 
-def _planned(stage: Stage, recipe: Recipe, hardware: Hardware) -> StagePlan:
+def _planned(
+    stage: Stage, recipe: Recipe, hardware: Hardware, table: Table, response: float | None
+) -> StagePlan:
     folder = locate(stage.model.path) or facts(stage.model.path)
     model = None if folder is None else ModelFolder(folder)
     longest = None if model is None else preflight.longest_prompt(stage, recipe, model)
@@ -102,16 +132,18 @@ def _planned(stage: Stage, recipe: Recipe, hardware: Hardware) -> StagePlan:
     lines += deficits(stage, model, hardware, prompt)
     fitted = fit(stage, model, hardware, prompt)
     sync = _transport(stage, fitted.placement) if fitted.placement.seats["rollout"] else None
-    return StagePlan(stage, model, fitted, prompt, longest is None, sync, tuple(lines))
+    cores = preflight.cpus() if hardware.here else None
+    cost = costs.estimate(stage, fitted, prompt, table, response, cores)
+    return StagePlan(stage, model, fitted, prompt, longest is None, sync, tuple(lines), cost)
 
 
 def _stage(part: StagePlan, hardware: Hardware) -> Iterator[str]:
     stage, model = part.stage, part.model
     yield from _processes(stage, part.fit.placement, hardware)
-    yield from _seats(part.fit, hardware)
+    yield from _place(part.fit)
     if part.transport:
         shape, room = part.fit.shape, ""
-        if part.transport == "shm" and shape is not None:
+        if part.transport in ("shm", "tcp") and shape is not None:
             room = f" ({human(memory.ring(stage, shape))} of the host's memory)"
         yield f"  weights travel by {part.transport}{room}"
     yield from _sizes(part)
@@ -120,6 +152,8 @@ def _stage(part: StagePlan, hardware: Hardware) -> Iterator[str]:
         opened = model.opens(stage.markers.start)
     yield thinking(stage, opened)
     yield from _memory(part)
+    if part.cost:
+        yield from costs.lines(part.cost)
 
 
 def _processes(stage: Stage, placement: Placement, hardware: Hardware) -> Iterator[str]:
@@ -127,54 +161,66 @@ def _processes(stage: Stage, placement: Placement, hardware: Hardware) -> Iterat
     yield "  driver     1 (loop, data order, statistics, metrics); no logical CPU"
     for role, bundles in placement.bundles.items():
         if bundles:
-            each = ", ".join(f"{amount:g} {kind}" for kind, amount in bundles[0].items())
-            how = placement.strategies[role]
-            yield f"  {role:<10} {len(bundles)} x ({each}), placed {how}"
+            nodes = sorted({seat.node for seat in placement.seats[role]})
+            yield f"  {role:<10} {len(bundles)} x ({_asked(bundles)}) on {_nodes(nodes)}"
     asked = f"  Ray's logical CPUs: {placement.totals.get('CPU', 0):g}"
     yield asked + (f"; cores here: {preflight.cpus()}" if hardware.here else "")
 
 
-def _seats(fitted: Fit, hardware: Hardware) -> Iterator[str]:
-    """A line for each run of GPUs that hold the same kinds of processes and as much."""
+def _nodes(nodes: Sequence[int]) -> str:
+    return f"node{'s' * (len(nodes) > 1)} {ranges(nodes)}"
+
+
+def _asked(bundles: Sequence[Mapping[str, float]]) -> str:
+    """'1 CPU, 0.5 GPU' of each; where they differ, from least to most."""
+    out = []
+    for what in ("CPU", "GPU"):
+        amounts = sorted({bundle[what] for bundle in bundles if what in bundle})
+        if amounts:
+            out.append("-".join(f"{one:g}" for one in (amounts[0], *amounts[1:][-1:])) + f" {what}")
+    kinds = {key.removeprefix(KIND) for bundle in bundles for key in bundle if key.startswith(KIND)}
+    return ", ".join(out) + "".join(f" of kind {kind}" for kind in kinds)
+
+
+def _place(fitted: Fit) -> Iterator[str]:
+    """The table, and a line for each sort of GPUs that hold the same roles and as much."""
     placement = fitted.placement
-    yield "place:"
-    loads = fitted.loads or _unsized(placement, hardware)
-    for alike in _alike(loads):
-        where = f"node {alike[0].node}"
-        if alike[0].gpu is not None:
-            where += f" GPU {ranges([one.gpu for one in alike])}"
-        what = _people([name for load in alike for name in load.processes])
-        line = f"  {where:<16} {what:<36}"
-        if fitted.loads:
-            has = "" if alike[0].has is None else f" of {human(alike[0].has)}"
-            line += f" {human(max(one.needs for one in alike))}{has}"
-        yield line.rstrip()
-    if placement.device == "cuda":
-        for node in range(len(hardware.cluster.gpus)):
-            names = ["driver"] if node == 0 else []
-            seats = placement.seats["grader"]
-            names += [f"grader {i}" for i, seat in enumerate(seats) if seat.node == node]
-            if names:
-                yield f"  {f'node {node} CPU':<16} {_people(names)}"
+    yield f"place ({floorplan.legend(placement)}):"
+    yield from floorplan.table(placement)
+    engines = range(len(placement.seats["rollout"]) if placement.device == "cuda" else 0)
+    apart = sorted(set(engines).difference(placement.colocated))
+    if placement.colocated:
+        yield f"  on GPUs of learner ranks: engine {ranges(placement.colocated)}"
+    if apart:
+        yield f"  on GPUs of their own: engine {ranges(apart)}"
+    rows = []
+    for (gpus, _, needs, has), loads in _alike(fitted.loads).items():
+        where = _nodes(sorted({load.node for load in loads})) + (f" GPU {gpus}" if gpus else "")
+        what = _people([name for load in loads for name in load.processes])
+        rows.append((where, what, human(needs) + ("" if has is None else f" of {human(has)}")))
+    if rows:
+        yield "each holds:"
+    widths = [max(least, *(len(row[i]) for row in rows)) for i, least in ((0, 16), (1, 36)) if rows]
+    for where, what, needs_and_has in rows:
+        yield f"  {where:<{widths[0]}} {what:<{widths[1]}} {needs_and_has}"
 
 
-def _unsized(placement: Placement, hardware: Hardware) -> list[Load]:
-    """Loads of a model whose size is not known."""
-    held: dict[tuple[int, int | None], list[str]] = {}
-    for role, seats in placement.seats.items():
-        for index, seat in enumerate(seats):
-            for gpu in seat.gpus or ((None,) if placement.device == "cpu" else ()):
-                held.setdefault((seat.node, gpu), []).append(f"{role} {index}")
-    return [Load(n, g, tuple(names), 0.0, hardware.gpu_bytes) for (n, g), names in held.items()]
+def _alike(
+    loads: Sequence[Load],
+) -> dict[tuple[str, tuple[str, ...], float, float | None], list[Load]]:
+    """By the GPUs' numbers, the roles and sizes: runs on one node, and the same on others."""
 
+    def key(one: Load) -> tuple[int, tuple[str, ...], int, float | None]:
+        roles = tuple(sorted(name.split()[0] for name in one.processes))
+        return one.node, roles, round(one.needs), one.has
 
-def _alike(loads: Sequence[Load]) -> list[list[Load]]:
-    """Runs of loads on one node with processes of the same roles and the same sum."""
-
-    def key(one: Load) -> tuple[int, list[str], int]:
-        return one.node, sorted(name.split()[0] for name in one.processes), round(one.needs)
-
-    return [list(run) for _, run in groupby(loads, key)]
+    out: dict[tuple[str, tuple[str, ...], float, float | None], list[Load]] = {}
+    for (_, roles, _, has), run in groupby(loads, key):
+        some = list(run)
+        gpus = "" if some[0].gpu is None else ranges([one.gpu for one in some])
+        needs = float(round(max(one.needs for one in some)))
+        out.setdefault((gpus, roles, needs, has), []).extend(some)
+    return out
 
 
 def _people(names: Sequence[str]) -> str:
@@ -202,7 +248,7 @@ def _transport(stage: Stage, placement: Placement) -> str:
         for role in ("learner", "rollout")
     }
     engine = stage.rollout.engine.name
-    return transport.choose(stage.sync.transport, engine, seats["learner"], seats["rollout"])
+    return transport.choose(stage.sync, engine, seats["learner"], seats["rollout"])
 
 
 def _sizes(part: StagePlan) -> Iterator[str]:
@@ -289,6 +335,7 @@ def _data(part: StagePlan) -> dict[str, Any]:
             "response_tokens": rollouts * stage.rollout.max_tokens,
             "optimiser_steps": stage.updates_per_batch * stage.epochs,
         },
+        "colocated": fitted.placement.colocated,
         "transport": part.transport,
         "parameters": None if fitted.shape is None else fitted.shape.parameters,
         "trained": None if fitted.shape is None else fitted.shape.trained,
@@ -299,4 +346,5 @@ def _data(part: StagePlan) -> dict[str, Any]:
             for one in fitted.loads
         ],
         "cached_tokens": fitted.cached,
+        "cost": part.cost and costs.data(part.cost),
     }

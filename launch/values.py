@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launch.hardware import Node
 
 
 def seeds(text: str) -> tuple[int, ...]:
@@ -92,6 +96,15 @@ def memory(text: str) -> float:
 
     try:
         return size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def node(text: str) -> list[Node]:
+    from launch.hardware import node as read
+
+    try:
+        return read(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

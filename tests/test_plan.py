@@ -14,8 +14,7 @@ import pytest
 import yaml
 
 from launch.cli import main
-from launch.hardware import Hardware, described, size
-from launch.placement import Cluster
+from launch.hardware import Cluster, Hardware, Node, described, node, size
 from launch.plan import Plan
 from launch.plan import plan as make
 from trainer.config import RECIPES, load, shipped
@@ -98,19 +97,19 @@ def test_as_many_as_train_is_not_up_to(allocation: str) -> None:
 def test_processes_and_logical_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["learner.ranks=2", "rollout.workers=3", "grader.workers=1"]
     text = plan("grpo/find", settings)
-    assert line(text, "learner 2") == "learner 2 x (1 CPU), placed PACK"
-    assert line(text, "rollout 3") == "rollout 3 x (1 CPU), placed SPREAD"
+    assert line(text, "learner 2") == "learner 2 x (1 CPU) on node 0"
+    assert line(text, "rollout 3") == "rollout 3 x (1 CPU) on node 0"
     assert "Ray's logical CPUs: 6; cores here:" in text
     monkeypatch.setattr("launch.doctor.gpus", lambda: ["H100, 81559 MiB"] * 5)
-    assert (
-        line(plan("grpo/find", settings), "learner 2") == "learner 2 x (1 CPU, 1 GPU), placed PACK"
-    )
+    text = plan("grpo/find", settings)
+    assert line(text, "learner 2") == "learner 2 x (1 CPU, 1 GPU of kind H100) on node 0"
     monkeypatch.setattr("launch.doctor.gpus", lambda: ["H100, 81559 MiB"])
     with pytest.raises(ValueError, match=r"learner.ranks=2 .* has 1; set learner.ranks=1 or less"):
         plan("grpo/find", settings)
     text = plan("grpo/find")
-    assert line(text, "learner 1 x") == "learner 1 x (1 CPU, 0.5 GPU), placed PACK"
-    assert line(text, "rollout 1 x") == "rollout 1 x (1 CPU, 0.5 GPU), placed SPREAD"
+    assert line(text, "learner 1 x") == "learner 1 x (1 CPU, 0.5 GPU of kind H100) on node 0"
+    assert line(text, "rollout 1 x") == "rollout 1 x (1 CPU, 0.5 GPU) on node 0"
+    assert line(text, "on GPUs of learner ranks") == "on GPUs of learner ranks: engine 0"
 
 
 @pytest.mark.parametrize("target", ["quickstart", "from-scratch", "test", "test-slow"])
@@ -213,7 +212,8 @@ def test_each_way_out_frees_what_it_says() -> None:
             "80GB",
             r"rollout.workers=6 engines of tensor_parallel=4 need 24 GPUs .* room for 1",
         ),
-        (["rollout.engine.tensor_parallel=12"], 8, "80GB", r"=12 does not fit on a node of 8 GPUs"),
+        (["rollout.engine.tensor_parallel=4"], 2, "80GB", r"=4 does not fit on a node of 2 GPUs"),
+        (["rollout.engine.tensor_parallel=12"], 16, "80GB", r"8960 MLP features; set one of 1, 2"),
         (["rollout.engine.tensor_parallel=8"], 16, "80GB", r"=8 does not divide .* 12 attention"),
         (["rollout.max_tokens=200000"], 8, "80GB", r"max_tokens=200000: .* context of 131072"),
     ],
@@ -261,9 +261,59 @@ def test_a_described_cluster_is_described_whole() -> None:
         described(2, None, None)
     with pytest.raises(ValueError, match="--gpu-memory 80GB"):
         described(2, 8, None)
-    assert described(2, 8, 80e9).cluster == Cluster((8, 8))
-    assert described(None, 0, None) == Hardware(Cluster((0,)))
+    assert described(2, 8, 80e9).cluster == Cluster((Node(8, gpu_bytes=80e9),) * 2)
+    assert described(None, 0, None) == Hardware(Cluster.of(0))
     assert described(None, None, None).here
+    mixed = described(1, 8, 80e9, [Node(4)])
+    assert mixed.cluster.gpus == (8, 4)
+    assert not mixed.here
+    assert described(None, None, None, [Node(4)]) == Hardware(Cluster.of(4))
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"),
+    [
+        ("8xH100-80GB", [Node(8, "H100", gpu_bytes=80e9)]),
+        ("2x4xA100-40GiB", [Node(4, "A100", gpu_bytes=40 * 2**30)] * 2),
+        ("8x80GB", [Node(8, gpu_bytes=80e9)]),
+        ("1xGeForce-RTX-5090-32GB", [Node(1, "GeForce-RTX-5090", gpu_bytes=32e9)]),
+    ],
+)
+def test_nodes_are_read(text: str, nodes: list[Node]) -> None:
+    assert node(text) == nodes
+
+
+@pytest.mark.parametrize("text", ["", "8", "8xH100", "0x80GB", "0x8x80GB", "8xH100-80TB"])
+def test_no_node(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"write e\.g\."):
+        node(text)
+    assert main(["plan", "grpo/find", "--node", text]) == 2
+    assert "argument --node: " in capsys.readouterr().err
+
+
+def test_gpus_of_each_node_count_with_their_own_memory() -> None:
+    nodes = [*node("8xH100-80GB"), *node("2xA100-40GB")]
+    made = make("grpo/r1-8gpu", ["learner.ranks=7", "rollout.workers=3"],
+                described(None, None, None, nodes))  # fmt: skip
+    assert made.deficits == ()
+    *_, large, small, _ = fits = made.stages[0].fit.loads
+    assert [one.has for one in fits] == [80e9] * 8 + [40e9] * 2
+    assert large.processes == ("rollout 0",)
+    assert small.needs < large.needs / 1.8, "an engine takes its share of what is there"
+    whole = described(None, None, None, [*node("8xH100-24GB"), *node("2xA100-80GB")])
+    tight = make("grpo/r1-8gpu", ["learner.gradient_checkpointing=false", "learner.ranks=7"], whole)
+    assert tight.deficits[0].startswith("node 0 GPU 0-6 needs")
+
+
+def test_what_shares_a_gpu_and_does_not_fit_is_told_node_by_node() -> None:
+    settings = ["learner.ranks=16", "rollout.workers=16", "rollout.engine.sleep=false"]
+    made = make("grpo/r1-8gpu", [*settings, "max_staleness=0"], described(2, 8, 80e9))
+    assert re.match(
+        r"node 0-1 GPU 0-7 needs [\d.]+ GiB and has 74.51 GiB: [\d.]+ GiB missing "
+        r"\(learner 0, engine 0, \.\.\.\)",
+        made.deficits[0],
+    )
+    assert "rollout.engine.sleep=true" in made.deficits[1]
 
 
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "flash_attn", "datasets", "peft")

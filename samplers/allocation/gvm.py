@@ -360,6 +360,11 @@ def spends(config: Config, prompts: int, rollouts: int) -> int:
     return config.every * prompts * config.pilot + own
 
 
+def expects(config: Config, prompts: int, rollouts: int) -> float:
+    """Rollouts of a step, mean over a block."""
+    return float(prompts * (config.pilot + config.later(rollouts)))
+
+
 def trains(config: Config, prompts: int, rollouts: int) -> int:
     """Fewest rollouts of a group that trains: a pilot does only with `reuse`."""
     return min(config.pilot, config.least) if config.reuse else config.least

@@ -142,12 +142,14 @@ def check(config: base.Config, model: Mapping[str, Any], longest: int, *, here: 
         return  # an architecture that says it otherwise: vLLM will tell
     parallel, cpu = config.tensor_parallel, here and build() == "cpu"
     kv_heads = _first(model, "num_key_value_heads") or heads
-    ways = [n for n in range(1, heads + 1) if _divides(n, heads, kv_heads)]
+    inner = _first(model, "intermediate_size", "n_inner") or 0
+    ways = [n for n in range(1, heads + 1) if _divides(n, heads, kv_heads) and inner % n == 0]
     if parallel not in ways:
         raise ValueError(
             f"rollout.engine.tensor_parallel={parallel} does not divide the model's {heads} "
-            f"attention heads and {kv_heads} key/value heads; set one of "
-            + ", ".join(map(str, ways))
+            f"attention heads, {kv_heads} key/value heads"
+            + (f" and {inner} MLP features" if inner else "")
+            + f"; set one of {', '.join(map(str, ways))}"
         )
     size = _first(model, "head_dim") or width // heads
     if cpu and size not in CPU_HEADS:
