@@ -1,4 +1,4 @@
-"""Weights from one learner to the engines of its host: a ring of slots in shared memory.
+"""Weights from one learner to its engines: a ring of slots in shared memory.
 
 One writer and its readers share two slots of anonymous memory (a memfd: it has no name in any
 folder, so nothing is left behind whoever dies). The writer fills one slot while the readers load
@@ -6,6 +6,9 @@ from the other. What is where is said over a socket to each reader; the reader's
 acknowledgement. So a side that fails says why, one that dies closes its socket, and one that hangs
 runs into the deadline: each is a `SyncError` on the other side that names who. Ring and connections
 are kept from sync to sync, as a page touched for the first time costs as much as its copy.
+
+Readers on other hosts (`tcp`) come to a relay beside the writer, which is such a reader itself and
+sends the bytes on: `samplers/relay.py`, and `samplers/wires.py` for a reader's end of either way.
 
 Linux only: abstract socket names and memfd.
 """
@@ -18,47 +21,24 @@ import os
 import secrets
 import select
 import socket
-import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from samplers import wires
+from samplers.relay import Relay
+from samplers.wires import HELLO_S, SLOTS, Kind, Source, SyncError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SLOTS = 2
 ALIGN = 64
-HELLO_S = 10.0
-"""What a reader that has connected may take to say which one it is."""
-
-
-class SyncError(RuntimeError):
-    """A weight sync that failed: which side, and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where an engine gets its weights from; one control call carries it."""
-
-    kind: Literal["shm", "nccl", "ipc"]
-    address: str
-    """shm and ipc: the writer's socket. nccl: host:port of the rendezvous."""
-    reader: int = 0
-    """Number of this reader; of an engine of several, its first."""
-    readers: int = 1
-    """All readers of the sync."""
-    deadline: float = 300.0
-    """Seconds from the call to the last weight; then the writer is taken for dead."""
-    bucket_bytes: int = 2**26
-    parameters: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
-    """nccl: (name, dtype, shape) of what comes, in order."""
-
-    def of(self, rank: int) -> Source:
-        """That of the engine's process `rank`."""
-        return replace(self, reader=self.reader + rank)
+REASON = 10_000
+"""Characters of a reason that one side tells the other."""
 
 
 class Writer:
@@ -67,12 +47,21 @@ class Writer:
     Args:
         names: what to call each reader in an error.
         slot_bytes: size of a slot; at least the largest tensor. Pages never written cost nothing.
+        host: the address of this host for readers on others; none: there are none.
+        checksum: readers compare each bucket with what it was here before they load it.
 
     Every method raises SyncError, and so does everything after it: the ring is to be made anew.
     """
 
-    def __init__(self, names: Sequence[str], slot_bytes: int, deadline: float = 300.0) -> None:
-        self.names, self.deadline = list(names), deadline
+    def __init__(
+        self,
+        names: Sequence[str],
+        slot_bytes: int,
+        deadline: float = 300.0,
+        host: str = "",
+        checksum: bool = False,
+    ) -> None:
+        self.names, self.deadline, self._checksum = list(names), deadline, checksum
         self.slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         self.address = f"\0laconic-{secrets.token_hex(8)}"
         self._listener = socket.socket(socket.AF_UNIX)
@@ -80,14 +69,21 @@ class Writer:
         self._listener.listen(len(self.names))
         self._memory = os.memfd_create("laconic-weights")
         os.ftruncate(self._memory, SLOTS * self.slot_bytes)
+        self._shared: mmap.mmap | None = mmap.mmap(self._memory, SLOTS * self.slot_bytes)
+        wires.huge(self._shared)
         self._slots: Tensor | None = None
         self._readers: dict[int, Connection] = {}
         self._sent, self._acked = 0, [0] * len(self.names)
         self._entries: list[tuple[str, str, tuple[int, ...], int]] = []
         self._used, self._until, self._broken = 0, 0.0, ""
+        self._relay: Relay | None = None
+        if host:
+            self._relay = Relay(host, self.source(0), memoryview(self._shared))
 
-    def source(self, reader: int, kind: Literal["shm", "ipc"] = "shm") -> Source:
-        return Source(kind, self.address, reader, len(self.names), self.deadline)
+    def source(self, reader: int, kind: Kind = "shm") -> Source:
+        source = Source(kind, self.address, reader, len(self.names), self.deadline)
+        relay = self._relay
+        return replace(source, away=relay.address, secret=relay.secret) if relay else source
 
     def begin(self) -> None:
         """Start a sync: its deadline counts from here. Waits for readers not yet connected."""
@@ -108,16 +104,20 @@ class Writer:
             peer, _ = self._listener.accept()
         except BlockingIOError:  # it came and went
             return
-        if not _ours(peer):
-            peer.close()
-            return
-        _patience(peer, min(HELLO_S, self._left()))
-        try:
-            socket.send_fds(peer, [b"m"], [self._memory])
-            connection = Connection(peer.detach())
-            self._readers[connection.recv()] = connection
-        except (OSError, EOFError):  # gone again; it is missed as one that never came
-            peer.close()
+        with peer:
+            if not wires.ours(peer):
+                return
+            wires.patience(peer, min(HELLO_S, self._left()))
+            connection = Connection(os.dup(peer.fileno()))
+            try:
+                socket.send_fds(peer, [b"m"], [self._memory])
+                number = connection.recv()
+            except (OSError, EOFError):  # gone again; it is missed as one that never came
+                connection.close()
+                return
+            self._readers[number] = connection
+            with contextlib.suppress(OSError):  # what it said before it went is heard next
+                connection.send(self.names[number])
 
     def room(self, name: str, shape: Sequence[int], dtype: Any) -> Tensor:
         """Where the next tensor of this bucket is to be written. Waits for a free slot."""
@@ -126,10 +126,8 @@ class Writer:
         if not self._entries:
             self._wait_for(self._sent - SLOTS + 1)
         if self._slots is None:
-            shared = mmap.mmap(self._memory, SLOTS * self.slot_bytes)
-            with contextlib.suppress(OSError):  # a kernel without them
-                shared.madvise(mmap.MADV_HUGEPAGE)
-            self._slots = torch.frombuffer(shared, dtype=torch.uint8).view(SLOTS, -1)
+            assert self._shared is not None, "not after close()"
+            self._slots = torch.frombuffer(self._shared, dtype=torch.uint8).view(SLOTS, -1)
         start = -(-self._used // ALIGN) * ALIGN
         self._used = start + torch.Size(shape).numel() * dtype.itemsize
         assert self._used <= self.slot_bytes, f"{name}: slots of {self.slot_bytes} are too small"
@@ -139,8 +137,14 @@ class Writer:
 
     def send(self) -> None:
         """Hand the bucket over; it stays as it is until every reader has loaded it."""
-        self._tell(("bucket", self._entries))
+        slot = self._sent % SLOTS
+        summed = self._sum(slot) if self._checksum else None
+        self._tell(("bucket", (slot, self._used, summed, self._entries)))
         self._entries, self._used = [], 0
+
+    def _sum(self, slot: int) -> int:
+        assert self._slots is not None, "room was made for something"
+        return zlib.crc32(self._slots[slot, : self._used].numpy())
 
     def tell(self, message: Any) -> None:
         """Send something else, and wait until every reader has dealt with it."""
@@ -166,7 +170,10 @@ class Writer:
         self._listener.close()
         if self._memory >= 0:
             os.close(self._memory)
-        self._slots, self._memory, self._broken = None, -1, "the learner has closed the ring"
+        if self._relay is not None:
+            self._relay.close()
+        self._slots = self._shared = self._relay = None
+        self._memory, self._broken = -1, "the learner has closed the ring"
 
     def _tell(self, message: Any) -> None:
         for i, connection in self._readers.items():
@@ -214,26 +221,7 @@ class Reader:
     """One engine process's end; see `read`."""
 
     def __init__(self, source: Source) -> None:
-        import torch
-
-        self.source, self._count = source, 0
-        self.begin(source)
-        peer = socket.socket(socket.AF_UNIX)
-        _patience(peer, source.deadline)
-        try:
-            peer.connect(source.address)
-            assert _ours(peer), "the writer runs as the same user"
-            _, (memory, *_), *_ = socket.recv_fds(peer, 1, 1)
-        except (OSError, ValueError):
-            peer.close()
-            raise SyncError("weight sync: the learner is not there, or died") from None
-        self._connection = Connection(peer.detach())
-        self._connection.send(source.reader)
-        shared = mmap.mmap(memory, 0)
-        os.close(memory)
-        with contextlib.suppress(OSError):
-            shared.madvise(mmap.MADV_HUGEPAGE)
-        self._slots = torch.frombuffer(shared, dtype=torch.uint8).view(SLOTS, -1)
+        self._count, self._line = 0, wires.line(source)
 
     def begin(self, source: Source) -> None:
         """A new sync: its deadline counts from here."""
@@ -244,7 +232,7 @@ class Reader:
     def stale(self) -> bool:
         """Whether the writer has gone away since the last sync; it may have begun the next."""
         look = select.poll()  # what it said last may never have been read: that says nothing
-        look.register(self._connection.fileno(), 0)
+        look.register(self._line.fileno(), select.POLLRDHUP)
         return bool(look.poll(0))
 
     def messages(self) -> Iterator[tuple[str, Any]]:
@@ -256,43 +244,58 @@ class Reader:
             if kind != "end":
                 yield kind, content
             self._count += 1
-            self._say(self._count)
+            try:
+                self._line.send(self._count)
+            except OSError:
+                if kind == "end":
+                    raise self._died() from None
+                continue  # what it said last is still to be heard
             if kind == "end":
                 self.ended = True
                 return
 
     def _next(self) -> tuple[str, Any]:
         try:
-            if not self._connection.poll(max(0.0, self._until - time.monotonic())):
-                raise SyncError(
-                    "weight sync: the learner did not send all weights in "
-                    f"{self.source.deadline:g} s"
-                )
-            return self._connection.recv()
+            message: tuple[str, Any] = self._line.recv(self._until)
+        except TimeoutError as error:
+            if error.errno:  # the system gave up, not we
+                raise self._died() from None
+            raise SyncError(
+                f"weight sync: {self._line.peer} did not send all weights in "
+                f"{self.source.deadline:g} s"
+            ) from None
         except (OSError, EOFError):
-            raise SyncError("weight sync: the learner died") from None
+            raise self._died() from None
+        return message
+
+    def _died(self) -> SyncError:
+        return SyncError(f"weight sync: {self._line.peer} died")
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, view of shared memory), each valid until the next bucket: copy, never write."""
+        """(name, view of a slot), each valid until the next bucket: copy, never write."""
         import torch
 
-        for slot, (_, entries) in enumerate(self.messages(), self._count):
+        for number, (_, (slot, used, summed, entries)) in enumerate(self.messages(), 1):
+            whole = self._line.slot(slot)[:used]
+            if summed is not None and summed != (found := zlib.crc32(whole.numpy())):
+                raise SyncError(
+                    f"weight sync: {self._line.name}: bucket {number} ({entries[0][0]} to "
+                    f"{entries[-1][0]}) is not what {self._line.peer} sent: CRC-32 {found:08x}, "
+                    f"and there {summed:08x}; memory or network of one of the hosts is at fault"
+                )
             for name, kind, shape, start in entries:
                 dtype = getattr(torch, kind)
                 stop = start + torch.Size(shape).numel() * dtype.itemsize
-                yield name, self._slots[slot % SLOTS, start:stop].view(dtype).view(shape)
+                yield name, whole[start:stop].view(dtype).view(torch.Size(shape))
 
-    def _say(self, message: Any) -> None:
-        try:
-            self._connection.send(message)
-        except OSError:
-            raise SyncError("weight sync: the learner died") from None
-
-    def close(self, reason: str = "") -> None:
-        if reason:
-            with contextlib.suppress(SyncError):
-                self._say(f"failed: {reason}")
-        self._connection.close()
+    def close(self, error: BaseException | None = None) -> None:
+        if error is not None:
+            ours = isinstance(error, SyncError)
+            why = f"{'' if ours else type(error).__name__ + ': '}{error}"
+            why = why.removeprefix("weight sync: ").removeprefix(f"{self._line.name}: ")
+            with contextlib.suppress(OSError):
+                self._line.send(f"failed: {why[:REASON]}")
+        self._line.close()
 
 
 _kept: dict[tuple[str, int], Reader] = {}
@@ -315,7 +318,7 @@ def attach(source: Source) -> Iterator[Reader]:
         if not reader.ended:
             raise SyncError("weight sync: the engine stopped before the last weight")
     except BaseException as error:
-        reader.close(f"{type(error).__name__}: {error}")
+        reader.close(error)
         raise
     with _keeping:
         _kept[key] = reader
@@ -325,8 +328,8 @@ def attach(source: Source) -> Iterator[Reader]:
 def read(source: Source) -> Iterator[Iterator[tuple[str, Tensor]]]:
     """What comes through the ring, as (name, tensor) pairs, to be taken to the end.
 
-    A tensor is a view of the writer's memory, valid until the next bucket is asked for: copy from
-    it, never write to it.
+    A tensor is a view of a slot, valid until the next bucket is asked for: copy from it, never
+    write to it.
 
         with ring.read(source) as weights:
             engine.load_weights(weights, version)
@@ -340,24 +343,13 @@ def read(source: Source) -> Iterator[Iterator[tuple[str, Tensor]]]:
 
 def refuse(source: Source, why: str) -> None:
     """In the place of a reader that will not come: its writer need not wait for it."""
-    with socket.socket(socket.AF_UNIX) as peer, contextlib.suppress(OSError):
-        peer.settimeout(HELLO_S)
-        peer.connect(source.address)
-        socket.recv_fds(peer, 1, 1)
-        with Connection(os.dup(peer.fileno())) as connection:
-            connection.send(source.reader)
+    source = replace(source, deadline=HELLO_S)
+    with contextlib.suppress(OSError, EOFError):
+        if source.away[0]:
+            with wires.reach(source, time.monotonic() + HELLO_S) as far:
+                far.sendall(wires.framed(why))
+            return
+        connection, memory = wires.join(source)
+        os.close(memory)
+        with connection:
             connection.send(why)
-
-
-def _ours(peer: socket.socket) -> bool:
-    """Whether the same user is at the other end: whoever knows the name can connect."""
-    size = struct.calcsize("3i")
-    _, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return bool(user == os.getuid())
-
-
-def _patience(peer: socket.socket, seconds: float) -> None:
-    """No single read or write of this socket takes longer."""
-    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6) or 1)
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        peer.setsockopt(socket.SOL_SOCKET, option, limit)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -15,10 +17,12 @@ import pytest
 
 from launch import fleet
 from launch.cluster import cluster
-from launch.transport import Seat, choose, names
+from launch.transport import Seat, choose, names, ways
 from samplers.ring import SyncError
+from tests.raylets import raylets
 from trainer.config import load
 from trainer.faults import Lost
+from trainer.sync import SyncConfig
 
 DEADLINE = 5.0
 """Seconds; ten thousand times what this model's sync takes."""
@@ -109,6 +113,96 @@ def test_faults_of_either_side_are_named(tmp_path: Path) -> None:
     assert rings == []
 
 
+# Between nodes
+
+
+def holds(actor) -> dict[str, str]:
+    """A digest of every weight of an engine or a learner."""
+    import ray
+
+    def digests(actor) -> dict[str, str]:
+        model = actor.worker.engine.model if hasattr(actor, "worker") else actor.learner.model
+        return {
+            name: hashlib.sha256(p.detach().numpy().tobytes()).hexdigest()
+            for name, p in model.named_parameters()
+        }
+
+    return ray.get(actor.__ray_call__.remote(digests))
+
+
+def ways_of(world: fleet.Fleet) -> dict[int, str]:
+    return {index: source.kind for index, source in world._sources.items()}
+
+
+def lines(actor) -> list[str]:
+    """What the engine's kept readers read from."""
+    import ray
+
+    def kinds(_) -> list[str]:
+        from samplers import ring
+
+        return [type(reader._line).__name__ for reader in ring._kept.values()]
+
+    return ray.get(actor.__ray_call__.remote(kinds))
+
+
+def die_in_the_middle(actor) -> None:
+    """The engine ends itself at the third weight of the next sync."""
+    import ray
+
+    def prepare(actor) -> None:
+        engine = actor.worker.engine
+        load = engine.load_weights
+
+        def third(weights):
+            for number, pair in enumerate(weights):
+                if number == 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield pair
+
+        engine.load_weights = lambda weights, version: load(third(weights), version)
+
+    ray.get(actor.__ray_call__.remote(prepare))
+
+
+@pytest.mark.slow
+def test_weights_cross_nodes_and_a_lost_far_engine_is_named(tmp_path: Path) -> None:
+    """The learner and one engine on a node, one engine on another: it gets them by TCP; with
+    checksums, too. Killed in the middle of it, it is named with its host, and made anew."""
+    import ray
+
+    from trainer.modelfolder import fetch
+
+    settings = ["rollout.workers=2", "learner.ranks=1", "grader.workers=1", "sync.checksum=true"]
+    settings += [f"output={tmp_path}", f"sync.deadline={DEADLINE}"]
+    stage = load("grpo/find", settings).stages[0]
+    nodes = ({"num_cpus": 3}, {"num_cpus": 1, "node_ip_address": "127.0.0.2"})
+    with raylets(*nodes), fleet.Fleet(stage, str(fetch(stage.model.path))) as world:
+        (learner,), engines = world.learners.team.actors, world.engines.team.actors
+        at = [ray.get(actor.process.remote())[0] for actor in (learner, *engines)]
+        (far,) = (index for index in (0, 1) if at[1 + index] != at[0])
+        assert ways_of(world) == {far: "tcp", 1 - far: "shm"}
+        for _ in range(2):
+            world.sync()
+            assert same_weights(world)
+        assert holds(engines[far]) == holds(engines[1 - far]) == holds(learner)
+        assert (lines(engines[far]), lines(engines[1 - far])) == (["Far"], ["Near"])
+        told, mend = [], world._mend
+
+        def hear(*lost):
+            broken = learner.__ray_call__.remote(lambda actor: actor.publisher._writer._broken)
+            told.append(ray.get(broken))
+            return mend(*lost)
+
+        world._mend = hear  # type: ignore[method-assign]
+        die_in_the_middle(engines[far])
+        world.sync()
+        assert told == [f"weight sync: engine {far} on 127.0.0.2 died"]
+        assert [(f.role, f.index) for f in world.faults()] == [("rollout", far)]
+        assert ways_of(world) == {far: "tcp", 1 - far: "shm"}
+        assert same_weights(world)
+
+
 # Which way weights go
 
 
@@ -127,17 +221,45 @@ def seats(node: str, *gpus: str, readers: int = 0) -> Seat:
         ("auto", "vllm", [seats("a", "0")], [seats("b", "0"), seats("a", "1")], "nccl"),
         ("nccl", "vllm", [seats("a", "0")], [seats("a", "1", "2")], "nccl"),
         ("auto", "vllm", [seats("a", "0"), seats("b", "0")], [seats("b", "0")], "nccl"),
+        ("auto", "torch", [seats("a")], [seats("a"), seats("b")], "tcp"),
+        ("auto", "torch", [seats("a", "0")], [seats("b", "0")], "tcp"),
+        ("auto", "vllm", [seats("a")], [seats("b")], "tcp"),
+        ("auto", "vllm", [seats("a", "0")], [seats("b", "0")] * 2, "tcp"),  # share a GPU
+        ("tcp", "torch", [seats("a")], [seats("a")], "tcp"),
+        ("tcp", "vllm", [seats("a", "0")], [seats("b", "0")], "tcp"),
     ],
 )
 def test_transport_follows_where_everyone_sits(asked, engine, learners, engines, expected) -> None:
-    assert choose(asked, engine, learners, engines) == expected
+    assert choose(SyncConfig(transport=asked), engine, learners, engines) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen", "expected"),
+    [
+        ("auto", "tcp", ["shm", "tcp", "shm"]),
+        ("auto", "shm", ["shm", "tcp", "shm"]),  # one was made anew elsewhere since
+        ("tcp", "tcp", ["tcp", "tcp", "tcp"]),
+        ("auto", "nccl", ["nccl", "nccl", "nccl"]),
+        ("ipc", "ipc", ["ipc", "ipc", "ipc"]),
+    ],
+)
+def test_engines_beside_the_learner_read_its_memory(asked, chosen, expected) -> None:
+    engines = [seats("a"), seats("b"), seats("a")]
+    assert ways(chosen, SyncConfig(transport=asked), seats("a"), engines) == expected
+
+
+def test_shared_memory_alone_does_not_follow_an_engine_to_another_node() -> None:
+    with pytest.raises(
+        ValueError, match=r"transport=shm: engines \[1\] .* set sync.transport: auto"
+    ):
+        ways("shm", SyncConfig(transport="shm"), seats("a"), [seats("a"), seats("b")])
 
 
 @pytest.mark.parametrize(
     ("asked", "engine", "learners", "engines", "message"),
     [
-        ("auto", "torch", [seats("a")], [seats("a"), seats("b")], r"engines \[1\] sit on another"),
-        ("shm", "torch", [seats("a")], [seats("b")], "lower rollout.workers"),
+        ("shm", "torch", [seats("a")], [seats("a"), seats("b")], r"engines \[1\] sit on another"),
+        ("shm", "torch", [seats("a")], [seats("b")], "use sync.transport: tcp, or lower rollout"),
         ("nccl", "torch", [seats("a", "0")], [seats("a", "1")], "this is torch; use vllm"),
         ("nccl", "vllm", [seats("a")], [seats("a")], "run where there are GPUs"),
         ("nccl", "vllm", [seats("a", "0")], [seats("a", "0")], "GPU 0 is shared"),
@@ -147,10 +269,25 @@ def test_transport_follows_where_everyone_sits(asked, engine, learners, engines,
 )
 def test_what_cannot_work_is_refused(asked, engine, learners, engines, message) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        choose(asked, engine, learners, engines)
+        choose(SyncConfig(transport=asked), engine, learners, engines)
     assert "\n" not in str(error.value)
 
 
+def test_a_checksum_that_is_not_made_is_told() -> None:
+    """vLLM's own transfers have none."""
+    checked, gpus = SyncConfig(checksum=True), [seats("a", "0")]
+    with pytest.warns(UserWarning, match="checksum has no effect where weights travel by nccl"):
+        assert choose(checked, "vllm", gpus, [seats("b", "0")]) == "nccl"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose(checked, "torch", gpus, [seats("b", "0")])
+        choose(SyncConfig(), "vllm", gpus, [seats("b", "0")])
+
+
 def test_readers_are_named_engine_by_engine() -> None:
-    engines = [seats("a", readers=1), seats("a", "1", "2", readers=2)]
-    assert names(engines) == ["engine 0", "engine 1 (process 0)", "engine 1 (process 1)"]
+    """And where they are, if not on the learner's node."""
+    far = Seat("b", readers=1, address="10.0.0.7")
+    engines = [seats("a", readers=1), seats("a", "1", "2", readers=2), far]
+    told = ["engine 0", "engine 1 (process 0)", "engine 1 (process 1)", "engine 2 on 10.0.0.7"]
+    assert names(engines, seats("a")) == told
+    assert names([far], seats("a"), [7]) == ["engine 7 on 10.0.0.7"]

@@ -1,7 +1,7 @@
 """From ZeRO's partitions through the ring into two engines: every stage, tied and untied, exactly.
 
 Each of two ranks has an engine beside its learner, which receives in a thread while the ranks
-publish together.
+publish together: that of rank 0 by shared memory, that of rank 1 by TCP.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def meet(rank: int, learner: Learner, config: SyncConfig) -> tuple[Publisher, An
     """This rank's publisher, and the source of the engine beside it."""
     import torch
 
-    publisher = Publisher(learner, config, "shm", ["engine 0", "engine 1"], ("127.0.0.1", 0))
-    told = [publisher.source() if rank == 0 else None]
+    publisher = Publisher(learner, config, "tcp", ["engine 0", "engine 1"], ("127.0.0.1", 0))
+    told: list[Any] = [publisher.source() if rank == 0 else None]
     torch.distributed.broadcast_object_list(told)
-    return publisher, told[0].of(rank)  # type: ignore[union-attr]
+    return publisher, told[0].of(rank).by("tcp" if rank else "shm")
 
 
 def follow(rank: int, folder: str) -> list[tuple]:
@@ -65,7 +65,7 @@ def follow(rank: int, folder: str) -> list[tuple]:
     ):
         learner = start(rank, f"{folder}/{head}", zero, dtype)
         engine = TorchEngine(f"{folder}/{head}", Config(device="cpu", dtype=dtype))
-        publisher, source = meet(rank, learner, SyncConfig(bucket_mb=1, deadline=60))
+        publisher, source = meet(rank, learner, SyncConfig(bucket_mb=1, deadline=60, checksum=True))
         publisher.bucket_bytes = 4096  # of MB of buckets a tiny model would fill none
         wrong = []
         for version in range(1, SYNCS + 1):

@@ -1,14 +1,16 @@
 """The learner's side of a weight sync: buckets leave through a ring, or vLLM's own backends.
 
-`auto` takes shared memory where all engines sit on the host of the first learner rank, CUDA's
-memory handles (ipc) where vLLM engines share the learners' GPUs, and NCCL where vLLM engines sit
-elsewhere. The engines' side is `Engine.receive(source, version)`.
+`auto` takes CUDA's memory handles (ipc) where vLLM engines share the learners' GPUs, shared memory
+where all engines sit on the host of the first learner rank, NCCL where vLLM engines have GPUs of
+their own elsewhere, and TCP from host to host for all others. The engines' side is
+`Engine.receive(source, version)`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -19,7 +21,7 @@ from samplers.seam import Component
 if TYPE_CHECKING:
     from trainer.learner import Learner
 
-Transport = Literal["shm", "nccl", "ipc"]
+Transport = Literal["shm", "tcp", "nccl", "ipc"]
 WRITER, READER = 0.8, 0.9
 """Shares of the deadline after which the learner, and then an engine, gives up: the first to do so
 names the one that hangs, before the driver's own deadline."""
@@ -28,14 +30,18 @@ names the one that hangs, before the driver's own deadline."""
 class SyncConfig(Component):
     """How new weights come to the engines."""
 
-    transport: Literal["auto", "shm", "nccl", "ipc"] = "auto"
-    """`shm` (shared memory of one host), `nccl` (vLLM engines on GPUs of any host), `ipc` (vLLM
-    engines that share the learners' GPUs); auto takes the one that fits."""
+    transport: Literal["auto", "shm", "tcp", "nccl", "ipc"] = "auto"
+    """`shm` (shared memory of one host), `tcp` (any engine on any host), `nccl` (vLLM engines on
+    GPUs of any host), `ipc` (vLLM engines that share the learners' GPUs); auto takes the one that
+    fits, and beside tcp shared memory for engines on the learner's own host."""
     bucket_mb: int = Field(default=64, ge=1)
     """Weights travel in buckets of this size (a larger tensor in one of its own); two are held in
     memory at a time, and one more where ZeRO-3 gathers them."""
     deadline: float = Field(default=300.0, gt=0)
     """Seconds a sync may take; then the side that did not answer is named and the run stops."""
+    checksum: bool = False
+    """shm and tcp: every bucket's CRC-32 is compared before an engine loads it; a difference stops
+    the run, and names engine, host and bucket."""
 
 
 class Publisher:
@@ -44,7 +50,7 @@ class Publisher:
     Args:
         kind: how the weights travel.
         names: what to call each reader in an error; an engine of several has as many.
-        address: nccl: host and port where rank 0 is met.
+        address: host that rank 0 is met at, and for nccl the port.
     """
 
     def __init__(
@@ -66,20 +72,22 @@ class Publisher:
         self._sender: Any = None
         if learner.rank == 0 and kind != "nccl":
             largest = max(_bytes(dtype, shape) for _, dtype, shape in self.sizes)
-            room = max(largest, self.bucket_bytes) if kind == "shm" else 1
-            self._writer = Writer(names, room, WRITER * config.deadline)
+            room = 1 if kind == "ipc" else max(largest, self.bucket_bytes)
+            host = address[0] if kind == "tcp" else ""
+            self._writer = Writer(names, room, WRITER * config.deadline, host, config.checksum)
 
     def source(self) -> Source:
         """What the first reader is told; `Source.of` numbers the others. Rank 0's."""
-        address = self._writer.address if self._writer else "{}:{}".format(*self._address)
-        nccl = self.kind == "nccl"
+        deadline = READER * self.patience
+        if self._writer is not None:
+            return replace(self._writer.source(0, self.kind), deadline=deadline)
         return Source(
             self.kind,
-            address,
+            "{}:{}".format(*self._address),
             readers=len(self.names),
-            deadline=READER * self.patience,
+            deadline=deadline,
             bucket_bytes=self.bucket_bytes,
-            parameters=tuple((n, _name(d), s) for n, d, s in self.sizes) if nccl else (),
+            parameters=tuple((n, _name(d), s) for n, d, s in self.sizes),
         )
 
     def publish(self) -> None:
@@ -89,7 +97,7 @@ class Publisher:
             SyncError: an engine failed, died or hung.
         """
         try:
-            if self.kind == "shm":
+            if self.kind in ("shm", "tcp"):
                 self._through_the_ring()
             else:
                 self._through_vllm()

@@ -109,7 +109,7 @@ class Extension:
         from samplers import ring
         from samplers.engines import _vllm_cpu
 
-        if source.kind != "shm":
+        if source.kind in ("nccl", "ipc"):
             from samplers.engines import _vllm_transfer
 
             _vllm_transfer.receive(self, source.of(self.rank))

@@ -33,7 +33,7 @@ def main() -> None:
     for engine in workers.installed():
         workers.compare(engine)
         print(flush=True)
-        sync.compare(engine)
+        sync.ways(engine)
     print(flush=True)
     if "vllm" in workers.installed():  # in a process of its own, which vLLM takes over
         subprocess.run([sys.executable, "-m", "tests.bench.nested", "vllm"], check=True)

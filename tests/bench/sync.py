@@ -6,6 +6,9 @@ A real fleet: actors in Ray, DeepSpeed, shared memory; a random llama of 100 mil
 float32. The copy is torch's, by one thread, between two tensors of 400 MB in this process that
 were touched before. Syncs and copies take turns; the first two, which touch memory for the first
 time, do not count.
+
+Then the same by TCP, on this host's loopback, with and without checksums: what the way costs both
+ends, without the network between them.
 """
 
 from __future__ import annotations
@@ -24,6 +27,22 @@ from tests.bench.memory import LARGE
 from trainer.config import load
 
 WARM = 2
+WAYS = {
+    "shared memory": {},
+    "shared memory, checksum": {"sync__checksum": True},
+    "tcp": {"sync__transport": "tcp"},
+    "tcp, checksum": {"sync__transport": "tcp", "sync__checksum": True},
+}
+
+
+def ways(engine: str, repeats: int = 12) -> None:
+    """Compare each way with the copies, and so with shared memory."""
+    ratios = {}
+    for name, settings in WAYS.items():
+        print(f"{name}: ", end="")
+        ratios[name] = compare(engine, repeats, **settings)
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio / ratios['shared memory']:.2f} of shared memory's time")
 
 
 def compare(engine: str, repeats: int = 12, **settings: object) -> float:
@@ -69,4 +88,4 @@ def _time(call: Callable[[], None]) -> float:
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["torch"]:
-        compare(name)
+        ways(name)
