@@ -10,15 +10,21 @@ shared out by it.
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count, pairwise
+from queue import SimpleQueue
 from typing import Any, Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from samplers import columns
+from samplers.columns import Columns
 from samplers.types import Job, Rollout
 
 HELD = 3
@@ -30,16 +36,19 @@ CALLS = HELD * PARTS
 """Most calls of one step that an engine holds at a time."""
 SHARE = 4
 """Calls that an engine gets for its share of a step, where it holds all of it at once."""
-Columns = dict[str, Any]
+Counts = NDArray[np.int64]
+Done = SimpleQueue[int]
+"""Numbers of calls, as their rollouts come."""
 
 
 class Dispatch:
     """Shares lists of jobs out to engines. Threads may call it at once.
 
     Args:
-        send: (engine, jobs) -> a hashable reference to the rollouts that come of them.
-        take: waits for one of these references: the reference and its columns, or None where its
-            engine was lost and there is another in its place.
+        send: (engine, jobs, queue) -> the number of the call, which is put into the queue when
+            its rollouts are there.
+        take: waits for the next of a queue: its number and columns, or None where its engine was
+            lost and there is another in its place.
         came: (engine, jobs, their columns) -> their rollouts; None: they are to be sent again.
         part: jobs -> those that may be made, and rollouts that stand for the others.
     """
@@ -48,8 +57,8 @@ class Dispatch:
         self,
         engines: int,
         slots: int,
-        send: Callable[[int, list[Job]], Any],
-        take: Callable[[list[Any]], tuple[Any, Columns | None]],
+        send: Callable[[int, list[Job], Done], int],
+        take: Callable[[Done], tuple[int, Columns | None]],
         came: Callable[[int, list[Job], Columns | None], list[Rollout] | None] | None = None,
         part: Callable[[Sequence[Job]], tuple[list[Job], list[Rollout]]] = lambda j: (list(j), []),
     ) -> None:
@@ -57,33 +66,38 @@ class Dispatch:
         self.came, self.part = came or _came, part
         self.call = math.ceil(slots / PARTS)
         """Rollouts of a call, where engines get many."""
-        self.speeds = [1.0] * engines
+        self.speeds = np.ones(engines)
         """What each engine gets done in a given time, relative to the others."""
+        self.there = np.ones(engines, bool)
+        """Engines that may be given something."""
 
     def run(self, jobs: Sequence[Job]) -> list[Rollout]:
         """Rollouts in the order of their jobs."""
         wanted, none = self.part(jobs)
-        waiting, at = deque(self.chunks(wanted)), dict[Any, tuple[int, list[Job]]]()
-        loads, calls = [0] * len(self.speeds), [0] * len(self.speeds)
+        waiting, at = deque(self.chunks(wanted)), dict[int, tuple[int, list[Job]]]()
+        loads, calls = (np.zeros(len(self.speeds), np.int64) for _ in range(2))
+        done = Done()
         started = time.monotonic()
         seconds = [0.0] * len(self.speeds)
         made = {(r.group, r.index): r for r in none}
-        while waiting or at:
-            while waiting and (engine := self.seat(len(waiting[0]), loads, calls)) is not None:
-                chunk = waiting.popleft()
-                at[self._send(engine, chunk)] = engine, chunk
-                loads[engine] += len(chunk)
-                calls[engine] += 1
-            ref, packed = self._take(list(at))
-            engine, chunk = at.pop(ref)
-            loads[engine] -= len(chunk)
-            calls[engine] -= 1
-            rollouts = self.came(engine, chunk, packed)
-            if rollouts is None:
-                waiting.appendleft(chunk)
-                continue
-            made |= {(r.group, r.index): r for r in rollouts}
-            seconds[engine] = max(time.monotonic() - started, 1e-3)
+        with held() as keep:
+            while waiting or at:
+                while waiting and (engine := self.seat(len(waiting[0]), loads, calls)) is not None:
+                    chunk = waiting.popleft()
+                    at[self._send(engine, chunk, done)] = engine, chunk
+                    loads[engine] += len(chunk)
+                    calls[engine] += 1
+                number, packed = self._take(done)
+                engine, chunk = at.pop(number)
+                loads[engine] -= len(chunk)
+                calls[engine] -= 1
+                rollouts = self.came(engine, chunk, packed)
+                if rollouts is None:
+                    waiting.appendleft(chunk)
+                    continue
+                made |= {(r.group, r.index): r for r in rollouts}
+                keep()
+                seconds[engine] = max(time.monotonic() - started, 1e-3)
         self.learn(seconds)
         return [made[job.group, job.index] for job in jobs]
 
@@ -106,15 +120,13 @@ class Dispatch:
             out[-1] += piece
         return out if jobs else []
 
-    def seat(self, size: int, loads: list[int], calls: list[int]) -> int | None:
+    def seat(self, size: int, loads: Counts, calls: Counts) -> int | None:
         """The engine that would be done with `size` more rollouts first, if it has room."""
-        most = HELD * self._slots
-        room = [
-            engine
-            for engine in range(len(loads))
-            if not calls[engine] or (loads[engine] + size <= most and calls[engine] < CALLS)
-        ]
-        return min(room, key=lambda e: (loads[e] + size) / self.speeds[e], default=None)
+        full = (calls > 0) & ((loads + size > HELD * self._slots) | (calls >= CALLS))
+        full |= ~self.there
+        ends = np.where(full, np.inf, (loads + size) / self.speeds)
+        engine = int(ends.argmin())
+        return None if full[engine] else engine
 
     def learn(self, seconds: list[float]) -> None:
         """Who was done before the others gets more next time; who had nothing to do drifts back.
@@ -128,10 +140,20 @@ class Dispatch:
         mean = sum(worked) / len(worked)
         learned = [
             speed * math.sqrt(mean / s) if s else speed**0.8
-            for speed, s in zip(self.speeds, seconds, strict=True)
+            for speed, s in zip(self.speeds.tolist(), seconds, strict=True)
         ]
         middle = math.exp(sum(map(math.log, learned)) / len(learned))
-        self.speeds = [min(max(speed / middle, 1 / 16), 16.0) for speed in learned]
+        self.speeds = np.clip(np.array(learned) / middle, 1 / 16, 16.0)
+
+
+@contextmanager
+def held() -> Iterator[Callable[[], None]]:
+    """To be called when something has come that stays until the end: it is no longer looked through
+    for garbage with every few thousand objects that follow."""
+    try:
+        yield gc.freeze
+    finally:
+        gc.unfreeze()
 
 
 def cut(jobs: Sequence[Job], size: int) -> list[list[Job]]:
@@ -168,7 +190,7 @@ class Lots:
         self._parts: dict[int, dict[int, list[Rollout]]] = {}  # of its lot, by number
         self._none: list[list[Rollout]] = []  # lots of which nothing is to be made
         self._numbers, self._left = count(), 0
-        self._loads = [0] * len(dispatch.speeds)
+        self._loads = np.zeros(len(dispatch.speeds), np.int64)
         self._seconds = [0.0] * len(dispatch.speeds)
         self._started = time.monotonic()
 
@@ -207,8 +229,7 @@ class Lots:
     def _send(self) -> None:
         while self._waiting:
             number, jobs = self._waiting[0]
-            calls = [min(load, 1) for load in self._loads]
-            engine = self._dispatch.seat(len(jobs), self._loads, calls)
+            engine = self._dispatch.seat(len(jobs), self._loads, np.minimum(self._loads, 1))
             if engine is None:
                 return
             self._waiting.popleft()
@@ -236,29 +257,5 @@ class Lots:
         self.close()
 
 
-def outbound(jobs: Sequence[Job]) -> tuple[list[Job], Columns | None]:
-    """What travels to an engine: jobs, and the rollouts that they resume as columns."""
-    resumed = [job.resume for job in jobs if job.resume is not None]
-    if not resumed:
-        return list(jobs), None
-    return [replace(job, resume=None) for job in jobs], columns.pack(resumed)
-
-
-def unpacked(packed: Columns, jobs: Sequence[Job]) -> list[Rollout]:
-    """The rollouts of `jobs`, in their order."""
-    made = {(r.group, r.index): r for r in columns.unpack(packed, jobs)}
-    return [made[job.group, job.index] for job in jobs]
-
-
 def _came(engine: int, jobs: Sequence[Job], packed: Columns | None) -> list[Rollout] | None:
-    return None if packed is None else unpacked(packed, jobs)
-
-
-def inbound(jobs: Sequence[Job], packed: Columns | None) -> Sequence[Job]:
-    """The jobs as they were before `outbound`."""
-    if packed is None:
-        return jobs
-    which = {(group, index) for group, index in packed["rows"][:, :2].tolist()}
-    begun = [job for job in jobs if (job.group, job.index) in which]
-    resumed = {(r.group, r.index): r for r in columns.unpack(packed, begun)}
-    return [replace(job, resume=resumed.get((job.group, job.index))) for job in jobs]
+    return None if packed is None else columns.unpack(packed, jobs)

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from launch.answers import result
-from launch.dispatch import Columns, outbound
 from launch.heart import Heart
 from launch.team import Team
+from samplers import columns
+from samplers.columns import Columns
 from samplers.types import Job
 from trainer.faults import Lost
 
@@ -57,11 +58,12 @@ class Streams:
     def send(self, engine: int, number: int, jobs: list[Job]) -> None:
         """Lot `number` to an engine; does not wait."""
         self._wake()
-        if engine not in self._streams.values():
+        if engine not in self._lives:
             (stream,) = self._team.ask(engine, "stream", self._flow, group="rollout")
             self._streams[stream] = engine
             self._lives[engine] = self._team.lives[engine]
-        (sent,) = self._team.ask(engine, "add", self._flow, number, *outbound(jobs), group="flow")
+        packed = columns.pack_jobs(jobs)
+        (sent,) = self._team.ask(engine, "add", self._flow, number, packed, group="flow")
         self._sent[sent], self._at[number] = engine, engine
         self._heart.begin(engine)
 
@@ -133,9 +135,8 @@ class Streams:
             ray.wait(ends, num_returns=len(ends), timeout=max(0.0, until - time.monotonic()))
         for engine in self._at.values():
             self._heart.end(engine)
-        self._streams.clear()
-        self._sent.clear()
-        self._at.clear()
+        for mine in (self._streams, self._lives, self._sent, self._at):
+            mine.clear()
 
 
 def _over(stream: Any) -> bool:

@@ -75,6 +75,23 @@ def test_round_trip(pairs):
             assert not len(run) or run.ids_T.base is not None  # a view, not a copy
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 2**64 - 1))))
+def test_jobs_come_back_and_a_prompt_or_plan_that_several_have_is_one(rows):
+    prompts = [Prompt(i, str(i), ({"role": "user", "content": "x"},), "", "", "") for i in range(4)]
+    plans = [Plan(9, cuts=(1, 2), template={"mode": i}) for i in range(3)]
+    jobs = [
+        Job(prompts[p], plans[q], 2**40 + p, i, seed, 0.1 * i, None, 1 / (1 + i), i)
+        for i, (p, q, seed) in enumerate(rows)
+    ]
+    back = columns.unpack_jobs(pickle.loads(pickle.dumps(columns.pack_jobs(jobs), protocol=5)))
+    assert back == jobs
+    for shared in ("prompt", "plan"):
+        assert len({id(getattr(j, shared)) for j in back}) == len(
+            {id(getattr(j, shared)) for j in jobs}
+        )
+
+
 def test_a_batch_is_a_few_arrays():
     """However many rollouts: what is pickled per rollout is its numbers and its texts."""
     run = Tokens(np.arange(80, dtype=np.int32), np.zeros(80, np.float32), "stop", ((0, 1),))
