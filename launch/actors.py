@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.cluster import leavings
-from launch.dispatch import Columns, inbound
 from launch.transport import Seat
 from rewards.verdict import Verdict
 from samplers import columns
+from samplers.columns import Columns
 from samplers.flow import Flow
 from samplers.ring import Source
-from samplers.types import Floats, Ids, Job
+from samplers.types import Floats, Ids
 from trainer.config import Stage
 from trainer.ports import free_port
 from trainer.profile import Watches
@@ -45,6 +45,10 @@ class Actor:
     def process(self) -> tuple[str, int]:
         """Its node, and its number there."""
         return _seat().node, os.getpid()
+
+    def pulse(self) -> int | None:
+        """Who answers lives."""
+        return None
 
     def profile(self, folder: str | None, name: str) -> None:
         """Record times into `folder` as the process `name`; None: no longer."""
@@ -160,9 +164,9 @@ class RolloutActor(Actor):
         markers = self.worker.renderer.thinking
         return markers is not None and markers.opened
 
-    def rollout(self, jobs: Sequence[Job], resumed: Columns | None = None) -> Columns:
+    def rollout(self, jobs: Columns) -> Columns:
         """Called by several threads at once, beside everything else."""
-        return columns.pack(self.worker.generate(inbound(jobs, resumed)))
+        return columns.pack(self.worker.generate(columns.unpack_jobs(jobs)))
 
     def stream(self, flow: int) -> Iterator[list[tuple[int, Columns]]]:
         """Lots that are added to the flow, by number, as they are done; ends with the flow."""
@@ -175,8 +179,8 @@ class RolloutActor(Actor):
         finally:
             del self.flows[flow]
 
-    def add(self, flow: int, number: int, jobs: Sequence[Job], resumed: Columns | None) -> None:
-        self._flow(flow).add(inbound(jobs, resumed), number)
+    def add(self, flow: int, number: int, jobs: Columns) -> None:
+        self._flow(flow).add(columns.unpack_jobs(jobs), number)
 
     def end(self, flow: int) -> None:
         """End what is being made of a flow."""
@@ -241,4 +245,4 @@ def _seat(readers: int = 0) -> Seat:
 
     context = ray.get_runtime_context()
     gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
-    return Seat(context.get_node_id(), gpus, readers)
+    return Seat(context.get_node_id(), gpus, readers, ray.util.get_node_ip_address())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +52,17 @@ def result(ref: Any, who: Who) -> Any:
 
 
 def gather(
-    asked: Mapping[Any, Who], deadline: float = math.inf, what: str = "weight sync"
+    asked: Mapping[Any, Who],
+    deadline: float = math.inf,
+    what: str = "weight sync",
+    idle: Callable[[], None] | None = None,
 ) -> list[Any]:
     """Answers of all, in the order of `asked`; or the first failure, as soon as it is there.
 
     Args:
         deadline: seconds after which those that did not answer are a SyncError.
         what: they were asked to do, for people.
+        idle: called whenever nobody has answered for a while; it may raise.
 
     Raises:
         Unmended: nobody can answer any more.
@@ -73,7 +77,7 @@ def gather(
             raise SyncError(f"{what}: {silent} did not answer within {deadline:g} s")
         done, pending = ray.wait(pending, num_returns=1, timeout=min(POLL_S, left))
         if not done:
-            present()
+            (idle or present)()
         for ref in done:
             answers[ref] = result(ref, asked[ref])
     return [answers[ref] for ref in asked]

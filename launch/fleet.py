@@ -15,13 +15,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from launch.answers import Who, gather
+from launch.answers import Who, gather, present
 from launch.dispatch import Lots
 from launch.engines import TRIES, Engines
 from launch.graders import Graders
+from launch.hardware import Cluster
 from launch.learners import Learners
-from launch.placement import Cluster, place
-from launch.transport import Seat, choose, names
+from launch.placement import place
+from launch.transport import Seat, choose, names, ways
+from launch.usage import Nodes
 from rewards.verdict import Verdict
 from samplers.ring import Source, SyncError, refuse
 from samplers.types import Ids, Job, Rollout
@@ -52,17 +54,21 @@ class Fleet:
         self._sources: dict[int, Source] = {}
         self._tied: list[tuple[int, int]] = []  # engines whose sources these are, and their lives
         self._syncing, self._mended = threading.RLock(), list[Fault]()
-        self._parts: list[Any] = []
+        self._parts, self.nodes = list[Any](), Nodes()
         self.opened: bool | None = None
         """Whether the chat template opens the thought; None where nothing is generated."""
+        import ray
+
+        present()
         try:
-            self.placement = place(stage, _gpus())
-            self.learners = self._part(Learners(stage, model, self.placement, seed))
-            mending = (self._bring, self._mended.append, self._syncing)
+            self.placement = place(stage, Cluster.of_ray(ray.nodes()))
             faults = faults or FaultConfig()
+            patience = faults.heartbeat
+            self.learners = self._part(Learners(stage, model, self.placement, seed, patience))
+            mending = (self._bring, self._mended.append, self._syncing)
             self.engines = self._part(Engines(stage, model, self.placement, faults, *mending))
             self.left_out = self.engines.suspects.guilty
-            self.graders = self._part(Graders(stage, self.placement, self._mended.append))
+            self.graders = self._part(Graders(stage, self.placement, patience, self._mended.append))
             self._build()
             self.connect()
         except BaseException:
@@ -92,7 +98,7 @@ class Fleet:
         Raises:
             ValueError: they cannot travel as asked, or at all, from where everyone sits.
         """
-        mine = list(range(len(self.engines))) if engines is None else list(engines)
+        mine = self.engines.present if engines is None else list(engines)
         if not mine:
             return
         learners, team = len(self.learners.team), self.engines.team
@@ -100,13 +106,15 @@ class Fleet:
         for index in mine:
             asked |= team.ask(index, "where", group="pulse")
         seats: list[Seat] = gather(asked)
-        theirs = seats[learners:]
+        sync, learner, theirs = self.stage.sync, seats[0], seats[learners:]
         if self._kind is None:
             engine = self.stage.rollout.engine.name
-            self._kind = choose(self.stage.sync.transport, engine, seats[:learners], theirs)
-        source = self.learners.connect(self._kind, names(theirs, mine))
+            self._kind = choose(sync, engine, seats[:learners], theirs)
+        each = ways(self._kind, sync, learner, theirs)
+        kind = "tcp" if "tcp" in each else each[0]
+        source = self.learners.connect(kind, names(theirs, learner, mine))
         firsts = accumulate((seat.readers for seat in theirs), initial=0)
-        self._sources = {i: source.of(first) for i, first in zip(mine, firsts, strict=False)}
+        self._sources = {i: source.of(n).by(w) for i, n, w in zip(mine, firsts, each, strict=False)}
         self._tied = [(index, team.lives[index]) for index in mine]
 
     def sync(self) -> None:
@@ -120,14 +128,17 @@ class Fleet:
             self.version += 1
             if len(self.engines):
                 self._take_turns("wake")
-                self._load(range(len(self.engines)))
+                self.engines.rejoin()
+                self._load()
 
-    def _load(self, engines: Sequence[int], alone: bool = False) -> None:
-        """The learners' weights, to these engines; those found lost are made anew meanwhile."""
+    def _load(self, alone: int | None = None) -> None:
+        """The learners' weights, to every engine that is there, or to one; those found lost are
+        made anew meanwhile."""
         for tries in range(1, TRIES + 1):
+            engines = [i for i in self.engines.present if alone in (None, i)]
             try:
                 with self.engines.heart.answering(engines):
-                    self._try_to_load(engines, alone)
+                    self._try_to_load(engines, alone is not None)
                 return
             except (Lost, SyncError) as error:
                 mended = self._mend(engines, error)
@@ -155,7 +166,7 @@ class Fleet:
         """
         sick = self.engines.sick(engines)
         for index in sick:
-            if index in self._sources and self._kind == "shm":
+            if index in self._sources and self._kind in ("shm", "tcp"):
                 refuse(self._sources[index], "died")
         self.learners.check(hung=True)
         for index in sick:
@@ -166,7 +177,7 @@ class Fleet:
     def _bring(self, engine: int) -> None:
         """To an engine that was made anew what the learners hold."""
         with self._syncing:
-            self._load([engine], alone=True)
+            self._load(engine)
 
     # What is made
 
@@ -185,10 +196,11 @@ class Fleet:
     def probe(self, ids: Sequence[Ids]) -> list[Floats]:
         """By another engine at each version."""
         self._take_turns("wake")
-        return self.engines.score(self.version % len(self.engines), ids)
+        scores: list[Floats] = self.engines.some(self.version, "score", ids)
+        return scores
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        text: list[str] = self.engines.one(0, "decode", ids)
+        text: list[str] = self.engines.some(0, "decode", ids)
         return text
 
     def grade(self, items: Sequence[Item]) -> list[Verdict]:
@@ -219,7 +231,7 @@ class Fleet:
 
     def step(self, batch: Batch) -> dict[str, Any]:
         self._take_turns("sleep")
-        return self.learners.step(batch)
+        return self.learners.step(batch) | self.nodes.figures()
 
     def restart(self, lost: Lost) -> None:
         """Weights as they were when the stage began, by learners started anew; engines that are
@@ -282,6 +294,7 @@ class Fleet:
         for part in self._parts:
             part.close()
         self._parts.clear()
+        self.nodes.close()
 
     def __enter__(self) -> Fleet:
         return self
@@ -289,11 +302,3 @@ class Fleet:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         at_once = kind is not None and issubclass(kind, KeyboardInterrupt)
         self.close(HURRY_S if at_once else CLOSE_S)
-
-
-def _gpus() -> Cluster:
-    """GPUs of every node that is there."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Cluster(tuple(int(resources.get("GPU", 0)) for resources in nodes))

@@ -11,6 +11,7 @@ from typing import Any
 from launch.actors import GraderActor
 from launch.answers import Who, gather, started
 from launch.placement import Placement
+from launch.pulse import GROUP, Pulse
 from launch.team import Team
 from rewards.verdict import Verdict
 from trainer.config import Stage
@@ -25,12 +26,20 @@ TRIES = 3
 
 
 class Graders:
-    """Verdicts depend on the item alone: what a lost worker had is graded again by the next."""
+    """Verdicts depend on the item alone: what a lost worker had is graded again by the next.
 
-    def __init__(self, stage: Stage, placement: Placement, told: Callable[[Fault], None]) -> None:
+    Args:
+        patience: seconds of silence after which one is taken for lost.
+        told: called with each loss that was mended.
+    """
+
+    def __init__(
+        self, stage: Stage, placement: Placement, patience: float, told: Callable[[Fault], None]
+    ) -> None:
         self._build = ("build", stage, sys.path)
-        self.team = Team("grader", GraderActor, placement, max_concurrency=CALLS)
-        self._told, self._mending = told, threading.Lock()
+        options: dict[str, Any] = {"concurrency_groups": GROUP, "max_concurrency": CALLS}
+        self.team = Team("grader", GraderActor, placement, **options)
+        self._patience, self._told, self._mending = patience, told, threading.Lock()
 
     def build(self) -> dict[Any, Who]:
         return self.team.every(*self._build)
@@ -51,7 +60,7 @@ class Graders:
     ) -> list[Verdict]:
         for tries in range(1, TRIES + 1):
             try:
-                verdicts: list[Verdict] = gather(asked)[0]
+                verdicts: list[Verdict] = self._answers(asked)[0]
                 return verdicts
             except Lost as lost:
                 if tries == TRIES:
@@ -66,11 +75,15 @@ class Graders:
         for index in range(len(self.team)):
             life = self.team.lives[index]
             try:
-                stats += gather(self.team.ask(index, "stats"))
+                stats += self._answers(self.team.ask(index, "stats"))
             except Lost as lost:  # the next one knows nothing yet
                 self._revive(index, life, str(lost))
         names = {name for one in stats for name in one}
         return {name: max(one[name] for one in stats if name in one) for name in names}
+
+    def _answers(self, asked: dict[Any, Who]) -> list[Any]:
+        those = [who.index for who in asked.values()]
+        return gather(asked, idle=Pulse(self.team, those, self._patience))
 
     def _revive(self, index: int, life: int, why: str) -> int:
         """Make a worker anew, once for all who saw its `life` end.

@@ -12,6 +12,7 @@ from typing import Any
 from launch.actors import LearnerActor
 from launch.answers import Who, gather, health, started
 from launch.placement import Placement
+from launch.pulse import GROUP, Pulse
 from launch.team import Team
 from samplers.ring import Source
 from trainer.config import Stage
@@ -26,13 +27,16 @@ PATIENCE_S = 10.0
 class Learners:
     """Data-parallel ranks. One that dies takes the others with it: a collective has no holes.
 
-    Every method raises `Lost` where a rank died; `restart` then begins with the model anew.
+    Every method raises `Lost` where a rank died, or was silent for `patience` seconds; `restart`
+    then begins with the model anew.
     """
 
-    def __init__(self, stage: Stage, model: str, placement: Placement, seed: int) -> None:
-        self.stage, self._order = stage, threading.RLock()
+    def __init__(
+        self, stage: Stage, model: str, placement: Placement, seed: int, patience: float
+    ) -> None:
+        self.stage, self._order, self._patience = stage, threading.RLock(), patience
         self._about = (stage, model), (placement.device, seed)
-        self.team = Team("learner", LearnerActor, placement)
+        self.team = Team("learner", LearnerActor, placement, concurrency_groups=GROUP)
         self._updates = 0  # steps that were asked for
 
     def build(self) -> dict[Any, Who]:
@@ -126,10 +130,13 @@ class Learners:
         return self._answers(self._each(call))
 
     def _answers(
-        self, asked: dict[Any, Who], wait: Callable[[dict[Any, Who]], list[Any]] = gather
+        self, asked: dict[Any, Who], wait: Callable[[dict[Any, Who]], list[Any]] | None = None
     ) -> list[Any]:
         try:
-            return wait(asked)
+            if wait is not None:
+                return wait(asked)
+            everyone = range(len(self.team))  # who is stopped keeps the others waiting
+            return gather(asked, idle=Pulse(self.team, everyone, self._patience))
         except (Lost, Unmended, ValueError):
             raise
         except Exception:

@@ -23,7 +23,7 @@ from samplers.allocation.base import mixed, units
 from samplers.types import Group, Rollout
 from trainer.rows import trainable
 
-MACHINE = ("time/", "memory/", "faults/")
+MACHINE = ("time/", "memory/", "faults/", "system/")
 """Prefixes of the metrics that differ between two runs of one recipe and seed."""
 LEVELS = 16
 """Difficulties that are told apart at most."""
