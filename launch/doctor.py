@@ -1,4 +1,7 @@
-"""`laconic doctor`: what this machine has, what is needed, and the fix; one line a check."""
+"""`laconic doctor`: what this machine has, what is needed, and the fix; one line a check.
+
+Nodes of a cluster are looked at by launch/probe.py, and what is found is judged in launch/nodes.py.
+"""
 
 from __future__ import annotations
 
@@ -9,38 +12,64 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 GIB = 2**30
 RAY_S = 60.0
+Status = Literal["ok", "warn", "FAIL"]
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """One line. `fix` is shown unless all is well."""
 
-    status: Literal["ok", "warn", "FAIL"]
+    status: Status
     name: str
     found: str
     need: str
     fix: str = ""
+    where: str = ""
+    """Nodes of a cluster; '': this machine."""
 
     def __str__(self) -> str:
+        where = f"{self.where}: " if self.where else ""
+        return f"{self.status:<5} {self.name:<13} {where}{self._said}"
+
+    @property
+    def line(self) -> str:
+        """The same within a list of failures."""
+        return f"{self.where + ': ' if self.where else ''}{self.name}: {self._said}"
+
+    @property
+    def _said(self) -> str:
         fix = f"; {self.fix}" if self.fix and self.status != "ok" else ""
-        return f"{self.status:<5} {self.name:<13} {self.found} (needs {self.need}){fix}"
+        return f"{self.found} (needs {self.need}){fix}"
 
 
-def doctor(*, deep: bool = False) -> int:
-    """Print every check; 1 if one failed."""
+def doctor(
+    recipe: str = "", settings: Sequence[str] = (), *, address: str = "", deep: bool = False
+) -> int:
+    """Print every check; 1 if one failed.
+
+    Args:
+        recipe: what is to be run, if it is known.
+        address: a running Ray cluster, all of whose nodes are checked; '': this machine alone.
+    """
     if not _show(_python, _packages):
         return 1  # the other checks need the packages
-    return int(not _show(_machine, _gpu, *([_ray] if deep else [])))
+    groups: list[Callable[[], Iterable[Check]]] = [_machine, _gpu, *([_ray] if deep else [])]
+    if address or recipe:
+        from launch.probe import examined
+
+        groups = [*groups[:2], partial(examined, recipe, settings, address), *groups[2:]]
+    return int(not _show(*groups))
 
 
-def _show(*groups: Callable[[], Iterator[Check]]) -> bool:
+def _show(*groups: Callable[[], Iterable[Check]]) -> bool:
     """Print the checks as they are made; whether none failed."""
     good = True
     for group in groups:
@@ -59,28 +88,39 @@ def _python() -> Iterator[Check]:
 def _packages() -> Iterator[Check]:
     """Every dependency of the package against its pin."""
     try:
-        required = importlib.metadata.requires("laconic") or []
+        needed = pins()
     except importlib.metadata.PackageNotFoundError:
         yield Check("FAIL", "laconic", "not installed", "the package", "pip install -e .")
-        return
-    try:
-        from packaging.requirements import Requirement
     except ImportError:
         yield Check("FAIL", "packaging", "not installed", "any version", "pip install -e .")
-        return
-    for requirement in map(Requirement, required):
-        if requirement.marker is None:  # the extras are not needed
-            yield _package(requirement.name, str(requirement.specifier), requirement.specifier)
+    else:
+        for name, need in needed.items():
+            yield package(name, need, installed(name))
 
 
-def _package(name: str, need: str, specifier: object) -> Check:
-    fix = f"pip install '{name}{need}'"
+def pins() -> dict[str, str]:
+    """What the package needs of which dependency."""
+    required = importlib.metadata.requires("laconic") or []
+    from packaging.requirements import Requirement
+
+    needed = map(Requirement, required)
+    return {one.name: str(one.specifier) for one in needed if one.marker is None}  # no extras
+
+
+def installed(name: str) -> str | None:
     try:
-        found = importlib.metadata.version(name)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Check("FAIL", name, "not installed", need, fix)
-    good = specifier.contains(found, prereleases=True)  # type: ignore[attr-defined]
-    return Check("ok" if good else "FAIL", name, found, need, fix)
+        return None
+
+
+def package(name: str, need: str, found: str | None, where: str = "") -> Check:
+    """A version against what is needed of it."""
+    from packaging.specifiers import SpecifierSet
+
+    good = found is not None and SpecifierSet(need).contains(found, prereleases=True)
+    fix = f"pip install '{name}{need}'"
+    return Check("ok" if good else "FAIL", name, found or "not installed", need, fix, where)
 
 
 def _machine() -> Iterator[Check]:
@@ -105,10 +145,12 @@ def _machine() -> Iterator[Check]:
 
 
 def _level(name: str, found: float, good: float, least: float, form: str, fix: str) -> Check:
+    return Check(level(found, good, least), name, form.format(found), f">= {good:g}", fix)
+
+
+def level(found: float, good: float, least: float) -> Status:
     """ok from `good` up, FAIL below `least`, warn between."""
-    status: Literal["ok", "warn", "FAIL"]
-    status = "ok" if found >= good else "warn" if found >= least else "FAIL"
-    return Check(status, name, form.format(found), f">= {good:g}", fix)
+    return "ok" if found >= good else "warn" if found >= least else "FAIL"
 
 
 def cgroup(name: str) -> float:
@@ -120,17 +162,24 @@ def cgroup(name: str) -> float:
 
 
 def gpus() -> list[str]:
-    """Names of the GPUs that this process may use; nothing is imported to find out."""
+    """Those that this process may use, as `all_gpus`."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible == "":
+        return []
+    found = all_gpus()
+    return found if visible is None else found[: len(visible.split(","))]
+
+
+def all_gpus() -> list[str]:
+    """'name, memory' of the GPUs of this machine; nothing is imported to find out."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    if visible == "" or shutil.which(command[0]) is None:
+    if shutil.which(command[0]) is None:
         return []
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    found = [line for line in done.stdout.splitlines() if line.strip()]
-    return found if visible is None else found[: len(visible.split(","))]
+    return [line for line in done.stdout.splitlines() if line.strip()]
 
 
 def _gpu() -> Iterator[Check]:

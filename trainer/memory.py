@@ -278,6 +278,15 @@ def _step(stage: Stage, model: Shape, device: Device) -> float:
     return float(4 * flat + (8 * largest if device == "cpu" else 0))
 
 
+def checkpoint(stage: Stage, model: Shape) -> float:
+    """Bytes of one on the disk: the exported model; and, to go on from, float32 weights, the
+    optimiser's moments, and the average that a reference follows."""
+    average = 4 * model.parameters if stage.loss.reference == "ema" else 0
+    moments = 4 if stage.optim.name == "muon" else 8
+    exported = BYTES[stage.model.dtype] * _base(model)
+    return float(exported + (4 + moments) * model.trained + average)
+
+
 def ring(stage: Stage, model: Shape) -> float:
     """Memory that weights travel through on one host (samplers/ring.py): two buckets, or twice the
     largest weight. It stays from sync to sync."""

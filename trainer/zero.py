@@ -51,10 +51,8 @@ def connect(
         torch.cuda.set_device(local_rank)
     if not torch.distributed.is_initialized():
         comm.cdb = None  # left over from an engine that was closed in this process
-        if address.startswith("127."):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         backend, patience = "nccl" if gpu else "gloo", timedelta(seconds=timeout)
-        store = _meet(rank, world_size, address, port, patience)
+        store = meet(rank, world_size, address, port, patience)
         torch.distributed.init_process_group(
             backend, timeout=patience, world_size=world_size, rank=rank, store=store
         )
@@ -64,8 +62,10 @@ def connect(
     return torch.device("cuda", local_rank) if gpu else torch.device("cpu")
 
 
-def _meet(rank: int, world_size: int, address: str, port: int, timeout: timedelta) -> Any:
+def meet(rank: int, world_size: int, address: str, port: int, timeout: timedelta) -> Any:
     """Where ranks find each other. Left to itself it would listen at every address there is."""
+    if address.startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     fd = None
     if rank == 0:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
