@@ -17,9 +17,11 @@ from typing import Any, NoReturn
 
 import launch.arguments.common
 import launch.arguments.compare
+import launch.arguments.doctor
 import launch.arguments.evaluate
 import launch.arguments.export
 import launch.arguments.generate
+import launch.arguments.launch
 import launch.arguments.resume
 import launch.arguments.reward
 import launch.arguments.serve
@@ -33,7 +35,7 @@ def train(args: argparse.Namespace) -> int:
     """Train a recipe."""
     from launch.run import train as run
 
-    print(run(args.recipe, *args.settings, profile=args.profile))
+    print(run(args.recipe, *args.settings, address=args.address, profile=args.profile))
     return 0
 
 
@@ -41,8 +43,22 @@ def resume(args: argparse.Namespace) -> int:
     """Go on with a run that stopped, from its newest checkpoint."""
     from launch.resume import resume as run
 
-    print(run(args.folder, *args.settings))
+    print(run(args.folder, *args.settings, address=args.address))
     return 0
+
+
+def submit(args: argparse.Namespace) -> int:
+    """Train a recipe at a place: on this machine, in a Ray cluster, on Slurm, on Kubernetes."""
+    from launch.submit import launch as run
+
+    return run(args)
+
+
+def job(args: argparse.Namespace) -> int:
+    """Look after a launched job."""
+    from launch.submit import job as run
+
+    return run(args, args.what)
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -57,12 +73,16 @@ def sweep(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Resolve a recipe and say what it would run where, and whether it fits; starts nothing."""
+    """Resolve a recipe and say what it would run where, whether it fits and what it costs; starts
+    nothing. Of a run's folder also what it took."""
+    from launch import throughputs
     from launch.hardware import described
     from launch.plan import plan as make
 
-    hardware = described(args.nodes, args.gpus_per_node, args.gpu_memory)
-    made = make(args.recipe, args.settings, hardware)
+    more = [node for nodes in args.node for node in nodes]
+    hardware = described(args.nodes, args.gpus_per_node, args.gpu_memory, more)
+    table = throughputs.read(args.throughputs)
+    made = make(args.recipe, args.settings, hardware, table, args.response_tokens)
     print(made.json() if args.json else made)
     for line in made.deficits:
         print(f"laconic: does not fit: {line}", file=sys.stderr)
@@ -127,10 +147,10 @@ def _options(args: argparse.Namespace) -> Any:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Check that this machine has what the library needs."""
+    """Check that this machine, or every node of a cluster, has what is needed."""
     from launch.doctor import doctor as check
 
-    return check(deep=args.deep)
+    return check(args.recipe, args.settings, address=args.address, deep=args.deep)
 
 
 def recipes(args: argparse.Namespace) -> int:
@@ -176,9 +196,19 @@ def parser() -> argparse.ArgumentParser:
                 metavar="STEPS",
                 help=text,
             )
+            launch.arguments.launch.address(one)
         else:
             launch.arguments.common.cluster(one)
+            launch.arguments.common.cost(one)
     launch.arguments.resume.add(add("resume", resume))
+    one = add("launch", submit)
+    one.add_argument("recipe", help="a recipe that ships (see `laconic recipes`), or a file")
+    one.add_argument("settings", nargs="*", default=[], metavar="a.b=c", help=SETTINGS)
+    launch.arguments.launch.add(one)
+    for what, text in launch.arguments.launch.JOBS.items():
+        one = commands.add_parser(what, help=text, description=text, allow_abbrev=False)
+        launch.arguments.launch.job(one, what)
+        one.set_defaults(run=job, what=what)
     one = add("sweep", sweep)
     one.add_argument("arms", nargs="+", metavar="RECIPE | a.b=c", help="arms; " + SETTINGS)
     one.add_argument("--seeds", type=values.seeds, default=(0,), help="0-4, 3 or 0,2,5 (default 0)")
@@ -195,7 +225,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="runs, or evaluations")
     one.add_argument("--out", type=Path, default=Path("report.html"), help="the page to write")
     launch.arguments.common.report(one)
-    add("doctor", doctor).add_argument("--deep", action="store_true", help="also start Ray")
+    launch.arguments.doctor.add(add("doctor", doctor))
     add("recipes", recipes)
     return main
 
@@ -232,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return args.run(args)
     except KeyboardInterrupt as interrupt:
         print("laconic: interrupted", file=sys.stderr)
-        terminated = isinstance(interrupt, Terminated) and args.run in (train, resume)
+        terminated = isinstance(interrupt, Terminated) and args.run in (train, resume, submit)
         return 143 if terminated else 130
     except SystemExit as stop:  # a run ended as it was asked to, and has said so
         return stop.code if isinstance(stop.code, int) else 1

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from launch.joining import join
 from launch.processes import end, marked
 from launch.signals import Terminated, shielded
 
@@ -47,7 +48,11 @@ def cluster(cpus: int, address: str | None = None) -> Iterator[None]:
     """A Ray of our own on this machine, quiet and on loopback, or the one at `address`.
 
     `cpus` are Ray's logical CPUs: on a CPU machine the plan sets them, because a placement
-    group that asks for more than Ray counts would wait for ever and say nothing."""
+    group that asks for more than Ray counts would wait for ever and say nothing.
+
+    Raises:
+        ValueError: there is no Ray at `address` that this process can join.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_get_check_signal_interval_milliseconds", str(HEARD_MS))
@@ -60,29 +65,44 @@ def cluster(cpus: int, address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():  # a notebook's own
         yield
         return
+    if address:
+        with _joined(address):
+            yield
+        return
     sweep()
     with _folder() as folder:
         try:
-            with _deaf(folder):
-                if address:
-                    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-                else:
-                    with _loopback():
-                        ray.init(
-                            address="local",
-                            num_cpus=cpus,
-                            include_dashboard=False,
-                            log_to_driver=False,
-                            logging_level="ERROR",
-                            _temp_dir=str(folder),
-                            _node_ip_address="127.0.0.1",
-                            object_store_memory=STORE_BYTES,
-                        )
+            with _deaf(), _marking(folder), _loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    _temp_dir=str(folder),
+                    _node_ip_address="127.0.0.1",
+                    object_store_memory=STORE_BYTES,
+                )
             _say_nothing()
             yield
         finally:
             with shielded():
                 _end(folder)
+
+
+@contextlib.contextmanager
+def _joined(address: str) -> Iterator[None]:
+    """Somebody else's: it gets its places back, and is left as it was."""
+    import ray
+
+    try:
+        with _deaf():
+            join(address)
+        _say_nothing()
+        yield
+    finally:
+        with shielded():
+            ray.shutdown()
 
 
 def _say_nothing() -> None:
@@ -113,21 +133,35 @@ def _folder() -> Iterator[Path]:
 @contextlib.contextmanager
 def _loopback() -> Iterator[None]:
     """Ray replaces 127.0.0.1 by an address of the network and listens at all there are; but not
-    where it thinks it cannot form clusters (macOS, Windows)."""
-    from ray._private import ray_constants
+    where it thinks it cannot form clusters (macOS, Windows). Nor are there HTTP servers, which
+    take jobs from all users of the machine, where ray[default] is installed."""
+    from ray._private import ray_constants, utils
 
     variable, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    lacks = utils.get_dashboard_dependency_error
     os.environ[variable], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    utils.get_dashboard_dependency_error = lambda: ImportError("not wanted")
     try:
         yield
     finally:
+        utils.get_dashboard_dependency_error = lacks
         ray_constants.ENABLE_RAY_CLUSTER = before
         del os.environ[variable]
 
 
 @contextlib.contextmanager
-def _deaf(folder: Path) -> Iterator[None]:
-    """Processes started here bear our mark, and hear of the end from us alone.
+def _marking(folder: Path) -> Iterator[None]:
+    """Processes that are started meanwhile bear our mark."""
+    os.environ[MARK] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[MARK]
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started here hear of the end from us alone.
 
     A preempted job's SIGTERM goes to all of its processes, and Ray's would leave before there is a
     checkpoint. What is blocked stays so in whatever they start. Ray also sets a handler for the
@@ -136,13 +170,11 @@ def _deaf(folder: Path) -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    os.environ[MARK] = str(folder)
     try:
         yield
     except SystemExit:  # that handler's: another thread took the signal
         raise Terminated(signal.SIGTERM) from None
     finally:
-        del os.environ[MARK]
         if main and handler is not None:
             signal.signal(signal.SIGTERM, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -201,6 +233,19 @@ def sweep() -> None:
                     _clear(folder, marked(folder, MARK, everywhere=True))
             finally:
                 os.close(lock)
+
+
+@contextlib.contextmanager
+def swept() -> Iterator[Path]:
+    """A folder for a Ray that this process starts by other means. Afterwards nothing stays of
+    processes that bear it as their `MARK`, nor of what they made."""
+    sweep()
+    with _folder() as folder:
+        try:
+            yield folder
+        finally:
+            with shielded():
+                _clear(folder, marked(folder, MARK, everywhere=True))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
+from launch.joining import reach
 from launch.run import FRESH, go
 from trainer import changes, checkpoint, config, foreign, preflight, runfolder
 from trainer.config import Recipe
@@ -48,7 +49,9 @@ def resume(run: str | Path, *settings: str, address: str | None = None) -> Path:
         if done and not (newest and _left(recipe, state)):
             warnings.warn(f"{', '.join(settings)}: no effect on what is done", stacklevel=2)
             return _finished(folder)
-        preflight.check_all(recipe, first=state["stage"])
+        if address:
+            reach(address)
+        preflight.check_all(recipe, here=not address, first=state["stage"])
         return go(recipe, address)
 
 

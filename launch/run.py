@@ -13,8 +13,11 @@ from typing import Any
 
 from launch.cluster import cluster
 from launch.fleet import Fleet
+from launch.head import watched
+from launch.joining import reach
 from launch.placement import place
 from launch.plan import thinking
+from launch.probe import checked
 from launch.restarts import Restarts, resumable
 from launch.signals import obeyed
 from trainer import checkpoint, preflight, runfolder
@@ -57,7 +60,9 @@ def train(
         recipe = load(recipe, settings)
     elif settings:
         raise ValueError("settings go with a recipe's name; a Recipe is already resolved")
-    preflight.check_all(recipe)
+    if address:
+        reach(address)
+    preflight.check_all(recipe, here=not address)
     folder = recipe.folder.absolute()  # actors may have another working directory
     with runfolder.claim(folder):
         if runfolder.finished(recipe):
@@ -89,16 +94,20 @@ def _go(recipe: Recipe, address: str | None, profile: int) -> Path:
     with (
         obeyed(recipe.folder, recipe.checkpoint.grace) as stop,
         cluster(int(cpus), address),
-        Tracker(
-            folder,
-            recipe.tracking,
-            recipe,
-            first_step=state["first"] + state["step"],
-            wandb_id=state.get("wandb_id"),
-        ) as tracker,
-        Profile(folder, profile) as profiled,
+        watched(partial(resumable, recipe.folder)),
     ):
-        stages(recipe, state, newest, tracker, profiled, _machine(address), stop)
+        checked(recipe, state["stage"], joined=bool(address))
+        with (
+            Tracker(
+                folder,
+                recipe.tracking,
+                recipe,
+                first_step=state["first"] + state["step"],
+                wandb_id=state.get("wandb_id"),
+            ) as tracker,
+            Profile(folder, profile) as profiled,
+        ):
+            stages(recipe, state, newest, tracker, profiled, _machine(address), stop)
     try:
         (folder / runfolder.DONE).touch()
     except OSError as error:

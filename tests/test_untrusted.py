@@ -36,6 +36,9 @@ ALLOWED = {
     ("launch/serve.py", "0.0.0.0"): "read, to tell the address at which this machine reaches it",
     ("launch/serve.py", "::"): "likewise",
     ("samplers/seam.py", "importlib.import_module"): "components that a recipe names",
+    ("launch/probe.py", "importlib.import_module"): "those of the recipe that is launched",
+    ("launch/manifests.py", "0.0.0.0"): "of a pod's dashboard: a Service stands before it",
+    ("launch/shipping.py", "zipfile.ZipFile"): "written, of the user's own folder",
 }
 
 

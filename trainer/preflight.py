@@ -16,7 +16,7 @@ from typing import Any
 from rewards import grader
 from rewards.apply import Shaping
 from samplers import seam
-from samplers.data import Dataset
+from samplers.data import DataConfig, Dataset
 from samplers.data import load as load_data
 from samplers.facts import MARKERS
 from samplers.render import ThinkingConfig
@@ -68,11 +68,9 @@ def check(stage: Stage, recipe: Recipe, *, thorough: bool = True, here: bool = T
     _graders(stage)
     _attention(stage, here)
     _engine(stage, thorough, here)
-    away = stage.data.hub is not None and not thorough
+    away = "" if thorough else _away(stage.data, here)
     if away:
-        warnings.warn(
-            f"data.hub: '{stage.data.hub}' is fetched and checked when the run starts", stacklevel=2
-        )
+        warnings.warn(f"{away} and checked when the run starts", stacklevel=2)
     sampled = stage.kind == "rl" or stage.supervised.traces is not None
     looked = None if thorough else LOOKED_AT
     graded = [golds.load(stage, "train", recipe.seed, looked)] if sampled and not away else []
@@ -87,6 +85,20 @@ def check(stage: Stage, recipe: Recipe, *, thorough: bool = True, here: bool = T
         model = ModelFolder(folder) if folder else None
         rehearsal.check(stage, asked[0], model)
         rehearsal.check_rows(stage, _rows(graded[0], thorough), model)
+
+
+def _away(data: DataConfig, here: bool) -> str:
+    """What is to be done with data that cannot be looked at now; '': they are here, or should be.
+
+    `here`: files that are named and not on this machine are a mistake.
+    """
+    if data.hub is not None:
+        return f"data.hub: '{data.hub}' is fetched"
+    paths = data.path.values() if isinstance(data.path, dict) else [data.path or ""]
+    for path in paths:
+        if not here and os.path.isabs(path) and not os.path.exists(path):
+            return f"data.path: '{path}' is not on this machine; it is read"
+    return ""
 
 
 def _new_rows(recipe: Recipe) -> None:
@@ -287,7 +299,7 @@ def _context(stage: Stage, model: ModelFolder, prompts: Sequence[Prompt]) -> Non
 
 def longest_prompt(stage: Stage, recipe: Recipe, model: ModelFolder) -> int | None:
     """Tokens of the longest of the first prompts; None where data or tokenizer are not here."""
-    if stage.data.hub is not None or model.tokenizer is None:
+    if _away(stage.data, here=False) or model.tokenizer is None:
         return None
     if stage.kind == "sft" and stage.supervised.traces is None:
         prompts = _examples(stage, recipe.seed)
