@@ -74,7 +74,7 @@ def test_against_memories_that_are_plain_lists(events: list[Event], k: int, wind
         low, high = min(windows[which]), max(windows[which])
         return flat if high - low < 1e-6 else (value - low) / (high - low)
 
-    got = played(events, k=k, window=window)
+    got = played(events, k=k, window=window, max_responses=len(events) or 1)
     for i, (query, response, correct) in enumerate(events):
         books[correct].append((query, response))
         exploit, explore = 0.0, 1.0

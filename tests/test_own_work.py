@@ -400,7 +400,7 @@ from trainer import train
 first = train("note.yaml", "name=first")
 import ray
 assert not ray.is_initialized()
-ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 os.mkdir("elsewhere")
 os.chdir("elsewhere")  # Ray's workers stay where they were
 second = train("../note.yaml", "name=second", f"model.path={os.path.relpath(first)}", "output=out")
