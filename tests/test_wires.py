@@ -5,18 +5,18 @@ What both ways to an engine have in common is in tests/test_ring.py.
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -163,25 +163,29 @@ def test_a_line_that_the_system_gives_up_is_out_of_reach(monkeypatch: pytest.Mon
             send(writer, MANY, 2**14)
 
 
+STUCK = """
+import time
+from types import SimpleNamespace
+from samplers import wires
+from samplers.engines import _vllm_transfer
+
+there = object()
+worker = SimpleNamespace(weight_transfer_engine=there, start_weight_update=lambda: None)
+source = wires.Source("nccl", "10.0.0.1:1", deadline=0.1, parameters=(("w", "float32", (1,)),))
+worker.update_weights, worker.finish_weight_update = (lambda _: None), (lambda: None)
+_vllm_transfer.receive(worker, source)
+time.sleep(0.5)
+print("one that ends in time lives on", flush=True)
+worker.update_weights = lambda _: time.sleep(600)
+_vllm_transfer.receive(worker, source)
+"""
+
+
 def test_a_worker_that_nccl_does_not_let_go_ends_itself() -> None:
     """An engine of which a thread still answers would be taken for one that lives."""
-    from samplers.engines import _vllm_transfer
-
-    worker = SimpleNamespace(
-        weight_transfer_engine=object(),
-        start_weight_update=lambda: None,
-        update_weights=lambda _: time.sleep(600),
-    )
-    source = wires.Source("nccl", "10.0.0.1:1", deadline=0.1, parameters=(("w", "float32", (1,)),))
-    child = os.fork()
-    if child == 0:
-        _vllm_transfer.receive(worker, source)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    worker.update_weights, worker.finish_weight_update = (lambda _: None), (lambda: None)
-    _vllm_transfer.receive(worker, source)
-    for watch in [thread for thread in threading.enumerate() if thread.name == "nccl"]:
-        watch.join()
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.stdout == "one that ends in time lives on\n"
 
 
 def test_nobody_listens() -> None:
