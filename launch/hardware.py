@@ -97,6 +97,8 @@ class Hardware:
     cluster: Cluster
     here: bool = False
     """It is this machine: what is installed and visible here counts."""
+    files: bool = False
+    """Its nodes see this machine's files."""
 
 
 def this_machine() -> Hardware:

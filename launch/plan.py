@@ -110,7 +110,8 @@ def plan(
         warnings.simplefilter("always", UserWarning)
         recipe = load(run / runfolder.CONFIG if run else name, assignments)
         recipe = recipe.within(run) if run else recipe
-        preflight.check_all(recipe, thorough=False, here=False)
+        files = hardware.here or hardware.files
+        preflight.check_all(recipe, thorough=False, here=False, files=files)
         if hardware.here:
             preflight.crowded(recipe)
         stages = tuple(

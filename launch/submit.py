@@ -30,7 +30,7 @@ def launch(args: argparse.Namespace) -> int:
     name = chosen(args.name) if args.name else default(recipe)
     hardware = place.hardware(config)
     if hardware is None:
-        preflight.check_all(recipe, thorough=False, here=False)
+        preflight.check_all(recipe, thorough=False, here=False, files=False)
     else:
         made = plan(args.recipe, args.settings, hardware)
         for line in made.deficits:
@@ -39,6 +39,10 @@ def launch(args: argparse.Namespace) -> int:
             return 1
         for text in () if hardware.here else made.warnings:  # here the run itself warns
             warnings.warn(text, stacklevel=2)
+        wanted = [s for s in recipe.stages if s.rollout.engine.name == "vllm"]
+        if wanted and not hardware.here and not hardware.cluster.total:
+            text = f"rollout.engine=vllm on CPUs: --on {args.on} has no GPUs; does its site file "
+            warnings.warn(text + "(--site) ask for some?", stacklevel=2)
     order = Order(
         args.recipe,
         tuple(args.settings),

@@ -40,7 +40,7 @@ def find(package: str, name: str) -> ModuleType:
     known = names(package)
     if name in known:
         return importlib.import_module(f"{package}.{name}")
-    if "." in name:
+    if "." in name and all(part.isidentifier() for part in name.split(".")):
         try:
             return _imported(name)
         except ModuleNotFoundError as error:

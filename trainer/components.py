@@ -65,8 +65,11 @@ def _function(kind: str, path: str, settings: Mapping[str, Any]) -> None:
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     """pydantic's report about a `model` as one line per mistake, with the nearest known field."""
-    lines = []
-    for item in error.errors():
+    lines, found = [], error.errors()
+    within = {item["loc"][:depth] for item in found for depth in range(len(item["loc"]))}
+    for item in found:
+        if item["type"] == "too_short" and item["loc"] in within:
+            continue  # those that are wrong were not counted
         loc = [p for part in item["loc"] if not set("-[") & set(p := str(part))]  # no unions' tags
         where = [prefix, *loc]
         if where[1:2] == ["stages"]:  # the stage number only matters where there are several

@@ -30,19 +30,27 @@ LOOKED_AT = 512
 """Prompts that stand for the others where reading all would take long."""
 
 
-def check_all(recipe: Recipe, *, thorough: bool = True, here: bool = True, first: int = 0) -> None:
+def check_all(
+    recipe: Recipe,
+    *,
+    thorough: bool = True,
+    here: bool = True,
+    files: bool = True,
+    first: int = 0,
+) -> None:
     """`check` every stage; where there are several, the message says which.
 
     Args:
         first: the stage that a run goes on with; what those before it read may be gone.
         here: it is to run on this machine, so what this machine `lacks` is a mistake.
+        files: it is to read this machine's files.
 
     Raises:
         ValueError: the first mistake, as one line.
     """
     for i, stage in enumerate(recipe.stages[first:], first):
         try:
-            check(stage, recipe, thorough=thorough, here=here)
+            check(stage, recipe, thorough=thorough, here=here, files=files)
         except ValueError as error:
             if len(recipe.stages) == 1:
                 raise
@@ -55,7 +63,9 @@ def check_all(recipe: Recipe, *, thorough: bool = True, here: bool = True, first
         crowded(recipe)
 
 
-def check(stage: Stage, recipe: Recipe, *, thorough: bool = True, here: bool = True) -> None:
+def check(
+    stage: Stage, recipe: Recipe, *, thorough: bool = True, here: bool = True, files: bool = True
+) -> None:
     """Raise the first mistake of one stage; warn of what is allowed and unwise.
 
     `thorough` also fetches the small files of a hub model and grades every gold, not just the
@@ -68,7 +78,7 @@ def check(stage: Stage, recipe: Recipe, *, thorough: bool = True, here: bool = T
     _graders(stage)
     _attention(stage, here)
     _engine(stage, thorough, here)
-    away = "" if thorough else _away(stage.data, here)
+    away = "" if thorough else _away(stage.data, files)
     if away:
         warnings.warn(f"{away} and checked when the run starts", stacklevel=2)
     sampled = stage.kind == "rl" or stage.supervised.traces is not None
@@ -87,16 +97,16 @@ def check(stage: Stage, recipe: Recipe, *, thorough: bool = True, here: bool = T
         rehearsal.check_rows(stage, _rows(graded[0], thorough), model)
 
 
-def _away(data: DataConfig, here: bool) -> str:
+def _away(data: DataConfig, files: bool) -> str:
     """What is to be done with data that cannot be looked at now; '': they are here, or should be.
 
-    `here`: files that are named and not on this machine are a mistake.
+    `files`: those that are named and not on this machine are a mistake.
     """
     if data.hub is not None:
         return f"data.hub: '{data.hub}' is fetched"
     paths = data.path.values() if isinstance(data.path, dict) else [data.path or ""]
     for path in paths:
-        if not here and os.path.isabs(path) and not os.path.exists(path):
+        if not files and os.path.isabs(path) and not os.path.exists(path):
             return f"data.path: '{path}' is not on this machine; it is read"
     return ""
 
@@ -299,7 +309,7 @@ def _context(stage: Stage, model: ModelFolder, prompts: Sequence[Prompt]) -> Non
 
 def longest_prompt(stage: Stage, recipe: Recipe, model: ModelFolder) -> int | None:
     """Tokens of the longest of the first prompts; None where data or tokenizer are not here."""
-    if _away(stage.data, here=False) or model.tokenizer is None:
+    if _away(stage.data, files=False) or model.tokenizer is None:
         return None
     if stage.kind == "sft" and stage.supervised.traces is None:
         prompts = _examples(stage, recipe.seed)

@@ -27,6 +27,7 @@ import yaml
 from pydantic import ValidationError
 
 from samplers import seam
+from trainer.components import explain
 from trainer.config import Recipe
 
 PACKAGE = "launch.places"
@@ -91,16 +92,19 @@ def site(place: str, file: Path | None) -> object:
         raw: Any = {}
     else:
         try:
-            raw = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            raw = yaml.safe_load(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ValueError(f"--site {file}: no such file") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             why = " ".join(str(error).split())
             raise ValueError(f"--site {file}: cannot be read as YAML: {why}") from None
+        raw = {} if raw is None else raw
         if not isinstance(raw, dict):
             raise ValueError(f"--site {file}: a site file is a mapping of fields; got {raw!r}")
     try:
-        return module.Config(**raw)
+        return module.Config(**{str(key): value for key, value in raw.items()})
     except ValidationError as error:
         where = f"--site {file}" if file else f"--on {place}: a site file is needed"
-        raise ValueError(f"{where}: {seam.mistakes(error, module.Config.model_fields)}") from None
+        raise ValueError(
+            f"{where}: {'; '.join(explain(error, module.Config).splitlines())}"
+        ) from None

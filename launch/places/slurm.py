@@ -183,7 +183,7 @@ def hardware(config: Config) -> Hardware:
         gpu_bytes=size(config.gpu_memory) if config.gpus_per_node and config.gpu_memory else None,
         host_bytes=float(int(memory[1]) * UNITS[memory[2]]) or None if memory else None,
     )
-    return Hardware(Cluster((node,) * config.nodes))
+    return Hardware(Cluster((node,) * config.nodes), files=True)
 
 
 def launch(order: Order, config: Config) -> int:
