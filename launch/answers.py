@@ -46,7 +46,7 @@ def result(ref: Any, who: Who) -> Any:
         if isinstance(cause, OSError):
             raise cause from error
         raise error from None
-    except ray.exceptions.RayActorError as error:
+    except ray.exceptions.RayError as error:  # it died, or its answer did, with the node it lay on
         first = str(error).strip().splitlines()[0].rstrip(".")
         raise Lost(who.role, who.index, f"died: {first}") from None
 
@@ -116,8 +116,8 @@ def health(asked: Mapping[Any, Who], patience: float) -> tuple[list[Who], list[W
     for ref in done:
         try:
             ray.get(ref)
-        except ray.exceptions.RayActorError:
-            dead.append(asked[ref])
         except ray.exceptions.RayTaskError:  # whatever it says, it lives
             continue
+        except ray.exceptions.RayError:
+            dead.append(asked[ref])
     return dead, [asked[ref] for ref in mute]

@@ -36,6 +36,8 @@ CALLS = HELD * PARTS
 """Most calls of one step that an engine holds at a time."""
 SHARE = 4
 """Calls that an engine gets for its share of a step, where it holds all of it at once."""
+MANY = 20_000
+"""Rollouts that are worth it."""
 Counts = NDArray[np.int64]
 Done = SimpleQueue[int]
 """Numbers of calls, as their rollouts come."""
@@ -96,7 +98,7 @@ class Dispatch:
                     waiting.appendleft(chunk)
                     continue
                 made |= {(r.group, r.index): r for r in rollouts}
-                keep()
+                keep(len(rollouts))
                 seconds[engine] = max(time.monotonic() - started, 1e-3)
         self.learn(seconds)
         return [made[job.group, job.index] for job in jobs]
@@ -147,13 +149,24 @@ class Dispatch:
 
 
 @contextmanager
-def held() -> Iterator[Callable[[], None]]:
-    """To be called when something has come that stays until the end: it is no longer looked through
-    for garbage with every few thousand objects that follow."""
+def held() -> Iterator[Callable[[int], None]]:
+    """To be told how many rollouts have come that stay until the end: many are no longer looked
+    through for garbage with every few thousand objects that follow."""
+    come = frozen = 0
+
+    def keep(rollouts: int) -> None:
+        nonlocal come, frozen
+        come += rollouts
+        if come - frozen >= MANY:
+            gc.freeze()
+            frozen = come
+
     try:
-        yield gc.freeze
+        yield keep
     finally:
-        gc.unfreeze()
+        if frozen:  # what was garbage among it has waited
+            gc.unfreeze()
+            gc.collect()
 
 
 def cut(jobs: Sequence[Job], size: int) -> list[list[Job]]:

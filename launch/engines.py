@@ -72,6 +72,7 @@ class Engines:
         self._ended, self._flows = threading.Event(), count()
         self.away: dict[int, dict[Any, Who]] = {}
         """Engines without a place, and what those are asked that found one, while they load."""
+        self._refused: set[int] = set()
         self.suspects = Suspects(faults.kills, self._quarantined)
         self._reviving: set[int] = set()
         self._beats: dict[int, Any] = {}
@@ -121,7 +122,7 @@ class Engines:
                 if rollouts is not None:
                     del lists[number]
                     made += rollouts
-                    keep()
+                    keep(len(rollouts))
         return ordered(jobs, made)
 
     def _matched(self, lists: Iterable[int], busy: Iterable[int]) -> list[tuple[int, int]]:
@@ -244,7 +245,7 @@ class Engines:
             Unmended: there is no place for any engine.
         """
         with self._mending:
-            if self.team.lives[index] != life:
+            if self.team.lives[index] != life or index in self.away:
                 return
             began = time.monotonic()
             with self._undisturbed(index):
@@ -274,20 +275,22 @@ class Engines:
     def _leave(self, index: int, why: str, others: Sequence[int]) -> None:
         """No place is left for an engine."""
         if not others:
-            raise Unmended(f"{self.team.who(index)} {why}; {self.team.unplaced(index)}")
+            raise Unmended(f"{self._hangs.pop(index, why)}; {self.team.unplaced(index)}")
         self.team.lives[index] += 1  # who saw its end need not see to it again
         self.away[index] = {}
         self.dispatch.there[index] = False
+        self._beats.pop(index, None)
         why = (
             f"{self._hangs.pop(index, why)}; there is no place for another: its work goes to others"
         )
         self._told(Fault("rollout", index, why))
 
-    def rejoin(self) -> None:
-        """Those that were away and found a place begin to load, and those that have loaded are
-        there from now on; weights are yet to be brought to them. Waits for nothing."""
+    def loaded(self) -> list[int]:
+        """Those that were away, found a place and have loaded their model: they lack the weights.
+        Others that found a place begin to load. Waits for nothing."""
         import ray
 
+        out = []
         for index, asked in list(self.away.items()):
             if not asked and self.team.placed(index, 0.0):
                 self.team.start(index)
@@ -296,13 +299,27 @@ class Engines:
                 try:
                     gather(asked)
                     self.team.know(index)
-                except Lost:
-                    self.team.vacate(index)
-                    self.away[index] = {}
-                    continue
-                del self.away[index]
-                self.dispatch.there[index] = True
-                self._told(Fault("rollout", index, f"{self.team.who(index)} is there again"))
+                    out.append(index)
+                except Exception as error:  # a node that is no good is no reason to end
+                    self.refuse(index, error)
+        return out
+
+    def refuse(self, index: int, error: Exception) -> None:
+        """It stays away: where it found a place it cannot work."""
+        self.team.vacate(index)
+        self.away[index] = {}
+        why = f"{self.team.who(index)} could not join: {str(error).strip().splitlines()[0]}"
+        if index not in self._refused:  # it is tried again and again
+            self._refused.add(index)
+            self._told(Fault("rollout", index, f"{why}; the others do its work"))
+
+    def join(self, index: int) -> None:
+        """It has the weights: from now on it is given something to do."""
+        del self.away[index]
+        self._refused.discard(index)
+        self._beats.pop(index, None)
+        self.dispatch.there[index] = True
+        self._told(Fault("rollout", index, f"{self.team.who(index)} is there again"))
 
     @contextlib.contextmanager
     def _undisturbed(self, index: int) -> Iterator[None]:

@@ -105,7 +105,7 @@ class Fleet:
         asked = self.learners.team.every("where")
         for index in mine:
             asked |= team.ask(index, "where", group="pulse")
-        seats: list[Seat] = gather(asked)
+        seats: list[Seat] = gather(asked, self.stage.sync.deadline)
         sync, learner, theirs = self.stage.sync, seats[0], seats[learners:]
         if self._kind is None:
             engine = self.stage.rollout.engine.name
@@ -128,20 +128,27 @@ class Fleet:
             self.version += 1
             if len(self.engines):
                 self._take_turns("wake")
-                self.engines.rejoin()
-                self._load()
+                self._load(joining=self.engines.loaded())
 
-    def _load(self, alone: int | None = None) -> None:
-        """The learners' weights, to every engine that is there, or to one; those found lost are
-        made anew meanwhile."""
+    def _load(self, alone: int | None = None, joining: Sequence[int] = ()) -> None:
+        """The learners' weights, to every engine that is there or joins, or to one; those found
+        lost are made anew meanwhile."""
         for tries in range(1, TRIES + 1):
-            engines = [i for i in self.engines.present if alone in (None, i)]
+            there = [i for i in self.engines.present if alone in (None, i)]
+            engines = sorted([*there, *joining])
+            if not engines:
+                return
             try:
                 with self.engines.heart.answering(engines):
                     self._try_to_load(engines, alone is not None)
+                for index in joining:
+                    self.engines.join(index)
                 return
             except (Lost, SyncError) as error:
-                mended = self._mend(engines, error)
+                mended = self._mend(there, error) or bool(joining)
+                for index in joining:  # whoever it was: next time
+                    self.engines.refuse(index, error)
+                joining = ()
                 self._tied = []  # whatever they were tied by is torn
                 if tries == TRIES or not mended:
                     raise

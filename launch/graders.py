@@ -98,6 +98,7 @@ class Graders:
                     try:
                         self.team.replace(index)
                         started(self.team.ask(index, *self._build))
+                        self.team.know(index)
                         break
                     except Lost:
                         if tries == TRIES:

@@ -4,9 +4,11 @@ a line of its own. A run looks after it, ends a moment before that, and says how
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 EVERY_S = 1.0
@@ -30,7 +32,11 @@ def watched(line: Callable[[], str]) -> Iterator[None]:
     def watch() -> None:
         missed = 0.0  # counted, and not read off a clock: this process may itself have been stopped
         while not done.wait(EVERY_S):
-            missed = 0.0 if answers(host, int(port)) else missed + EVERY_S
+            began = time.monotonic()
+            if answers(host, int(port)):
+                missed = 0.0
+            else:
+                missed += EVERY_S + min(EVERY_S, time.monotonic() - began)
             if missed > patience and not done.is_set():
                 _end(f"laconic: Ray's head at {host}:{port} is gone; {line()}")
 
@@ -46,8 +52,8 @@ def answers(host: str, port: int) -> bool:
     """Whether anybody listens there."""
     try:
         socket.create_connection((host.strip("[]"), port), EVERY_S).close()
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)  # that is this process's trouble
     return True
 
 

@@ -61,7 +61,7 @@ class Learners:
 
     def meeting(self) -> tuple[str, int]:
         """Host and a free port of rank 0."""
-        place: tuple[str, int] = gather(self.team.ask(0, "address"))[0]
+        place: tuple[str, int] = self._answers(self.team.ask(0, "address"))[0]
         return place
 
     def connect(self, kind: Transport, names: Sequence[str]) -> Source:

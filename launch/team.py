@@ -67,6 +67,7 @@ class Team:
                 if waiting[-1].wait(poll):
                     waiting.pop()
                     continue
+                time.sleep(0.05 if poll < 1 else 0.0)  # Ray waits whole seconds only
             except Exception:  # of no class of its own: Ray forgets groups of a driver without node
                 time.sleep(poll)
             present()

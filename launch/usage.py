@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,8 +29,7 @@ class Usage:
     def __init__(self, gpus: int = 0) -> None:
         import psutil
 
-        self._lock, self._ended = threading.Lock(), threading.Event()
-        self._looks = list[Mapping[str, float]]()
+        self._lock, self._looks = threading.Lock(), list[Mapping[str, float]]()
         self._traffic = psutil.net_io_counters()
         psutil.cpu_percent()  # the mean since this call is what the next one tells
         if gpus:
@@ -52,7 +52,8 @@ class Usage:
         } | mean(looks)
 
     def _watch(self) -> None:
-        while not self._ended.wait(EVERY_S):
+        while True:
+            time.sleep(EVERY_S)
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 done = subprocess.run(QUERY, capture_output=True, text=True, timeout=20, check=True)
                 with self._lock:

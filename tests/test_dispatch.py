@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import math
 import os
 import random
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 
 from launch import fleet
 from launch.cluster import cluster
-from launch.dispatch import HELD, PARTS, SHARE, Dispatch, Done
+from launch.dispatch import HELD, MANY, PARTS, SHARE, Dispatch, Done, held
 from samplers import columns
 from samplers.types import Answer, Job, Plan, Prompt, Rollout, Tokens
 from tests.scripted import PROMPT
@@ -297,3 +299,21 @@ def test_a_really_slow_engine_gets_less(tmp_path: Path) -> None:
 
 def _pid(_: Any) -> int:
     return os.getpid()
+
+
+def test_what_was_held_back_from_the_collector_is_collected_in_the_end() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+    def made() -> list[weakref.ref[Cycle]]:
+        return [weakref.ref(Cycle()) for _ in range(10)]
+
+    gc.collect()
+    with held() as keep:
+        lost = made()
+        keep(MANY)
+        gc.collect()
+        assert all(ref() for ref in lost), "frozen"
+    assert not any(ref() for ref in lost)
+    assert gc.get_freeze_count() == 0
