@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from launch.joining import split
+
 GIB = 2**30
 RAY_S = 60.0
 Status = Literal["ok", "warn", "FAIL"]
@@ -51,21 +53,30 @@ class Check:
 
 
 def doctor(
-    recipe: str = "", settings: Sequence[str] = (), *, address: str = "", deep: bool = False
+    recipe: str = "",
+    settings: Sequence[str] = (),
+    *,
+    address: str | None = None,
+    deep: bool = False,
 ) -> int:
     """Print every check; 1 if one failed.
 
     Args:
         recipe: what is to be run, if it is known.
-        address: a running Ray cluster, all of whose nodes are checked; '': this machine alone.
+        address: a running Ray cluster, all of whose nodes are checked; None: this machine alone.
+
+    Raises:
+        ValueError: no such address, or a mistake in the recipe.
     """
+    if address is not None and address != "auto":
+        split(address)
     if not _show(_python, _packages):
         return 1  # the other checks need the packages
     groups: list[Callable[[], Iterable[Check]]] = [_machine, _gpu, *([_ray] if deep else [])]
     if address or recipe:
         from launch.probe import examined
 
-        groups = [*groups[:2], partial(examined, recipe, settings, address), *groups[2:]]
+        groups = [*groups[:2], partial(examined, recipe, settings, address or ""), *groups[2:]]
     return int(not _show(*groups))
 
 

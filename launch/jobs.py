@@ -1,7 +1,7 @@
 """Ray's job API, with its failures told in one line.
 
 Its client honours RAY_ADDRESS above the address that it is given, and waits for ever for a port
-that swallows what it gets: both are seen to here.
+that swallows what it gets, and for a head that has vanished: these are seen to here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -21,11 +22,49 @@ from launch.joining import TOKEN
 from launch.places.base import Order
 
 CONNECT_S = 5.0
+ANSWER_S = 10.0
+"""For an answer to a question."""
+TAKEN_S = 600.0
+"""For all that is shipped to arrive, and what is asked for to be done."""
+QUIET_S = 10.0
+"""After so long without a word of a job that is followed its head is asked how it is."""
 LOST_S = 60.0
 """How long a head may be silent while its job is followed."""
 POLL_S = 1.0
 NO_COMMAND = 127
 TERMINATED = 143
+
+
+class Unanswered(ValueError):  # noqa: N818 - it names what happened
+    """The head did not answer, or with an error."""
+
+
+@contextlib.contextmanager
+def _asking(address: str, what: str) -> Iterator[None]:
+    """Around what asks the head.
+
+    Raises:
+        Unanswered: in one line; `what` says what failed.
+    """
+    try:
+        yield
+    except _failures() as error:
+        raise Unanswered(f"{address}: {what}: {_last(error)}") from None
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What the client raises; requests' errors are OSErrors."""
+    from aiohttp import ClientError
+    from ray.exceptions import RayError
+    from ray.util.state.exception import RayStateApiException
+
+    return OSError, RuntimeError, ClientError, RayError, RayStateApiException
+
+
+def _last(error: Exception) -> str:
+    """A head tells the whole traceback."""
+    lines = str(error).strip().rstrip(".").splitlines()
+    return lines[-1].strip()[:300] if lines else type(error).__name__
 
 
 def connect(address: str) -> Any:
@@ -70,8 +109,16 @@ def _client(address: str, there: str) -> Any:
 
     for module in (dashboard_sdk, sdk):
         module.logger.setLevel(logging.WARNING)
-    with _unswayed():
-        return JobSubmissionClient(address)
+
+    class Client(JobSubmissionClient):
+        """Which does not wait for ever."""
+
+        def _do_request(self, method: str, endpoint: str, **more: Any) -> Any:
+            limit = ANSWER_S if method == "GET" else TAKEN_S
+            return super()._do_request(method, endpoint, timeout=(CONNECT_S, limit), **more)
+
+    with _unswayed(), _asking(address, "no job client"):
+        return Client(address)
 
 
 def _token() -> Mapping[str, str]:
@@ -98,7 +145,7 @@ def nodes(address: str, client: Any) -> list[dict[str, Any]]:
     """As `ray.nodes()` has them."""
     from ray.util.state import list_nodes
 
-    with _unswayed():
+    with _unswayed(), _asking(address, "its nodes cannot be listed"):
         found = list_nodes(address, limit=10_000, raise_on_missing_output=False)
     return [
         {
@@ -117,7 +164,7 @@ def unused(client: Any, address: str, order: Order) -> None:
     Raises:
         ValueError: with how to see or stop the other, or a name that is free.
     """
-    known = {job.submission_id: job.status for job in client.list_jobs()}
+    known = {job.submission_id: job.status for job in _jobs(client, address)}
     if order.name not in known:
         return
     status = known[order.name]
@@ -145,7 +192,7 @@ def submit(
     Raises:
         ValueError: Ray refuses it.
     """
-    try:
+    with _asking(address, "Ray did not take the job"):
         client.submit_job(
             entrypoint=command,
             submission_id=order.name,
@@ -154,9 +201,6 @@ def submit(
             entrypoint_num_cpus=cpus or None,
             entrypoint_num_gpus=gpus or None,
         )
-    except RuntimeError as error:
-        last = str(error).strip().rstrip(".").splitlines()[-1]
-        raise ValueError(f"{address}: Ray did not take the job: {last}") from None
 
 
 def info(client: Any, address: str, job: str) -> Any:
@@ -165,19 +209,32 @@ def info(client: Any, address: str, job: str) -> Any:
     Raises:
         ValueError: there is none of that name.
     """
-    try:
-        return client.get_job_info(job)
-    except RuntimeError as error:
-        if "404" not in str(error):
-            raise
-    names = [one.submission_id for one in client.list_jobs() if one.submission_id]
+    with _asking(address, f"{job} cannot be looked at"):
+        try:
+            return client.get_job_info(job)
+        except RuntimeError as error:
+            if "404" not in str(error):
+                raise
+    names = [one.submission_id for one in _jobs(client, address) if one.submission_id]
     there = f"there: {', '.join(sorted(names))}" if names else "there is none at all"
     raise ValueError(f"{address} knows no job {job}; {there}")
 
 
-def log(client: Any, job: str) -> str:
+def _jobs(client: Any, address: str) -> list[Any]:
+    with _asking(address, "its jobs cannot be listed"):
+        return list(client.list_jobs())
+
+
+def log(client: Any, address: str, job: str) -> str:
     """All that it has printed."""
-    return str(client.get_job_logs(job))
+    with _asking(address, f"the log of {job} cannot be read"):
+        return str(client.get_job_logs(job))
+
+
+def stop(client: Any, address: str, job: str) -> None:
+    """Ask it to end."""
+    with _asking(address, f"{job} cannot be stopped"):
+        client.stop_job(job)
 
 
 def failure(found: Any) -> str:
@@ -195,41 +252,80 @@ def failure(found: Any) -> str:
 
 def follow(client: Any, address: str, job: str) -> int:
     """Print what a job prints until it ends; its exit code."""
-    shown, told = 0, ""
-    heard = time.monotonic()
-    while time.monotonic() - heard < LOST_S:
+    return _Followed(client, address, job).to_its_end()
+
+
+@dataclass
+class _Followed:
+    client: Any
+    address: str
+    job: str
+    shown: int = 0
+    """Characters that are printed."""
+    seen: int = 0
+    """Characters that came with this tail: every one begins at the beginning."""
+    heard: float = field(default_factory=time.monotonic)
+    """When the head said anything."""
+    told: str = ""
+
+    def to_its_end(self) -> int:
+        while time.monotonic() - self.heard < LOST_S:
+            found = self._info()
+            if found is not None and found.status.value == "PENDING":
+                if found.message:
+                    self._tell(f"{self.job} is PENDING: {_first(found.message)}", sys.stdout)
+            elif found is not None:
+                asyncio.run(self._tail())
+                found = self._info()
+                if found is not None and found.status.is_terminal():
+                    return _ended(self.job, found)
+            time.sleep(POLL_S)
+        lost = f"{self.address} has not answered for {LOST_S:.0f} s; {self.job} may go on"
+        print(f"laconic: {lost}", file=sys.stderr)
+        return 1
+
+    def _info(self) -> Any:
+        """None: no answer."""
         try:
-            found = info(client, address, job)
-            heard = time.monotonic()
-            if found.status.value == "PENDING":
-                if found.message and found.message != told:
-                    told = found.message
-                    print(f"laconic: {job} is PENDING: {_first(told)}", flush=True)
-                time.sleep(POLL_S)
-                continue
-            shown = asyncio.run(_tail(client, job, shown))
-            found = info(client, address, job)
-            if found.status.is_terminal():
-                return _ended(job, found)
-        except (OSError, RuntimeError):  # requests' errors are OSErrors
-            pass
-        time.sleep(POLL_S)
-    print(
-        f"laconic: {address} has not answered for {LOST_S:.0f} s; {job} may go on", file=sys.stderr
-    )
-    return 1
+            found = info(self.client, self.address, self.job)
+        except Unanswered:
+            return None
+        self.heard = time.monotonic()
+        return found
 
+    async def _tail(self) -> None:
+        """Print on until the log ends; or nothing comes, and the head or the job is gone."""
+        reading = asyncio.ensure_future(self._print())
+        before = -1
+        while not (await asyncio.wait({reading}, timeout=QUIET_S))[0]:
+            if self.seen == before:
+                found = self._info()
+                if found is None or found.status.is_terminal():
+                    reading.cancel()
+                    return
+            before = self.seen
+        await reading  # raises what is no failure of the head's
 
-async def _tail(client: Any, job: str, shown: int) -> int:
-    """Print what comes after the first `shown` characters: every tail begins at the beginning."""
-    seen = 0
-    with contextlib.suppress(OSError, RuntimeError):  # asked for again from where it broke
-        async for text in client.tail_job_logs(job):
-            new = text[max(0, shown - seen) :]
-            seen += len(text)
-            if new:
-                print(new, end="", flush=True)
-    return max(shown, seen)
+    async def _print(self) -> None:
+        self.seen = 0
+        try:
+            async for text in self.client.tail_job_logs(self.job):
+                self.heard = time.monotonic()
+                new = text[max(0, self.shown - self.seen) :]
+                self.seen += len(text)
+                self.shown = max(self.shown, self.seen)
+                if new:
+                    print(new, end="", flush=True)
+        except BrokenPipeError:  # `laconic logs JOB --follow | head`
+            raise
+        except _failures() as error:
+            self._tell(f"{self.address}: the log broke off: {_last(error)}; asked again")
+
+    def _tell(self, text: str, file: Any = None) -> None:
+        """Once."""
+        if text != self.told:
+            self.told = text
+            print(f"laconic: {text}", file=file or sys.stderr, flush=True)
 
 
 def _ended(job: str, found: Any) -> int:

@@ -136,6 +136,7 @@ def split(address: str) -> tuple[str, int]:
         why = "that is for `laconic launch --on ray`"
     else:
         why = "it is none"
+    address = address or "''"  # a shell's variable that is not set
     raise ValueError(f"--address {address}: {why}; write HOST:{PORT} of the head, or auto")
 
 

@@ -49,7 +49,7 @@ def resume(run: str | Path, *settings: str, address: str | None = None) -> Path:
         if done and not (newest and _left(recipe, state)):
             warnings.warn(f"{', '.join(settings)}: no effect on what is done", stacklevel=2)
             return _finished(folder)
-        if address:
+        if address is not None:
             reach(address)
         preflight.check_all(recipe, here=not address, first=state["stage"])
         return go(recipe, address)

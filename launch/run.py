@@ -60,7 +60,7 @@ def train(
         recipe = load(recipe, settings)
     elif settings:
         raise ValueError("settings go with a recipe's name; a Recipe is already resolved")
-    if address:
+    if address is not None:
         reach(address)
     preflight.check_all(recipe, here=not address)
     folder = recipe.folder.absolute()  # actors may have another working directory

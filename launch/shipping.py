@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
@@ -15,10 +16,11 @@ LIMIT = 100 * 2**20
 """Ray keeps what is shipped in the memory of its head."""
 TOLD = 3
 NEVER = (
-    ".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__", "*.pyc", ".*_cache",
-    "*.egg-info", ".ipynb_checkpoints", "checkpoints", "wandb", ".env", ".env.*", "*.pem", ".netrc",
+    ".*", "venv", "node_modules", "__pycache__", "*.pyc", "*.egg-info", "checkpoints", "wandb",
+    "*.key", "*.pem", "*.p12", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*",
 )  # fmt: skip
-"""Names of files and folders: what is made anew, what is a run's, and what is nobody's business."""
+"""Names of files and folders: what is made anew, what is a run's, and what is nobody's business.
+Secrets lie under names with a dot (.ssh, .aws, .netrc, .env), and nothing that a job needs does."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The same files are the same archive, which Ray then has already."""
 
@@ -28,8 +30,12 @@ def files(folder: Path, excludes: Sequence[str] = ()) -> dict[PurePosixPath, int
 
     Args:
         excludes: patterns of a name (`*.ckpt`), or of a path from the folder on (`data/raw`).
+
+    Raises:
+        ValueError: there is no such folder, or something in it cannot be read.
     """
-    return dict(sorted(_walk(folder, PurePosixPath(), (*NEVER, *excludes))))
+    with _readable():
+        return dict(sorted(_walk(folder, PurePosixPath(), (*NEVER, *excludes))))
 
 
 def _walk(
@@ -71,11 +77,38 @@ def small(folder: Path, found: dict[PurePosixPath, int]) -> None:
     )
 
 
-def pack(folder: Path, found: dict[PurePosixPath, int], archive: Path) -> None:
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
+def pack(
+    folder: Path,
+    found: Mapping[PurePosixPath, int],
+    archive: Path,
+    made: Mapping[PurePosixPath, str],
+) -> None:
+    """Write the archive: what was found, and texts that were made for it.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    with _readable(), zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
         for path in found:
             source = folder / path
-            entry = zipfile.ZipInfo(str(path), EPOCH)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = (source.stat().st_mode & 0xFFFF) << 16
-            out.writestr(entry, source.read_bytes())
+            out.writestr(_entry(path, source.stat().st_mode), source.read_bytes())
+        for path, text in made.items():
+            out.writestr(_entry(path, 0o100644), text)
+
+
+def _entry(path: PurePosixPath, mode: int) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(str(path), EPOCH)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = (mode & 0xFFFF) << 16
+    return entry
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
+        raise ValueError(
+            f"working_dir: {why}; name the folder to ship, or what cannot be read under excludes:"
+        ) from None

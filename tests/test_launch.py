@@ -187,21 +187,14 @@ def test_a_run_folder_outlives_its_job() -> None:
 def test_files_that_the_run_reads_are_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inside, there = tmp_path / "a b", str(tmp_path / "elsewhere.yaml")
+    inside = tmp_path / "a b"
     inside.mkdir()
-    for path in (inside / "mine.yaml", Path(there)):
-        path.write_text("extends: grpo/find\n")
     monkeypatch.chdir(inside)
-    found = shipping.files(tmp_path)
-    assert ray.entrypoint(order(recipe="mine.yaml"), tmp_path, found) == (
-        "cd 'a b' && exec laconic train mine.yaml --address auto"
+    assert ray.entrypoint(order(), tmp_path, {}) == (
+        "cd 'a b' && exec laconic train grpo/find --address auto"
     )
-    made = ray.entrypoint(order(recipe=str(inside / "mine.yaml")), tmp_path, found)
-    assert made == "cd 'a b' && exec laconic train mine.yaml --address auto"
-    made = ray.entrypoint(order(recipe="mine.yaml"), inside, shipping.files(inside), installs=True)
-    assert made == "exec python -m launch.cli train mine.yaml --address auto"
-    with pytest.raises(ValueError, match=r"recipe .*elsewhere.yaml is not shipped"):
-        ray.entrypoint(order(recipe=there), inside, shipping.files(inside))
+    made = ray.entrypoint(order(), inside, {}, installs=True)
+    assert made == "exec python -m launch.cli train grpo/find --address auto"
     Path("rows.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
     data = order("data={path: rows.jsonl}")
     assert ray.entrypoint(data, inside, shipping.files(inside))
@@ -211,12 +204,41 @@ def test_files_that_the_run_reads_are_shipped(
         ray.entrypoint(order(), tmp_path / "other", {})
 
 
+def test_a_recipe_is_shipped_with_what_it_extends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, there = tmp_path / "a" / "b", tmp_path / "elsewhere"
+    inside.mkdir(parents=True)
+    there.mkdir()
+    (there / "base.yaml").write_text("extends: grpo/find\nsteps: 7\nprompts_per_step: 2\n")
+    (there / "own.yaml").write_text(f"extends: {there}/base.yaml\nsteps: 9\n")
+    (inside / "own.yaml").write_text("extends: ../../elsewhere/own.yaml\n")
+    monkeypatch.chdir(inside)
+    far = tmp_path / "far"
+    for recipe in ("own.yaml", str(inside / "own.yaml"), str(there / "own.yaml")):
+        made, folder = order(recipe=recipe), tmp_path / "a"
+        command = "cd b && exec laconic train .own.yaml --address auto"
+        assert ray.entrypoint(made, folder, {}) == command
+        shipping.pack(folder, {}, tmp_path / "one.zip", ray.own(made, folder))
+        with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+            archive.extractall(far)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.chdir(far / "b")
+            assert load(".own.yaml") == load(
+                str(there / "own.yaml"), [f"name={made.resolved.name}"]
+            )
+    assert ray.own(order(), inside) == {}, "one that ships is there"
+
+
 def test_what_is_shipped(tmp_path: Path) -> None:
     wanted = ["mine.py", "pkg/more.py", "config.yaml", "data/rows.jsonl"]
     left = [".git/HEAD", ".venv/bin/python", "pkg/__pycache__/a.pyc", ".env", "x/checkpoints/step"]
     left += ["runs/find/config.yaml", "runs/find/.lock", "runs/find/metrics.jsonl"]
+    secrets = [".ssh/id_ed25519", "id_rsa", "keys/id_ecdsa.pub", ".aws/credentials", "tls/my.key"]
+    secrets += [".git-credentials", ".kube/config", ".pypirc", ".envrc", ".env.local", ".netrc"]
+    secrets += [".bash_history", ".huggingface/token", ".cache/huggingface/token", "a.pem", "b.p12"]
     mine = ["data/raw/big.bin", "model.ckpt"]
-    for name in wanted + left + mine:
+    for name in wanted + left + secrets + mine:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -224,7 +246,7 @@ def test_what_is_shipped(tmp_path: Path) -> None:
     assert found == {PurePosixPath(name): len(name) for name in wanted}
     archives = []
     for name in ("one.zip", "two.zip"):
-        shipping.pack(tmp_path, found, tmp_path / name)
+        shipping.pack(tmp_path, found, tmp_path / name, {})
         archives.append((tmp_path / name).read_bytes())
         os.utime(tmp_path / "mine.py", (1e9, 1e9))
     assert archives[0] == archives[1], "the same files are the same archive"
@@ -232,6 +254,16 @@ def test_what_is_shipped(tmp_path: Path) -> None:
         assert {name: archive.read(name).decode() for name in archive.namelist()} == {
             name: name for name in wanted
         }
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"working_dir: /nope: No such file .*; name the folder"):
+        shipping.files(Path("/nope"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"working_dir: .*/file: Not a directory"):
+        shipping.files(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"working_dir: .*/gone: No such file"):
+        shipping.pack(tmp_path, {PurePosixPath("gone"): 1}, tmp_path / "one.zip", {})
 
 
 def test_what_is_no_code_is_not_shipped(tmp_path: Path) -> None:
@@ -274,6 +306,20 @@ def test_an_address_where_nothing_listens(
         words = [str(tmp_path)]
     line = refused(capsys, command, *words, "--address", closed)
     assert f"--address {closed}: nothing listens there" in line
+    assert list(tmp_path.glob("*/")) == [], "nothing was begun"
+
+
+@pytest.mark.parametrize("command", ["train", "resume", "doctor"])
+def test_an_address_that_is_empty(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a variable that is not set: not a Ray of its own on this machine."""
+    words = ["grpo/find", f"output={tmp_path}"]
+    if command == "resume":
+        (tmp_path / "config.yaml").write_text(resolved(FIND))
+        words = [str(tmp_path)]
+    line = refused(capsys, command, *words, "--address", "")
+    assert line == "laconic: --address '': it is none; write HOST:6379 of the head, or auto"
     assert list(tmp_path.glob("*/")) == [], "nothing was begun"
 
 

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
 from pydantic import Field, field_validator
 
 from launch import jobs, shipping
@@ -27,6 +28,7 @@ from launch.hardware import Cluster, Hardware, size
 from launch.places.base import Order
 from launch.signals import CLOSING_S
 from samplers.seam import Component
+from trainer import config as recipes
 from trainer import secrets
 
 ADDRESS = "http://127.0.0.1:8265"
@@ -43,8 +45,8 @@ class Config(Component):
     """Folder of run folders, which all nodes see. It takes the place of a recipe's relative
     `output`: the folder that a job runs in is removed after it."""
     working_dir: Path = Path(".")
-    """What is shipped: your own modules, recipes and small data; less run folders, checkpoints,
-    .git, .venv and such."""
+    """What is shipped: your own modules and small data; less run folders, checkpoints, keys, and
+    all names that begin with a dot."""
     excludes: tuple[str, ...] = ()
     """More that is not: patterns of a name (`*.ckpt`), or of a path (`data/raw`)."""
     env_vars: dict[str, str] = Field(default_factory=dict)
@@ -120,7 +122,7 @@ def launch(order: Order, config: Config) -> int:
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch, "shipped.zip")
-        shipping.pack(folder, found, archive)
+        shipping.pack(folder, found, archive, own(order, folder))
         runtime: dict[str, Any] = {"working_dir": str(archive), "env_vars": variables}
         if config.pip:
             runtime["pip"] = list(config.pip)
@@ -148,7 +150,11 @@ def status(job: str, config: Config) -> int:
     until = info.end_time / 1000 if info.end_time else time.time()
     minutes = (until - began.timestamp()) / 60
     print(f"{job}: {info.status.value}, since {began:%Y-%m-%d %H:%M} UTC ({minutes:.1f} min)")
-    for line in [*jobs.log(client, job).splitlines()[-1:], jobs.failure(info)]:
+    try:
+        last = jobs.log(client, address, job).splitlines()[-1:]
+    except jobs.Unanswered as error:
+        last = [str(error)]
+    for line in [*last, jobs.failure(info)]:
         if line:
             print(f"  {line}")
     return 0
@@ -160,7 +166,7 @@ def logs(job: str, config: Config, follow: bool = False) -> int:
     if follow:
         return jobs.follow(client, address, job)
     jobs.info(client, address, job)
-    print(jobs.log(client, job), end="")
+    print(jobs.log(client, address, job), end="")
     return 0
 
 
@@ -171,7 +177,7 @@ def stop(job: str, config: Config) -> int:
     if info.status.is_terminal():
         print(f"{job} has ended already: {info.status.value}")
         return 0
-    client.stop_job(job)
+    jobs.stop(client, address, job)
     print(f"{job} is asked to end: it makes a checkpoint first; its last words are in its logs")
     return 0
 
@@ -212,7 +218,7 @@ def entrypoint(
         installs: Ray makes a Python of the job's own, which `laconic` would not be run by.
 
     Raises:
-        ValueError: a file that the recipe names is not shipped.
+        ValueError: a file that the run reads is not shipped.
     """
     here = Path.cwd()
     if not here.is_relative_to(folder):
@@ -227,8 +233,8 @@ def entrypoint(
                 f"{field} {name} is not shipped: it is not in {folder}, or excluded; put it there, "
                 "or give the absolute path of one that all nodes see"
             )
-    if Path(order.recipe).is_absolute() and Path(order.recipe).is_file():
-        order = replace(order, recipe=os.path.relpath(order.recipe, here))
+    if Path(order.recipe).is_file():
+        order = replace(order, recipe=_travels_as(order))
     inside = here.relative_to(folder)
     step = f"cd {shlex.quote(str(inside))} && " if inside.parts else ""
     command = order.train()
@@ -237,10 +243,22 @@ def entrypoint(
     return f"{step}exec {command}"  # signals reach it, and its exit code is the job's
 
 
+def own(order: Order, folder: Path) -> dict[PurePosixPath, str]:
+    """Somebody's own recipe, to be shipped: one file with what it extends, wherever those lie."""
+    if not Path(order.recipe).is_file():
+        return {}
+    raw = {"name": order.resolved.name, **recipes.read(order.recipe)}
+    path = PurePosixPath(Path.cwd().relative_to(folder), _travels_as(order))
+    return {path: yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)}
+
+
+def _travels_as(order: Order) -> str:
+    """No file of such a name is shipped from the folder."""
+    return f".{Path(order.recipe).name}"
+
+
 def _named(order: Order) -> Iterator[tuple[str, str]]:
     """Files of this folder that the run reads: (what, path)."""
-    if Path(order.recipe).is_file():
-        yield "recipe", order.recipe
     for stage in order.resolved.stages:
         paths = stage.data.path or ()
         for path in paths.values() if isinstance(paths, dict) else [paths] if paths else []:
@@ -296,6 +314,8 @@ def _told(
     yield f"  command      {command}"
     shown = human(sum(found.values()))
     yield f"  working_dir  {folder} ({len(found)} files, {shown})"
+    for path in own(order, folder):
+        yield f"  recipe       {order.recipe} with what it extends, as {path}"
     yield f"  run folder   {_folder(order)}"
     for name, value in environment(order, config).items():
         yield f"  {name}={'(passed on)' if name in config.pass_env else value}"
