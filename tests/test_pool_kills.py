@@ -174,11 +174,11 @@ def test_a_killed_template_is_replaced_and_what_was_under_way_is_asked_again(
         assert tries(tmp_path) == {"a": 2, "b": 2, "c": 1}
         assert not set(before) & set(pool.pids())
         assert not any(alive(pid) for pid in before)
+        assert pool.stats()["retried"] == 2
         os.kill(pool.pids()[0], signal.SIGKILL)  # while nothing is asked
         again = pool.grade([("0 d yes", "yes", {}), ("0 e no", "yes", {})])
         assert [v.status for v in again] == ["ok", "wrong"]
-        assert pool.stats()["crashed"] == 0
-        assert pool.stats()["retried"] == 2
+        assert pool.stats()["crashed"] == 0  # these may have been asked before it was noticed
 
 
 def test_an_item_that_kills_the_template_is_given_up() -> None:
