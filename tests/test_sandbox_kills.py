@@ -106,8 +106,8 @@ def test_a_test_that_kills_itself_is_run_so_often_among_all_tests_together() -> 
 def test_time_that_a_kill_took_is_given_back() -> None:
     """Killed twice in its first test, the program still has all of `total` for both."""
     graded("def solve(x): return x")
-    killer = Killer("child", times=2, after=0.9)
-    assert graded(SLEEPER.format(1.0), total=3.4, seconds=3.0).status == "ok"
+    killer = Killer("child", times=2, after=1.9)
+    assert graded(SLEEPER.format(2.0), total=6.8, seconds=6.0).status == "ok"
     assert killer.close()
 
 
